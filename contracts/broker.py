@@ -1,0 +1,236 @@
+"""The Kafka clients of every process but the Faust worker: producers, consumers, topic admin.
+
+Consumers here are assigned partitions and seek by themselves; only the Faust worker joins a group.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+from msgspec import Struct
+
+from contracts.codec import Headers, Record, decode
+from contracts.errors import CodecError, DeadlineError, UnavailableError
+from contracts.events import Event
+from contracts.settings import Kafka
+from contracts.topics import TOPICS, Topic
+
+CONNECT_SECONDS = 10.0
+
+
+class Received(Struct, frozen=True):
+    """A record as read, not yet decoded."""
+
+    topic: Topic
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+    def event(self) -> Event:
+        """Decode the value; CodecError says why it cannot be."""
+        return decode(self.topic, self.value, self.headers)
+
+
+def make_producer(kafka: Kafka, client_id: str) -> KafkaProducer:
+    """Return an idempotent producer that waits for all replicas (acks=all)."""
+    return KafkaProducer(
+        bootstrap_servers=kafka.bootstrap,
+        client_id=client_id,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=5,
+        max_block_ms=int(CONNECT_SECONDS * 1000),
+    )
+
+
+def send(producer: KafkaProducer, kafka: Kafka, record: Record) -> Any:
+    """Queue a record and return the client's future of its delivery."""
+    return producer.send(
+        record.topic.full_name(kafka.prefix),
+        value=record.value,
+        key=record.key,
+        headers=record.headers,
+    )
+
+
+def send_and_wait(
+    producer: KafkaProducer, kafka: Kafka, record: Record, seconds: float = 30.0
+) -> None:
+    """Send one record and wait until the broker has it; DeadlineError when it has not."""
+    try:
+        send(producer, kafka, record).get(timeout=seconds)
+    except KafkaError as error:
+        raise DeadlineError(
+            f"{record.topic.name}: not acknowledged by {kafka.bootstrap} within {seconds} s "
+            f"({error}); is the broker up?"
+        ) from error
+
+
+class Reader:
+    """Reads all partitions of some topics from given offsets, without a consumer group.
+
+    ``positions`` maps ``"topic/partition"`` (without prefix) to the next offset; what is missing
+    starts at the beginning, or at the end with ``from_end``.
+    """
+
+    def __init__(
+        self,
+        kafka: Kafka,
+        topics: tuple[Topic, ...],
+        client_id: str,
+        positions: Mapping[str, int] | None = None,
+        *,
+        from_end: bool = False,
+    ) -> None:
+        self._topics = {topic.full_name(kafka.prefix): topic for topic in topics}
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=kafka.bootstrap,
+            client_id=client_id,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=1000,
+        )
+        self._assign(positions or {}, from_end)
+
+    def _assign(self, positions: Mapping[str, int], from_end: bool) -> None:
+        partitions = []
+        for full_name in self._topics:
+            found = self._consumer.partitions_for_topic(full_name)
+            if not found:
+                raise UnavailableError(
+                    f"topic {full_name} is missing; run 'headrace topics create'"
+                )
+            partitions += [TopicPartition(full_name, number) for number in sorted(found)]
+        self._consumer.assign(partitions)
+        beginnings = self._consumer.beginning_offsets(partitions)
+        ends = self._consumer.end_offsets(partitions) if from_end else {}
+        for place in partitions:
+            default = ends[place] if from_end else beginnings[place]
+            name = f"{self._topics[place.topic].name}/{place.partition}"
+            self._consumer.seek(place, max(positions.get(name, default), beginnings[place]))
+
+    def poll(self, seconds: float) -> list[Received]:
+        """Return the records that arrive within ``seconds``, in offset order per partition."""
+        batches = self._consumer.poll(timeout_ms=int(seconds * 1000))
+        return [
+            Received(
+                self._topics[record.topic],
+                record.partition,
+                record.offset,
+                record.key,
+                record.value,
+                list(record.headers or ()),
+            )
+            for batch in batches.values()
+            for record in batch
+        ]
+
+    def positions(self) -> dict[str, int]:
+        """Return the next offset of every partition."""
+        return {
+            f"{self._topics[place.topic].name}/{place.partition}": self._consumer.position(place)
+            for place in self._consumer.assignment()
+        }
+
+    def ends(self) -> dict[str, int]:
+        """Return the offset after the last record of every partition."""
+        places = list(self._consumer.assignment())
+        return {
+            f"{self._topics[place.topic].name}/{place.partition}": end
+            for place, end in self._consumer.end_offsets(places).items()
+        }
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+
+def read_to_end(
+    kafka: Kafka, topics: tuple[Topic, ...], client_id: str, seconds: float = 30.0
+) -> Iterator[Received]:
+    """Yield every record that is in the topics now, then stop; DeadlineError after ``seconds``
+    without progress."""
+    reader = Reader(kafka, topics, client_id)
+    try:
+        ends = reader.ends()
+        deadline = time.monotonic() + seconds
+        while any(at < ends[place] for place, at in reader.positions().items()):
+            records = reader.poll(0.2)
+            if records:
+                deadline = time.monotonic() + seconds
+            elif time.monotonic() > deadline:
+                names = ", ".join(topic.name for topic in topics)
+                raise DeadlineError(f"reading {names} to the end: nothing came for {seconds} s")
+            yield from (record for record in records if _before(record, ends))
+    finally:
+        reader.close()
+
+
+def events_to_end(
+    kafka: Kafka, topics: tuple[Topic, ...], client_id: str, seconds: float = 30.0
+) -> Iterator[tuple[Received, Event]]:
+    """Yield (record, event) for every valid record in the topics now; invalid ones are skipped."""
+    for record in read_to_end(kafka, topics, client_id, seconds):
+        try:
+            yield record, record.event()
+        except CodecError:
+            continue
+
+
+def _before(record: Received, ends: Mapping[str, int]) -> bool:
+    return record.offset < ends[f"{record.topic.name}/{record.partition}"]
+
+
+def create_topics(kafka: Kafka) -> list[str]:
+    """Create the topics of the table that are missing and return their names."""
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, client_id="headrace-topics")
+    try:
+        existing = set(admin.list_topics())
+        missing = [t for t in TOPICS if t.full_name(kafka.prefix) not in existing]
+        for topic in missing:
+            new = NewTopic(
+                name=topic.full_name(kafka.prefix),
+                num_partitions=topic.partitions or kafka.partitions,
+                replication_factor=kafka.replication,
+                topic_configs={"cleanup.policy": topic.cleanup},
+            )
+            try:
+                admin.create_topics([new])
+            except TopicAlreadyExistsError:
+                continue
+        return [topic.full_name(kafka.prefix) for topic in missing]
+    finally:
+        admin.close()
+
+
+def wait_for_broker(
+    kafka: Kafka, seconds: float, still_alive: Callable[[], bool] = lambda: True
+) -> None:
+    """Wait until the broker answers a metadata request; DeadlineError names the address."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            admin = KafkaAdminClient(
+                bootstrap_servers=kafka.bootstrap,
+                client_id="headrace-probe",
+                request_timeout_ms=2000,
+            )
+            admin.list_topics()
+            admin.close()
+        except KafkaError as error:
+            if time.monotonic() > deadline or not still_alive():
+                raise DeadlineError(
+                    f"broker {kafka.bootstrap} did not answer within {seconds} s ({error}); "
+                    "check the address with 'headrace doctor'"
+                ) from error
+            time.sleep(0.05)
+        else:
+            return

@@ -1,0 +1,375 @@
+"""The events that cross between processes, as frozen msgspec structs.
+
+Every event has ``id`` (its identity: the same id is the same event) and ``time`` (when it happened,
+UTC). Unknown fields are ignored on reading, so that a newer writer may add optional ones.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import Meta, Struct
+
+Id = Annotated[str, Meta(min_length=1, max_length=128)]
+Score = Annotated[float, Meta(ge=-1.0, le=1.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Arm = Literal["stable", "canary"]
+
+BASE_VERSION = "base"
+"""Policy version of the frozen base model, served before any adapter was learned."""
+
+
+class Event(Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """What all events share. ``TYPE`` and ``VERSION`` go into the CloudEvents ``type``."""
+
+    TYPE: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    id: Id
+    time: datetime
+
+
+# --- conversation, in the OpenAI wire form ---------------------------------------------------
+
+
+class FunctionCall(Struct, frozen=True):
+    """Name and JSON-encoded arguments of a tool call."""
+
+    name: Id
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """One call in an assistant message."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One chat message, field by field as in the OpenAI API."""
+
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+def text_of(message: Message) -> str:
+    """Return the text of a message, joining the text parts of structured content."""
+    if message.content is None:
+        return ""
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(str(part.get("text", "")) for part in message.content)
+
+
+# --- decisions ---------------------------------------------------------------------------------
+
+
+class Sampling(Struct, frozen=True, kw_only=True):
+    """How the engine drew the tokens. ``top_k`` 0 means all tokens."""
+
+    temperature: Annotated[float, Meta(ge=0.0)] = 1.0
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    max_tokens: Annotated[int, Meta(ge=1)] = 64
+    seed: int | None = None
+
+
+class FeatureValue(Struct, frozen=True, kw_only=True):
+    """A feature as the gateway read it; ``age_seconds`` is None when the store had no value."""
+
+    value: float | int | str | None
+    age_seconds: float | None = None
+
+
+class Timings(Struct, frozen=True, kw_only=True):
+    """Seconds spent inside one request, from its arrival at the gateway."""
+
+    features_seconds: float = 0.0
+    first_token_seconds: float | None = None
+    total_seconds: float = 0.0
+
+
+class Assignment(Struct, frozen=True, kw_only=True):
+    """Which version served a request and why. ``probability`` is that of the chosen arm."""
+
+    policy: Id
+    policy_version: Id
+    arm: Arm = "stable"
+    probability: Share = 1.0
+    canary_weight: Share = 0.0
+    rollout_id: str | None = None
+
+
+class Decision(Event, frozen=True, kw_only=True):
+    """One served answer: what was asked, what the policy chose, and how likely that was."""
+
+    TYPE: ClassVar[str] = "headrace.decision"
+
+    session_id: Id
+    user_id: Id
+    assignment: Assignment
+    messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
+    answer: Message
+    action: Id
+    text: str
+    prompt_token_ids: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    sampling: Sampling
+    finish_reason: str
+    features: dict[str, FeatureValue] = {}
+    timings: Timings
+    engine: str
+    streamed: bool = False
+    error: str | None = None
+    trace_id: str | None = None
+
+
+# --- feedback ----------------------------------------------------------------------------------
+
+FeedbackKind = Literal["rating", "correction", "outcome", "report"]
+
+
+class Feedback(Event, frozen=True, kw_only=True):
+    """What a person or system said about one decision.
+
+    rating: ``score`` in [-1, 1]. correction: ``correction`` is the assistant message wanted.
+    outcome: ``score`` and ``name`` of what succeeded or failed ("tool", "ticket", "re-ask").
+    report: ``reason`` in words.
+    """
+
+    TYPE: ClassVar[str] = "headrace.feedback"
+
+    decision_id: Id
+    session_id: Id
+    user_id: Id
+    kind: FeedbackKind
+    score: Score | None = None
+    name: Annotated[str, Meta(max_length=64)] | None = None
+    correction: Message | None = None
+    reason: Annotated[str, Meta(max_length=4000)] | None = None
+    token: str | None = None
+    source: str = "kafka"
+
+    def __post_init__(self) -> None:
+        """Check that the kind carries what it needs; ValueError names the missing field."""
+        needed = {
+            "rating": (self.score, "score in [-1, 1]"),
+            "outcome": (self.score, "score in [-1, 1]"),
+            "correction": (self.correction, "correction, an assistant message"),
+            "report": (self.reason, "reason, in words"),
+        }
+        value, wanted = needed[self.kind]
+        if value is None:
+            raise ValueError(f"feedback of kind {self.kind!r} needs {wanted}")
+
+
+# --- rewards and samples -----------------------------------------------------------------------
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One hit of a safety rule. ``where`` is the side of the exchange it was found in."""
+
+    category: Literal["personal-data", "secret", "disallowed-topic", "prompt-injection"]
+    rule: str
+    where: Literal["question", "answer"]
+    score: Share = 1.0
+
+
+class Safety(Event, frozen=True, kw_only=True):
+    """Safety features of one decision, sent as soon as it is seen, before any feedback."""
+
+    TYPE: ClassVar[str] = "headrace.safety"
+
+    decision_id: Id
+    session_id: Id
+    user_id: Id
+    assignment: Assignment
+    violation: bool
+    risk: Share
+    findings: tuple[Finding, ...] = ()
+    error: str | None = None
+    first_token_seconds: float | None = None
+    decided_at: datetime
+
+
+class Component(Struct, frozen=True, kw_only=True):
+    """One part of a reward: ``value`` in [-1, 1] times ``weight``, and where it came from."""
+
+    name: Id
+    value: float
+    weight: float
+    rule: str
+    event_ids: tuple[str, ...]
+
+
+class Reward(Event, frozen=True, kw_only=True):
+    """The reward of a decision when its attribution window closed.
+
+    ``final``: at least one component, ``value`` is their clipped weighted sum. ``censored``: no
+    signal came, ``value`` is None. A later ``revision`` of the same decision supersedes this one.
+    """
+
+    TYPE: ClassVar[str] = "headrace.reward"
+
+    decision_id: Id
+    session_id: Id
+    user_id: Id
+    assignment: Assignment
+    revision: Annotated[int, Meta(ge=0)] = 0
+    status: Literal["final", "censored"]
+    value: Score | None
+    components: tuple[Component, ...] = ()
+    decided_at: datetime
+
+
+class Sample(Event, frozen=True, kw_only=True):
+    """A rewarded decision in the form the learner reads.
+
+    ``prompt_token_ids`` and ``token_ids`` are the engine's own; ``logprobs`` has one value per
+    token of ``token_ids`` and is empty when they are not usable for importance weights.
+    ``feedback_time`` is the event time of the newest signal behind the reward.
+    """
+
+    TYPE: ClassVar[str] = "headrace.sample"
+
+    decision_id: Id
+    reward_id: Id
+    session_id: Id
+    user_id: Id
+    assignment: Assignment
+    revision: Annotated[int, Meta(ge=0)] = 0
+    messages: tuple[Message, ...]
+    action: Id
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    temperature: float
+    reward: Score
+    violation: bool
+    correction: Message | None = None
+    decided_at: datetime
+    feedback_time: datetime
+
+
+# --- releases and rollouts ---------------------------------------------------------------------
+
+
+class Release(Event, frozen=True, kw_only=True):
+    """A new policy version is ready. ``version`` is the sha256 of its manifest, in hex."""
+
+    TYPE: ClassVar[str] = "headrace.release"
+
+    policy: Id
+    version: Id
+    sequence: Annotated[int, Meta(ge=1)]
+    parent: Id
+    form: Literal["lora", "full"] = "lora"
+    location: str
+    newest_feedback_time: datetime
+    metrics: dict[str, float] = {}
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """A version the engine serves or is asked to; ``location`` is empty for the base model."""
+
+    version: Id
+    sequence: int = 0
+    location: str = ""
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """What the controller has counted in the rollout under way.
+
+    ``log_wealth`` has one running log per odds ratio of the conditional-share e-process;
+    ``offenders`` are the users whose first violation was already counted.
+    """
+
+    requests: dict[Arm, int] = {}
+    users: dict[Arm, int] = {}
+    violations: dict[Arm, int] = {}
+    reward_count: dict[Arm, int] = {}
+    reward_sum: dict[Arm, float] = {}
+    reward_sum_squares: dict[Arm, float] = {}
+    log_wealth: tuple[float, ...] = ()
+    e_value: float = 1.0
+    offenders: tuple[str, ...] = ()
+
+
+class Rollout(Event, frozen=True, kw_only=True):
+    """The whole state of the rollout controller for one policy; the newest ``epoch`` holds.
+
+    ``weight`` is the share of users on ``candidate``; ``positions`` are the next offsets of the
+    `rewards` topic, so that a controller that restarts counts each event once.
+    """
+
+    TYPE: ClassVar[str] = "headrace.rollout"
+
+    policy: Id
+    epoch: Annotated[int, Meta(ge=0)]
+    phase: Literal["idle", "canary", "promoted", "rolled-back", "refused"]
+    stable: Candidate
+    candidate: Candidate | None = None
+    rollout_id: str | None = None
+    salt: str = ""
+    weight: Share = 0.0
+    reason: str = ""
+    started_at: datetime | None = None
+    evidence: Evidence = Evidence()
+    positions: dict[str, int] = {}
+
+
+# --- dead letters and audit --------------------------------------------------------------------
+
+
+class DeadLetter(Event, frozen=True, kw_only=True):
+    """A record that could not become an event, kept whole (``value_base64`` may be cut)."""
+
+    TYPE: ClassVar[str] = "headrace.dead-letter"
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    key_base64: str | None = None
+    value_base64: str = ""
+    value_bytes: int = 0
+    headers: dict[str, str] = {}
+
+
+class AuditRecord(Event, frozen=True, kw_only=True):
+    """One thing a process did. ``sequence`` has no gaps per ``producer``; ``previous`` is the
+    hash of the record before it, empty for the first."""
+
+    TYPE: ClassVar[str] = "headrace.audit"
+
+    producer: Id
+    sequence: Annotated[int, Meta(ge=0)]
+    previous: str
+    action: Id
+    subject: Id
+    reason: str = ""
+    detail: dict[str, Any] = {}
+    trace_id: str | None = None
+    span_id: str | None = None
+
+
+EVENTS: tuple[type[Event], ...] = (
+    Decision,
+    Feedback,
+    Safety,
+    Reward,
+    Sample,
+    Release,
+    Rollout,
+    DeadLetter,
+    AuditRecord,
+)

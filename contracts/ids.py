@@ -1,0 +1,49 @@
+"""Ids as inputs: UUIDv7 for what happens, UUIDv5 for what follows from it.
+
+An event that is derived from others (a reward, a sample) gets the same id each time it is derived,
+so that a replay after a crash produces duplicates that every reader recognises.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from contracts.clock import Clock
+
+NewId = Callable[[], str]
+
+_NAMESPACE = uuid.UUID("6f1c2d1e-6c0b-5a57-9a3c-5b1d6a1f7e01")
+
+
+def uuid7_ids(clock: Clock, rng: random.Random | None = None) -> NewId:
+    """Return a source of UUIDv7 ids (RFC 9562, section 5.7), ordered by the clock's milliseconds.
+
+    With ``rng`` the random bits are reproducible; without it they come from the system.
+    """
+
+    def new_id() -> str:
+        millis = int(clock.now().timestamp() * 1000) & ((1 << 48) - 1)
+        noise = rng.getrandbits(74) if rng else int.from_bytes(os.urandom(10)) & ((1 << 74) - 1)
+        value = (
+            millis << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62 | noise & ((1 << 62) - 1)
+        )
+        return str(uuid.UUID(int=value))
+
+    return new_id
+
+
+def derived_id(*parts: str) -> str:
+    """Return the UUIDv5 of a tuple of strings: equal parts, equal id (RFC 9562, section 5.5)."""
+    return str(uuid.uuid5(_NAMESPACE, "\x1f".join(parts)))
+
+
+def time_of(uuid7: str) -> datetime:
+    """Return the moment encoded in a UUIDv7; ValueError when it is another kind of id."""
+    parsed = uuid.UUID(uuid7)
+    if parsed.version != 7:
+        raise ValueError(f"{uuid7!r} is not a UUIDv7, so it carries no time; give a decision's id")
+    return datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)

@@ -1,0 +1,110 @@
+"""The manifest of a policy version: what it is made of, and what it was trained on.
+
+A version is a directory with weights in safetensors and one ``manifest.json``. Its id is the sha256
+of the manifest's bytes, and the manifest holds the sha256 of every other file, so the id pins all.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from contracts.errors import ManifestError
+
+MANIFEST_NAME = "manifest.json"
+_FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+
+
+class OffsetRange(Struct, frozen=True, kw_only=True):
+    """Records ``first`` to ``next - 1`` of one partition."""
+
+    topic: str
+    partition: int
+    first: int
+    next: int
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What a version is; ``as_of`` is the event time of the newest sample in it."""
+
+    format: Literal[1] = 1
+    policy: str
+    sequence: int
+    form: Literal["lora", "full"]
+    base: str
+    parent: str
+    as_of: datetime
+    newest_feedback_time: datetime
+    trained_on: tuple[OffsetRange, ...]
+    samples: int
+    config: dict[str, Any]
+    code: str
+    files: dict[str, str]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """Return relative path to sha256 of every file but the manifest, sorted by path."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {
+        path.relative_to(directory).as_posix(): file_sha256(path)
+        for path in paths
+        if path.name != MANIFEST_NAME
+    }
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> str:
+    """Write ``manifest.json`` (fsynced) and return the version's id."""
+    raw = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
+    path = directory / MANIFEST_NAME
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    return sha256(raw).hexdigest()
+
+
+def read_manifest(directory: Path) -> tuple[str, Manifest]:
+    """Return (id, manifest) of a version directory, without checking its files."""
+    path = directory / MANIFEST_NAME
+    try:
+        raw = path.read_bytes()
+        return sha256(raw).hexdigest(), msgspec.json.decode(raw, type=Manifest)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path} is missing; publish the version again") from error
+    except msgspec.MsgspecError as error:
+        raise ManifestError(f"{path} is not a manifest: {error}") from error
+
+
+def verify(directory: Path, version: str) -> Manifest:
+    """Check a version directory against its id and return its manifest.
+
+    Raises ManifestError when the id, a hash or the set of files differs, or when a file could
+    hold pickled code: weights are safetensors only.
+    """
+    found, manifest = read_manifest(directory)
+    if found != version:
+        raise ManifestError(f"{directory} has manifest {found}, expected {version}; do not load it")
+    unsafe = [name for name in manifest.files if Path(name).suffix in _FORBIDDEN_SUFFIXES]
+    if unsafe:
+        raise ManifestError(f"{directory} holds {unsafe}; only safetensors weights are loaded")
+    actual = hash_files(directory)
+    wrong = sorted(
+        name
+        for name in manifest.files.keys() | actual.keys()
+        if manifest.files.get(name) != actual.get(name)
+    )
+    if wrong:
+        raise ManifestError(f"{directory}: {wrong} differ from the manifest; do not load it")
+    return manifest

@@ -1,0 +1,261 @@
+"""One frozen tree of settings, read once from ``headrace.yaml`` and the environment.
+
+Every value can come from the environment: ``HEADRACE_`` + path in capitals, joined by two
+underscores, e.g. ``HEADRACE_STREAMS__WINDOW_SECONDS=30``. The environment wins over the file.
+Secrets come from the environment alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from contracts.errors import SettingsError
+
+PREFIX = "HEADRACE_"
+
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of the tree; unknown names are refused, so that a typo is seen."""
+
+
+class Kafka(Section, frozen=True):
+    """The broker. ``bootstrap`` empty: the local stack starts its own."""
+
+    bootstrap: str = ""
+    prefix: str = ""
+    partitions: Count = 4
+    replication: Count = 1
+
+
+class Policy(Section, frozen=True):
+    """The policy that is served and learned. ``model`` is a Hugging Face directory or name."""
+
+    name: str = "assistant"
+    model: str = ""
+
+
+class Engine(Section, frozen=True):
+    """The inference engine. ``url`` empty: the local stack starts one of ``kind`` on ``port``."""
+
+    kind: Literal["vllm", "transformers"] = "vllm"
+    url: str = ""
+    port: Port = 0
+    max_model_len: Count = 512
+    max_adapters: Annotated[int, Meta(ge=3)] = 4
+    max_lora_rank: Literal[8, 16, 32, 64] = 32
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    kv_cache_gib: Count = 1
+    timeout_seconds: Positive = 60.0
+
+
+class Gateway(Section, frozen=True):
+    """The OpenAI-compatible front. Sampling values hold where a request gives none."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    feedback_secret: str = ""
+    temperature: NonNegative = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    max_tokens: Count = 256
+    feature_max_age_seconds: Positive = 86_400.0
+    max_body_bytes: Count = 262_144
+    max_concurrent: Count = 256
+    outbox_max_bytes: Count = 1 << 30
+
+
+class RewardComponent(Section, frozen=True):
+    """Weight of one signal in the reward; ``clip`` bounds the signal's own value."""
+
+    weight: float
+    clip: Annotated[float, Meta(gt=0, le=1)] = 1.0
+
+
+class DisallowedTopic(Section, frozen=True):
+    """A topic the assistant must not act on: a name and regular expressions that mark it."""
+
+    name: str
+    patterns: tuple[str, ...]
+
+
+def _default_reward() -> dict[str, RewardComponent]:
+    return {
+        "rating": RewardComponent(weight=1.0),
+        "correction": RewardComponent(weight=0.5),
+        "outcome": RewardComponent(weight=0.6),
+        "report": RewardComponent(weight=1.0),
+        "safety": RewardComponent(weight=1.0),
+    }
+
+
+class Streams(Section, frozen=True):
+    """The stream processors. ``safe_actions`` never count as acting on a disallowed topic."""
+
+    window_seconds: Positive = 600.0
+    reward: dict[str, RewardComponent] = field(default_factory=_default_reward)
+    disallowed_topics: tuple[DisallowedTopic, ...] = ()
+    safe_actions: tuple[str, ...] = ("refuse", "escalate", "clarify")
+    flush_seconds: Positive = 0.5
+    flush_rows: Count = 500
+    max_open_decisions: Count = 200_000
+
+
+class Features(Section, frozen=True):
+    """The Feast store. Paths are below ``state_dir`` unless absolute."""
+
+    online: Literal["sqlite", "redis"] = "sqlite"
+    redis: str = "127.0.0.1:6379"
+    registry: str = ""
+
+
+class Learner(Section, frozen=True):
+    """The continual learner; see `learner` for the meaning of the loss terms."""
+
+    batch_samples: Count = 64
+    publish_every: Count = 4
+    inner_epochs: Count = 2
+    learning_rate: Positive = 5e-4
+    lora_rank: Literal[8, 16, 32, 64] = 32
+    lora_alpha: Positive = 32.0
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.28
+    importance_cap: Positive = 2.0
+    kl_weight: NonNegative = 0.01
+    correction_weight: NonNegative = 0.1
+    value_learning_rate: Positive = 2e-3
+    replay_share: Share = 0.25
+    replay_capacity: Count = 1024
+    max_version_lag: Count = 12
+    max_log_ratio: Positive = 10.0
+    max_grad_norm: Positive = 1.0
+    bucket: Count = 4
+    threads: Count = 1
+    seed: int = 0
+    keep_checkpoints: Count = 3
+
+
+class Rollout(Section, frozen=True):
+    """The rollout controller."""
+
+    canary_weight: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    min_canary_requests: Count = 300
+    min_canary_users: Count = 50
+    min_rewards: Count = 50
+    max_wait_seconds: Positive = 3600.0
+    alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.01
+    reward_margin: NonNegative = 0.05
+    publish_seconds: Positive = 1.0
+
+
+class Tracing(Section, frozen=True):
+    """Spans. ``otlp_endpoint`` empty: spans go to files below ``state_dir``."""
+
+    otlp_endpoint: str = ""
+    content: bool = False
+
+
+class Settings(Section, frozen=True):
+    """The whole tree."""
+
+    state_dir: Path = Path(".headrace")
+    data_dir: Path = Path("../shared/data")
+    kafka: Kafka = Kafka()
+    policy: Policy = Policy()
+    engine: Engine = Engine()
+    gateway: Gateway = Gateway()
+    streams: Streams = field(default_factory=Streams)
+    features: Features = Features()
+    learner: Learner = Learner()
+    rollout: Rollout = Rollout()
+    tracing: Tracing = Tracing()
+
+
+def load_settings(
+    path: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Read settings from a YAML file and the environment.
+
+    ``path`` None means ``headrace.yaml`` in the working directory, if there. Raises SettingsError
+    with the place, the value and what is allowed.
+    """
+    source = path or Path("headrace.yaml")
+    tree: Any = {}
+    if path is not None or source.exists():
+        try:
+            tree = msgspec.yaml.decode(source.read_bytes()) or {}
+        except FileNotFoundError as error:
+            raise SettingsError(f"{source} does not exist; give the path of a YAML file") from error
+        except msgspec.DecodeError as error:
+            raise SettingsError(f"{source} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{source} holds a {type(tree).__name__}; it must be a mapping")
+    if tree.get("gateway") and "feedback_secret" in tree["gateway"]:
+        raise SettingsError(
+            f"{source} holds gateway.feedback_secret; secrets come from the environment alone: "
+            f"set {PREFIX}GATEWAY__FEEDBACK_SECRET"
+        )
+    environment = os.environ if environment is None else environment
+    for name, text in environment.items():
+        if name.startswith(PREFIX):
+            _override(tree, name, text)
+    try:
+        return msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{source} and environment: {error}") from error
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment that makes `load_settings` give these settings in a child process."""
+    found: dict[str, str] = {}
+    for name, value in msgspec.to_builtins(settings, enc_hook=str).items():
+        if isinstance(value, dict):
+            for inner, leaf in value.items():
+                found[f"{PREFIX}{name}__{inner}".upper()] = _text(leaf)
+        else:
+            found[f"{PREFIX}{name}".upper()] = _text(value)
+    return found
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"settings hold no {kind}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict | list | tuple):
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _override(tree: dict[str, Any], name: str, text: str) -> None:
+    steps = name.removeprefix(PREFIX).lower().split("__")
+    hints = get_type_hints(Settings)
+    if steps[0] not in hints:
+        raise SettingsError(f"{name} names no setting; sections: {', '.join(sorted(hints))}")
+    value: Any = text
+    if text[:1] in ("{", "["):
+        try:
+            value = msgspec.json.decode(text.encode())
+        except msgspec.DecodeError as error:
+            raise SettingsError(f"{name}={text!r} is not JSON: {error}") from error
+    place = tree
+    for step in steps[:-1]:
+        inner = place.get(step)
+        if not isinstance(inner, dict):
+            inner = place[step] = {}
+        place = inner
+    place[steps[-1]] = value

@@ -1,0 +1,128 @@
+"""The table of topics: the only places where processes meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from contracts.events import (
+    AuditRecord,
+    DeadLetter,
+    Decision,
+    Event,
+    Feedback,
+    Release,
+    Reward,
+    Rollout,
+    Safety,
+    Sample,
+)
+
+
+class Topic(Struct, frozen=True, kw_only=True):
+    """One row of the table. ``partitions`` is None for the count in the settings."""
+
+    name: str
+    events: tuple[type[Event], ...]
+    key: Callable[[Any], str]
+    key_name: str
+    writers: str
+    readers: str
+    cleanup: Literal["delete", "compact"] = "delete"
+    partitions: int | None = None
+
+    def full_name(self, prefix: str) -> str:
+        """Return the topic's name on the broker."""
+        return prefix + self.name
+
+
+def _session(event: Any) -> str:
+    return str(event.session_id)
+
+
+def _policy(event: Any) -> str:
+    return str(event.policy)
+
+
+DECISIONS = Topic(
+    name="decisions",
+    events=(Decision,),
+    key=_session,
+    key_name="session id",
+    writers="gateway",
+    readers="streams, explain",
+)
+FEEDBACK = Topic(
+    name="feedback",
+    events=(Feedback,),
+    key=_session,
+    key_name="session id",
+    writers="gateway, any Kafka producer",
+    readers="streams",
+)
+REWARDS = Topic(
+    name="rewards",
+    events=(Reward, Safety),
+    key=_session,
+    key_name="session id",
+    writers="streams",
+    readers="rollout controller, anyone",
+)
+SAMPLES = Topic(
+    name="samples",
+    events=(Sample,),
+    key=_session,
+    key_name="session id",
+    writers="streams",
+    readers="learner",
+    partitions=1,  # the learner's micro-batches are a function of one total order
+)
+RELEASES = Topic(
+    name="releases",
+    events=(Release,),
+    key=_policy,
+    key_name="policy",
+    writers="learner",
+    readers="rollout controller, explain",
+    cleanup="compact",
+    partitions=1,
+)
+ROLLOUTS = Topic(
+    name="rollouts",
+    events=(Rollout,),
+    key=_policy,
+    key_name="policy",
+    writers="rollout controller",
+    readers="gateways, anyone",
+    cleanup="compact",
+    partitions=1,
+)
+DEAD_LETTERS = Topic(
+    name="dead-letters",
+    events=(DeadLetter,),
+    key=lambda event: f"{event.topic}/{event.partition}/{event.offset}",
+    key_name="origin",
+    writers="all",
+    readers="operators",
+)
+AUDIT = Topic(
+    name="audit",
+    events=(AuditRecord,),
+    key=lambda event: str(event.producer),
+    key_name="producer",
+    writers="all",
+    readers="explain",
+)
+
+TOPICS: tuple[Topic, ...] = (
+    DECISIONS,
+    FEEDBACK,
+    REWARDS,
+    SAMPLES,
+    RELEASES,
+    ROLLOUTS,
+    DEAD_LETTERS,
+    AUDIT,
+)

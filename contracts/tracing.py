@@ -1,0 +1,109 @@
+"""OpenTelemetry spans: one trace from request to training sample, carried by hand through Kafka.
+
+Spans go to an OTLP endpoint when one is set, else to a local JSON-lines file. They are telemetry:
+sampled, droppable, late. What must not be lost is in the audit topic.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.propagate import extract, inject
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.util.types import AttributeValue
+
+SCHEMA = "https://github.com/open-telemetry/semantic-conventions-genai@002c8a6"
+"""Commit of the GenAI conventions whose attribute names we use (status: Development)."""
+
+_tracer = trace.get_tracer("headrace", schema_url=SCHEMA)
+
+
+class FileSpanExporter(SpanExporter):
+    """Appends each span as one JSON line."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._lock = Lock()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Write and flush the spans."""
+        with self._lock:
+            for span in spans:
+                self._file.write(json.dumps(json.loads(span.to_json()), separators=(",", ":")))
+                self._file.write("\n")
+            self._file.flush()
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._file.close()
+
+
+def start_tracing(process: str, *, otlp_endpoint: str | None, span_file: Path) -> TracerProvider:
+    """Install the tracer provider of this process; call `TracerProvider.shutdown` at its end.
+
+    ``otlp_endpoint`` is the base URL of an OTLP/HTTP collector, e.g. ``http://127.0.0.1:4318``.
+    """
+    provider = TracerProvider(resource=Resource.create({"service.name": f"headrace-{process}"}))
+    exporter: SpanExporter
+    if otlp_endpoint:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        exporter = OTLPSpanExporter(endpoint=otlp_endpoint.rstrip("/") + "/v1/traces")
+    else:
+        exporter = FileSpanExporter(span_file)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+@contextmanager
+def span(
+    name: str,
+    *,
+    parent: Mapping[str, str] | None = None,
+    links: Sequence[Mapping[str, str]] = (),
+    kind: SpanKind = SpanKind.INTERNAL,
+    attributes: Mapping[str, AttributeValue] | None = None,
+) -> Iterator[Span]:
+    """Run a block inside a span.
+
+    ``parent`` and ``links`` are W3C trace headers as they came with a record. Work on one record
+    takes it as parent; work on a batch starts its own trace and links to the records.
+    """
+    parent_context: Context | None = extract(dict(parent)) if parent else None
+    linked = [
+        Link(ctx)
+        for headers in links
+        if (ctx := trace.get_current_span(extract(dict(headers))).get_span_context()).is_valid
+    ]
+    with _tracer.start_as_current_span(
+        name, context=parent_context, kind=kind, links=linked, attributes=attributes
+    ) as current:
+        yield current
+
+
+def current_trace_headers() -> dict[str, str]:
+    """Return the W3C trace headers of the current span, to send along with a record."""
+    headers: dict[str, str] = {}
+    inject(headers, context=context.get_current())
+    return headers
+
+
+def current_ids() -> tuple[str | None, str | None]:
+    """Return (trace id, span id) of the current span in hex, (None, None) outside of one."""
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return None, None
+    return f"{current.trace_id:032x}", f"{current.span_id:016x}"
