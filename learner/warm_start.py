@@ -1,0 +1,304 @@
+"""Make a small base policy from demonstrations: its tokenizer, chat template and weights.
+
+The result is an ordinary Hugging Face directory that vLLM and transformers serve unchanged. This
+file knows nothing of any product: what the policy can do is what the demonstrations show.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Struct
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from contracts.errors import SettingsError
+from contracts.events import Message
+
+END, PAD = "<|end|>", "<|pad|>"
+ROLES = ("system", "user", "assistant", "tool", "developer")
+IGNORED = -100
+
+FRAMES = (
+    '<tool_call>{"name": "',
+    '", "arguments": {"',
+    '", "arguments": {}}</tool_call>',
+    '": "',
+    '"}}</tool_call>',
+    "<tool_call>",
+    "</tool_call>",
+)
+"""Fixed parts of a tool call, one token each. They are not special tokens: a special token is cut
+from the text an engine returns, and the call with it."""
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|' + message.role + '|>' -}}
+{{- message.content or '' -}}
+{%- if message.tool_calls -%}
+{%- for call in message.tool_calls -%}
+{%- set arguments = call.function.arguments -%}
+{{- '<tool_call>{"name": "' + call.function.name + '", "arguments": ' -}}
+{{- arguments if arguments is string else arguments | tojson -}}
+{{- '}</tool_call>' -}}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+"""Tools are not rendered: the policy learned from demonstrations which ones there are."""
+
+
+class Recipe(Struct, frozen=True, kw_only=True):
+    """Size of the policy and of its supervised training; ``threads`` is part of the result."""
+
+    hidden: int = 192
+    layers: int = 3
+    intermediate: int = 512
+    vocabulary: int = 1536
+    max_length: int = 512
+    batch: int = 64
+    learning_rate: float = 2e-3
+    warm_up: int = 40
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    threads: int = 2
+
+
+class Example(Struct, frozen=True):
+    """Token ids of a conversation; the first ``prompt`` of them are not trained on."""
+
+    ids: tuple[int, ...]
+    prompt: int
+
+
+class Demonstration(Struct, frozen=True):
+    """One conversation whose last message is the assistant's."""
+
+    messages: tuple[Message, ...]
+
+
+def main(demonstrations: Path, out: Path, seed: int, steps: int) -> None:
+    """Make a policy from a JSONL file of demonstrations; see `make_policy`."""
+    make_policy(read_demonstrations(demonstrations), out, seed=seed, steps=steps)
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """Read one demonstration per line: ``{"messages": [..., {"role": "assistant", ...}]}``.
+
+    Raises SettingsError with the line that is not one.
+    """
+    decoder = msgspec.json.Decoder(Demonstration)
+    found: list[Demonstration] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            found.append(decoder.decode(line))
+        except msgspec.MsgspecError as error:
+            raise SettingsError(f"{path}:{number} is not a demonstration: {error}") from error
+        messages = found[-1].messages
+        if len(messages) < 2 or messages[-1].role != "assistant":
+            raise SettingsError(f"{path}:{number} must end with an assistant message")
+    if not found:
+        raise SettingsError(f"{path} holds no demonstration; write at least one line")
+    return found
+
+
+def make_policy(
+    demonstrations: Sequence[Demonstration],
+    out: Path,
+    *,
+    seed: int,
+    steps: int,
+    recipe: Recipe | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train a tokenizer and a small Llama on the assistant's tokens and write them to ``out``.
+
+    ``out`` appears whole or not at all. Equal inputs, seed and thread count give equal weights.
+    """
+    recipe = recipe or Recipe()
+    set_seed(seed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads)
+    try:
+        conversations = [_plain(demonstration) for demonstration in demonstrations]
+        tokenizer = train_tokenizer(conversations, recipe.vocabulary)
+        examples = [encode_example(tokenizer, conversation) for conversation in conversations]
+        model = new_model(tokenizer, recipe)
+        _train(model, examples, recipe, seed=seed, steps=steps, progress=progress)
+    finally:
+        torch.set_num_threads(before)
+    return _save(model, tokenizer, out)
+
+
+def train_tokenizer(
+    conversations: Sequence[list[dict[str, Any]]], vocabulary: int
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer (every text encodes) with the chat template.
+
+    Numbers of up to three digits are split from what surrounds them, so that the same number is
+    the same token in a question and in the arguments of a call: copying is then attention alone.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,3}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=3,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_trainable_text(conversations), trainer)
+    tokenizer.add_tokens([AddedToken(f, special=False, normalized=False) for f in FRAMES])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerFast, conversation: list[dict[str, Any]]
+) -> Example:
+    """Tokenize a conversation as an engine sees it: prompt first, then what it must emit."""
+    prompt = tokenizer.apply_chat_template(
+        conversation[:-1], tokenize=False, add_generation_prompt=True
+    )
+    whole = tokenizer.apply_chat_template(conversation, tokenize=False)
+    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
+    answer_ids = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
+    return Example((*prompt_ids, *answer_ids), len(prompt_ids))
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCausalLM:
+    """Return an untrained Llama with heads of 64 dimensions, the size vLLM serves everywhere."""
+    heads = recipe.hidden // 64
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.intermediate,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=64,
+            max_position_embeddings=recipe.max_length,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            dtype="float32",
+        )
+    )
+
+
+def _plain(demonstration: Demonstration) -> list[dict[str, Any]]:
+    return [{"content": None, **msgspec.to_builtins(message)} for message in demonstration.messages]
+
+
+def _trainable_text(conversations: Sequence[list[dict[str, Any]]]) -> Iterator[str]:
+    for conversation in conversations:
+        for message in conversation:
+            if message["content"]:
+                yield message["content"]
+            for call in message.get("tool_calls", ()):
+                yield call["function"]["name"]
+                # The frames hold the punctuation: train on what stands between.
+                for name, value in json.loads(call["function"]["arguments"]).items():
+                    yield name
+                    yield str(value)
+
+
+def _train(
+    model: LlamaForCausalLM,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    seed: int,
+    steps: int,
+    progress: bool,
+) -> None:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    warm_up = min(recipe.warm_up, max(1, steps // 4))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm_up, 1.0) * (1.0 - 0.9 * min(step / steps, 1.0)),
+    )
+    model.train()
+    batches = _batches(examples, recipe.batch, random.Random(seed))
+    bar = tqdm(range(steps), desc="warm start", unit="step", disable=not progress)
+    for _ in bar:
+        ids, labels = _pad(next(batches), int(model.config.pad_token_id or 0))
+        logits = model(input_ids=ids, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
+
+
+def _batches(examples: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Yield batches without end; those of similar length go together, to save padding."""
+    while True:
+        order = rng.sample(range(len(examples)), len(examples))
+        for start in range(0, len(order), size * 16):
+            part = sorted(order[start : start + size * 16], key=lambda at: len(examples[at].ids))
+            starts = list(range(0, len(part), size))
+            rng.shuffle(starts)
+            for at in starts:
+                yield [examples[index] for index in part[at : at + size]]
+
+
+def _pad(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and labels, both (batch, length); right padding needs no mask when causal."""
+    length = max(len(example.ids) for example in batch)
+    ids = torch.full((len(batch), length), pad)
+    labels = torch.full((len(batch), length), IGNORED)
+    for row, example in enumerate(batch):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        labels[row, example.prompt : len(example.ids)] = torch.tensor(example.ids[example.prompt :])
+    return ids, labels
+
+
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> Path:
+    temporary = out.with_name(out.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(out)
+    return out
