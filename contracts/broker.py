@@ -21,6 +21,10 @@ from contracts.settings import Kafka
 from contracts.topics import TOPICS, Topic
 
 CONNECT_SECONDS = 10.0
+_PATIENCE: dict[str, int] = {
+    "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
+    "reconnect_backoff_max_ms": 1000,  # a broker that comes back is found within a second
+}
 
 
 class Received(Struct, frozen=True):
@@ -47,6 +51,7 @@ def make_producer(kafka: Kafka, client_id: str) -> KafkaProducer:
         enable_idempotence=True,
         linger_ms=5,
         max_block_ms=int(CONNECT_SECONDS * 1000),
+        **_PATIENCE,
     )
 
 
@@ -97,6 +102,7 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=1000,
+            **_PATIENCE,
         )
         self._assign(positions or {}, from_end)
 
@@ -191,7 +197,9 @@ def _before(record: Received, ends: Mapping[str, int]) -> bool:
 
 def create_topics(kafka: Kafka) -> list[str]:
     """Create the topics of the table that are missing and return their names."""
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, client_id="headrace-topics")
+    admin = KafkaAdminClient(
+        bootstrap_servers=kafka.bootstrap, client_id="headrace-topics", **_PATIENCE
+    )
     try:
         existing = set(admin.list_topics())
         missing = [t for t in TOPICS if t.full_name(kafka.prefix) not in existing]
@@ -218,13 +226,7 @@ def wait_for_broker(
     deadline = time.monotonic() + seconds
     while True:
         try:
-            admin = KafkaAdminClient(
-                bootstrap_servers=kafka.bootstrap,
-                client_id="headrace-probe",
-                request_timeout_ms=2000,
-            )
-            admin.list_topics()
-            admin.close()
+            _probe(kafka, min(2.0, seconds))
         except KafkaError as error:
             if time.monotonic() > deadline or not still_alive():
                 raise DeadlineError(
@@ -234,3 +236,16 @@ def wait_for_broker(
             time.sleep(0.05)
         else:
             return
+
+
+def _probe(kafka: Kafka, seconds: float) -> None:
+    admin = KafkaAdminClient(
+        bootstrap_servers=kafka.bootstrap,
+        client_id="headrace-probe",
+        request_timeout_ms=2000,
+        bootstrap_timeout_ms=int(seconds * 1000),
+    )
+    try:
+        admin.list_topics()
+    finally:
+        admin.close()

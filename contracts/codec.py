@@ -92,8 +92,6 @@ def decode(topic: Topic, value: bytes | None, headers: Iterable[tuple[str, bytes
         raise CodecError("invalid", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError("malformed", str(error)) from error
-    if event.time.tzinfo is None:
-        raise CodecError("invalid", f"time {event.time.isoformat()} has no offset; write UTC, ...Z")
     return event
 
 

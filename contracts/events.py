@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
 Score = Annotated[float, Meta(ge=-1.0, le=1.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Moment = Annotated[datetime, Meta(tz=True)]
 Arm = Literal["stable", "canary"]
 
 BASE_VERSION = "base"
@@ -27,7 +28,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=False):
     VERSION: ClassVar[int] = 1
 
     id: Id
-    time: datetime
+    time: Moment
 
 
 # --- conversation, in the OpenAI wire form ---------------------------------------------------
@@ -197,7 +198,7 @@ class Safety(Event, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     error: str | None = None
     first_token_seconds: float | None = None
-    decided_at: datetime
+    decided_at: Moment
 
 
 class Component(Struct, frozen=True, kw_only=True):
@@ -227,7 +228,7 @@ class Reward(Event, frozen=True, kw_only=True):
     status: Literal["final", "censored"]
     value: Score | None
     components: tuple[Component, ...] = ()
-    decided_at: datetime
+    decided_at: Moment
 
 
 class Sample(Event, frozen=True, kw_only=True):
@@ -255,8 +256,8 @@ class Sample(Event, frozen=True, kw_only=True):
     reward: Score
     violation: bool
     correction: Message | None = None
-    decided_at: datetime
-    feedback_time: datetime
+    decided_at: Moment
+    feedback_time: Moment
 
 
 # --- releases and rollouts ---------------------------------------------------------------------
@@ -273,7 +274,7 @@ class Release(Event, frozen=True, kw_only=True):
     parent: Id
     form: Literal["lora", "full"] = "lora"
     location: str
-    newest_feedback_time: datetime
+    newest_feedback_time: Moment
     metrics: dict[str, float] = {}
 
 
@@ -321,7 +322,7 @@ class Rollout(Event, frozen=True, kw_only=True):
     salt: str = ""
     weight: Share = 0.0
     reason: str = ""
-    started_at: datetime | None = None
+    started_at: Moment | None = None
     evidence: Evidence = Evidence()
     positions: dict[str, int] = {}
 

@@ -55,12 +55,11 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_files(directory: Path) -> dict[str, str]:
-    """Return relative path to sha256 of every file but the manifest, sorted by path."""
+    """Return relative path to sha256 of every file but the directory's own manifest, sorted."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    own = directory / MANIFEST_NAME
     return {
-        path.relative_to(directory).as_posix(): file_sha256(path)
-        for path in paths
-        if path.name != MANIFEST_NAME
+        path.relative_to(directory).as_posix(): file_sha256(path) for path in paths if path != own
     }
 
 
@@ -96,7 +95,7 @@ def verify(directory: Path, version: str) -> Manifest:
     found, manifest = read_manifest(directory)
     if found != version:
         raise ManifestError(f"{directory} has manifest {found}, expected {version}; do not load it")
-    unsafe = [name for name in manifest.files if Path(name).suffix in _FORBIDDEN_SUFFIXES]
+    unsafe = [name for name in manifest.files if Path(name).suffix.lower() in _FORBIDDEN_SUFFIXES]
     if unsafe:
         raise ManifestError(f"{directory} holds {unsafe}; only safetensors weights are loaded")
     actual = hash_files(directory)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -120,7 +120,11 @@ class Features(Section, frozen=True):
 
 
 class Learner(Section, frozen=True):
-    """The continual learner; see `learner` for the meaning of the loss terms."""
+    """The continual learner; see `learner.update` for the loss and its terms.
+
+    ``length_scale`` is the constant number of tokens that a sequence's sum is divided by;
+    ``correction_replay`` how many corrections each update repeats, at most.
+    """
 
     batch_samples: Count = 64
     publish_every: Count = 4
@@ -133,6 +137,8 @@ class Learner(Section, frozen=True):
     importance_cap: Positive = 2.0
     kl_weight: NonNegative = 0.01
     correction_weight: NonNegative = 0.1
+    correction_replay: Annotated[int, Meta(ge=0)] = 8
+    length_scale: Positive = 8.0
     value_learning_rate: Positive = 2e-3
     replay_share: Share = 0.25
     replay_capacity: Count = 1024
@@ -247,7 +253,7 @@ def _override(tree: dict[str, Any], name: str, text: str) -> None:
     if steps[0] not in hints:
         raise SettingsError(f"{name} names no setting; sections: {', '.join(sorted(hints))}")
     value: Any = text
-    if text[:1] in ("{", "["):
+    if text[:1] in ("{", "[") and not _is_text(steps):
         try:
             value = msgspec.json.decode(text.encode())
         except msgspec.DecodeError as error:
@@ -259,3 +265,14 @@ def _override(tree: dict[str, Any], name: str, text: str) -> None:
             inner = place[step] = {}
         place = inner
     place[steps[-1]] = value
+
+
+def _is_text(steps: list[str]) -> bool:
+    """Whether the setting is a string or a path, where a leading bracket is only a character."""
+    hint: Any = Settings
+    for step in steps:
+        if isinstance(hint, type) and issubclass(hint, Struct):
+            hint = get_type_hints(hint).get(step)
+        else:
+            hint = get_args(hint)[1] if get_origin(hint) is dict else None
+    return hint in (str, Path)

@@ -17,6 +17,9 @@ def feedback_token(secret: bytes, decision_id: str, session_id: str, user_id: st
 def token_is_valid(
     secret: bytes, token: str, decision_id: str, session_id: str, user_id: str
 ) -> bool:
-    """Compare in constant time."""
-    expected = feedback_token(secret, decision_id, session_id, user_id)
-    return hmac.compare_digest(expected.encode(), token.encode())
+    """Compare in constant time; text that has no UTF-8 form was never signed."""
+    try:
+        expected = feedback_token(secret, decision_id, session_id, user_id)
+        return hmac.compare_digest(expected.encode(), token.encode())
+    except UnicodeEncodeError:
+        return False
