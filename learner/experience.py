@@ -1,0 +1,70 @@
+"""One learnable sample in the learner's own form: token ids, numbers and where it came from.
+
+Slim on purpose: it is what the replay buffer and the checkpoint hold, so no message text is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from msgspec import Struct
+
+from contracts.events import Sample
+
+
+class Experience(Struct, frozen=True, kw_only=True):
+    """A sample as the update uses it.
+
+    ``logprobs`` (natural log, one per token of ``token_ids``) is empty when they are not usable.
+    ``behaviour_sequence`` is the release number of the version that served it, 0 for the base and
+    for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
+    ``user_reward_mean`` comes from the feature store as of ``decided_at``; 0 when it had none.
+    """
+
+    sample_id: str
+    decision_id: str
+    offset: int
+    session_id: str
+    user_id: str
+    behaviour_sequence: int
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    temperature: float
+    reward: float
+    decided_at: datetime
+    feedback_time: datetime
+    correction_ids: tuple[int, ...] = ()
+    user_reward_mean: float = 0.0
+
+
+def experience_of(
+    sample: Sample,
+    *,
+    offset: int = 0,
+    sequences: Mapping[str, int] | None = None,
+    correction_ids: tuple[int, ...] = (),
+) -> Experience:
+    """Return the experience in a `Sample` event.
+
+    ``sequences`` maps the ids of released versions to their release numbers; ``correction_ids``
+    come from `learner.policy.correction_ids`.
+    """
+    usable = len(sample.logprobs) == len(sample.token_ids)
+    return Experience(
+        sample_id=sample.id,
+        decision_id=sample.decision_id,
+        offset=offset,
+        session_id=sample.session_id,
+        user_id=sample.user_id,
+        behaviour_sequence=(sequences or {}).get(sample.assignment.policy_version, 0),
+        prompt_ids=sample.prompt_token_ids,
+        token_ids=sample.token_ids,
+        logprobs=sample.logprobs if usable else (),
+        temperature=sample.temperature,
+        reward=sample.reward,
+        decided_at=sample.decided_at,
+        feedback_time=sample.feedback_time,
+        correction_ids=correction_ids,
+    )

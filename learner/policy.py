@@ -1,0 +1,216 @@
+"""The policy: a frozen base model with LoRA adapters, and the log-probabilities it gives.
+
+The only file of the learner that touches transformers and PEFT; it knows nothing of rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from contracts.codec import to_json
+from contracts.errors import SettingsError
+from contracts.events import Message, text_of
+from contracts.manifest import file_sha256
+from contracts.settings import Settings
+from learner.buckets import Bucket, TokenSequence, bucketed
+
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+_SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class Policy:
+    """A causal model whose body and head are called apart, so that only response rows are scored.
+
+    ``base`` names the base model by the hash of its files, never by where it lies.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, base: str, rank: int, alpha: float) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.base = base
+        self.rank = rank
+        self.alpha = alpha
+        self._body: nn.Module = model.get_base_model().get_decoder()
+        self._head: nn.Module = model.get_base_model().get_output_embeddings()
+
+    @property
+    def hidden_size(self) -> int:
+        """Return the width of the hidden state."""
+        return int(self.model.get_base_model().config.get_text_config().hidden_size)
+
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name, sorted: A and B of every adapted module."""
+        return {
+            name.replace(".default", ""): parameter
+            for name, parameter in sorted(self.model.named_parameters())
+            if parameter.requires_grad
+        }
+
+    @contextmanager
+    def _frozen_base(self) -> Iterator[None]:
+        with self.model.disable_adapter():
+            yield
+
+    def score(self, bucket: Bucket, *, adapted: bool = True) -> tuple[Tensor, Tensor]:
+        """Return (log-probabilities of the response tokens, hidden state at the end of the prompt).
+
+        Logits are divided by each sequence's temperature. ``adapted`` False scores the frozen
+        base. Padding positions hold the value of token 0 and must be masked by the caller.
+        """
+        with nullcontext() if adapted else self._frozen_base():
+            hidden_blh = self._body(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
+        places_b1 = torch.arange(len(bucket.members))[:, None]
+        rows_nh = hidden_blh[places_b1, bucket.rows_bt][bucket.mask_bt]
+        logits_nv = self._head(rows_nh).float()
+        temperature_bt = bucket.temperature_b[:, None].expand_as(bucket.rows_bt)
+        logits_nv = logits_nv / temperature_bt[bucket.mask_bt][:, None]
+        chosen_n1 = bucket.targets_bt[bucket.mask_bt][:, None]
+        logp_n = logits_nv.gather(1, chosen_n1)[:, 0] - torch.logsumexp(logits_nv, dim=1)
+        logp_bt = torch.zeros(bucket.rows_bt.shape).masked_scatter(bucket.mask_bt, logp_n)
+        end_bh = hidden_blh[places_b1[:, 0], bucket.prompt_end_b].float()
+        return logp_bt, end_bh
+
+    def logprobs(
+        self, sequences: Sequence[TokenSequence], bucket: int, *, adapted: bool = True
+    ) -> list[list[float]]:
+        """Return the log-probability of every response token, in the order given."""
+        found: list[list[float]] = [[] for _ in sequences]
+        with torch.no_grad():
+            for group in bucketed(sequences, bucket):
+                logp_bt, _ = self.score(group, adapted=adapted)
+                for place, row, mask in zip(group.members, logp_bt, group.mask_bt, strict=True):
+                    found[place] = row[mask].tolist()
+        return found
+
+
+def load_policy(settings: Settings) -> Policy:
+    """Load ``settings.policy.model`` and put fresh adapters on it (they change nothing yet).
+
+    The base keeps the number format of its checkpoint unless ``settings.engine.dtype`` says
+    otherwise; adapters are always float32. The same seed gives the same adapters.
+    """
+    config = settings.learner
+    if config.lora_rank > settings.engine.max_lora_rank:
+        raise SettingsError(
+            f"learner.lora_rank is {config.lora_rank}, but engine.max_lora_rank is "
+            f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
+        )
+    name = settings.policy.model
+    dtype = settings.engine.dtype
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        model = model.to(torch.float32)
+    scaled = [key for key in _SCALED_HEADS if getattr(model.config, key, None) not in (None, 1.0)]
+    if scaled:
+        raise SettingsError(
+            f"policy.model {name} rescales its logits ({scaled}); give one that does not"
+        )
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=list(TARGET_MODULES),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        adapted = get_peft_model(model, lora)
+    adapted.eval()
+    return Policy(
+        adapted,
+        AutoTokenizer.from_pretrained(name),
+        base_identity(name, model),
+        config.lora_rank,
+        config.lora_alpha,
+    )
+
+
+def base_identity(name: str, model: Any) -> str:
+    """Return what the base is, the same on every machine: a hash of its files, or name@commit."""
+    directory = Path(name)
+    if not directory.is_dir():
+        return f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")])
+    listing = {path.name: file_sha256(path) for path in files}
+    return f"sha256:{sha256(to_json(listing)).hexdigest()}"
+
+
+def save_adapter(policy: Policy, directory: Path) -> None:
+    """Write the adapters in PEFT's format, as vLLM loads them; equal weights give equal bytes."""
+    weights = {name: tensor.detach().clone() for name, tensor in policy.adapters().items()}
+    save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = {
+        "base_model_name_or_path": policy.base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": int(policy.alpha) if policy.alpha == int(policy.alpha) else policy.alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": policy.rank,
+        "target_modules": sorted(TARGET_MODULES),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    (directory / ADAPTER_CONFIG).write_bytes(msgspec.json.format(to_json(config), indent=2))
+
+
+def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
+    """Set the adapters to weights as `Policy.adapters` names them; the sets must be equal."""
+    parameters = policy.adapters()
+    if parameters.keys() != weights.keys():
+        different = sorted(parameters.keys() ^ weights.keys())[:3]
+        raise SettingsError(
+            f"adapter weights do not fit this base ({different}, ...); "
+            "use another policy.name for another model or rank"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+
+
+def assistant_text(message: Message) -> str:
+    """Return an assistant message as the policy would write it: content, then Hermes tool calls."""
+    parts = [text_of(message)] if message.content else []
+    for call in message.tool_calls:
+        arguments = call.function.arguments or "{}"
+        parts.append(
+            f'<tool_call>{{"name": "{call.function.name}", "arguments": {arguments}}}</tool_call>'
+        )
+    return "\n".join(parts)
+
+
+def correction_ids(tokenizer: Any, message: Message) -> tuple[int, ...]:
+    """Return the tokens of an assistant turn, its end included, as they follow a prompt.
+
+    What surrounds the text comes from the chat template: the difference between a conversation
+    with the turn and one that asks for it.
+    """
+    question = [{"role": "user", "content": "?"}]
+    answer = {"role": "assistant", "content": assistant_text(message)}
+    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    told = tokenizer.apply_chat_template([*question, answer], tokenize=False)
+    end = tokenizer.eos_token or ""
+    if told.startswith(asked):
+        turn = told[len(asked) :]
+        turn = turn[: turn.rfind(end) + len(end)] if end and end in turn else turn + end
+    else:
+        turn = answer["content"] + end
+    return tuple(tokenizer.encode(turn, add_special_tokens=False))
