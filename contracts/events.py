@@ -308,7 +308,9 @@ class Rollout(Event, frozen=True, kw_only=True):
     """The whole state of the rollout controller for one policy; the newest ``epoch`` holds.
 
     ``weight`` is the share of users on ``candidate``; ``positions`` are the next offsets of the
-    `rewards` topic, so that a controller that restarts counts each event once.
+    topics `releases` and `rewards`, so that a controller that restarts counts each event once.
+    ``first_positions`` are those at which the rollout began, ``plan`` is the sha256 of its rules,
+    and ``judged`` the version of the newest release that was taken, whatever became of it.
     """
 
     TYPE: ClassVar[str] = "headrace.rollout"
@@ -325,6 +327,9 @@ class Rollout(Event, frozen=True, kw_only=True):
     started_at: Moment | None = None
     evidence: Evidence = Evidence()
     positions: dict[str, int] = {}
+    first_positions: dict[str, int] = {}
+    plan: str = ""
+    judged: str = ""
 
 
 # --- dead letters and audit --------------------------------------------------------------------
