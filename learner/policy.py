@@ -5,6 +5,7 @@ The only file of the learner that touches transformers and PEFT; it knows nothin
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
@@ -188,13 +189,21 @@ def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
 
 def assistant_text(message: Message) -> str:
     """Return an assistant message as the policy would write it: content, then Hermes tool calls."""
-    parts = [text_of(message)] if message.content else []
+    parts = [text_of(message)]
     for call in message.tool_calls:
-        arguments = call.function.arguments or "{}"
         parts.append(
-            f'<tool_call>{{"name": "{call.function.name}", "arguments": {arguments}}}</tool_call>'
+            f'<tool_call>{{"name": {json.dumps(call.function.name)}, '
+            f'"arguments": {_spaced(call.function.arguments)}}}</tool_call>'
         )
-    return "\n".join(parts)
+    return "".join(parts)
+
+
+def _spaced(arguments: str) -> str:
+    """Return JSON as chat templates write it: one space after each colon and comma."""
+    try:
+        return json.dumps(json.loads(arguments or "{}"), ensure_ascii=False)
+    except ValueError:
+        return arguments
 
 
 def correction_ids(tokenizer: Any, message: Message) -> tuple[int, ...]:

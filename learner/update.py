@@ -67,6 +67,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a fresh experience: ``used``, or the reason it was dropped for."""
 
     sample_id: str
+    decision_id: str
     offset: int
     outcome: str
     user_reward_mean: float
@@ -164,6 +165,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     outcomes = tuple(
         Outcome(
             sample_id=e.sample_id,
+            decision_id=e.decision_id,
             offset=e.offset,
             outcome=reasons.get(e.sample_id, "used"),
             user_reward_mean=e.user_reward_mean,

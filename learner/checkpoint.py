@@ -1,0 +1,128 @@
+"""One atomic checkpoint after every batch: tensors in safetensors, the rest in JSON, no pickle.
+
+Weights, optimizers, baseline, replay buffer and Kafka offset are one commit, so a sample is in the
+weights exactly when the offset is behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import msgspec
+import torch
+from msgspec import Struct
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from contracts.codec import to_json
+from contracts.errors import SettingsError
+from contracts.manifest import file_sha256
+from learner.directory import CrashPoint, appear, clear_partial, no_crash
+from learner.policy import restore_adapters
+from learner.progress import Progress
+from learner.update import TrainState
+
+TENSORS, STATE = "tensors.safetensors", "state.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_log = logging.getLogger("learner")
+
+
+class _Saved(Struct, frozen=True):
+    tensors_sha256: str
+    progress: Progress
+
+
+def save(
+    root: Path,
+    train: TrainState,
+    progress: Progress,
+    keep: int,
+    crash_point: CrashPoint = no_crash,
+) -> Path:
+    """Write the checkpoint of ``progress.batches`` below ``root`` and drop all but ``keep``.
+
+    Crash points: ``before-save``, ``inside``, ``renamed``.
+    """
+
+    def fill(directory: Path) -> str:
+        save_file(_tensors(train), directory / TENSORS)
+        saved = _Saved(file_sha256(directory / TENSORS), progress)
+        (directory / STATE).write_bytes(to_json(saved))
+        return f"{progress.batches:09d}"
+
+    crash_point("before-save")
+    final = appear(root, fill, crash_point)
+    for path in _checkpoints(root)[keep:]:
+        shutil.rmtree(path)
+    return final
+
+
+def restore(root: Path, train: TrainState) -> Progress | None:
+    """Set ``train`` to the newest sound checkpoint and return its progress; None when there is none.
+
+    Torn directories are passed over with a warning. SettingsError when the checkpoint belongs to
+    another base model.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    clear_partial(root)
+    for path in _checkpoints(root):
+        try:
+            saved = msgspec.json.decode((path / STATE).read_bytes(), type=_Saved)
+            if file_sha256(path / TENSORS) != saved.tensors_sha256:
+                raise ValueError(f"{TENSORS} differs from its hash")  # noqa: TRY301 - one place names every tear
+            tensors = load_file(path / TENSORS)
+        except (OSError, ValueError, SafetensorError) as error:
+            _log.warning("checkpoint %s is torn (%s); trying the one before", path.name, error)
+            continue
+        if saved.progress.base != train.policy.base:
+            raise SettingsError(
+                f"checkpoint {path} belongs to base {saved.progress.base}, but policy.model is "
+                f"{train.policy.base}; give policy.name another value to start anew"
+            )
+        _apply(train, tensors)
+        train.spread = saved.progress.spread
+        return saved.progress
+    return None
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Return checkpoint directories, newest first."""
+    return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)
+
+
+def _groups(train: TrainState) -> list[tuple[str, dict[str, nn.Parameter], torch.optim.Optimizer]]:
+    return [
+        ("adapter", train.policy.adapters(), train.optimizer),
+        ("value", dict(train.value.named_parameters()), train.value_optimizer),
+    ]
+
+
+def _tensors(train: TrainState) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for group, parameters, optimizer in _groups(train):
+        for name, parameter in parameters.items():
+            tensors[f"{group}/{name}"] = parameter.detach().clone()
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{group}.{moment}/{name}"] = value.detach().clone()
+    return tensors
+
+
+def _apply(train: TrainState, tensors: dict[str, Tensor]) -> None:
+    adapters = {
+        key.removeprefix("adapter/"): value
+        for key, value in tensors.items()
+        if key.startswith("adapter/")
+    }
+    restore_adapters(train.policy, adapters)
+    with torch.no_grad():
+        for name, parameter in train.value.named_parameters():
+            parameter.copy_(tensors[f"value/{name}"])
+    for group, parameters, optimizer in _groups(train):
+        for name, parameter in parameters.items():
+            if f"{group}.step/{name}" in tensors:
+                optimizer.state[parameter] = {
+                    moment: tensors[f"{group}.{moment}/{name}"].clone() for moment in _MOMENTS
+                }

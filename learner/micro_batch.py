@@ -1,0 +1,81 @@
+"""Which experiences one update learns from, as a pure function of the log and of what came before.
+
+The clock has no say: a batch is full when enough new distinct samples have been read, in offset
+order. The draw from the replay buffer depends on the seed and the number of the batch alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from contracts.settings import Learner
+from learner.experience import Experience
+from learner.update import MicroBatch
+
+CORRECTIONS_KEPT = 512
+
+
+class Replay(Struct, frozen=True, kw_only=True):
+    """What may be learned from again: recent experiences, and recent corrections."""
+
+    recent: tuple[Experience, ...] = ()
+    corrections: tuple[Experience, ...] = ()
+
+
+def compose(
+    fresh: Sequence[Experience],
+    replay: Replay,
+    config: Learner,
+    *,
+    number: int,
+    served_sequence: int,
+) -> MicroBatch:
+    """Return micro-batch ``number``: the fresh experiences and a draw of older ones.
+
+    ``replay_share`` of the fresh count is drawn from the buffer, without those that were served
+    more than ``max_version_lag`` releases before ``served_sequence``; corrections do not age.
+    """
+    rng = random.Random(f"{config.seed}/{number}")
+    newer = {experience.decision_id for experience in fresh}
+    eligible = [
+        experience
+        for experience in replay.recent
+        if experience.decision_id not in newer
+        and served_sequence - experience.behaviour_sequence <= config.max_version_lag
+    ]
+    corrected = [e for e in fresh if e.correction_ids]
+    earlier = [e for e in replay.corrections if e.decision_id not in newer]
+    return MicroBatch(
+        fresh=tuple(fresh),
+        replayed=_draw(rng, eligible, int(config.replay_share * len(fresh))),
+        corrections=(*corrected, *_draw(rng, earlier, config.correction_replay)),
+        served_sequence=served_sequence,
+    )
+
+
+def remember(
+    replay: Replay, fresh: Sequence[Experience], used: frozenset[str], config: Learner
+) -> Replay:
+    """Return the buffer with the fresh experiences added, of which only ``used`` ids are repeated.
+
+    A newer revision of a decision takes the place of the older one.
+    """
+    newer = {experience.decision_id for experience in fresh}
+    recent = [e for e in replay.recent if e.decision_id not in newer]
+    recent += [e for e in fresh if e.sample_id in used]
+    corrections = [e for e in replay.corrections if e.decision_id not in newer]
+    corrections += [e for e in fresh if e.correction_ids]
+    return Replay(
+        recent=tuple(recent[-config.replay_capacity :]),
+        corrections=tuple(corrections[-CORRECTIONS_KEPT:]),
+    )
+
+
+def _draw(
+    rng: random.Random, candidates: Sequence[Experience], count: int
+) -> tuple[Experience, ...]:
+    places = sorted(rng.sample(range(len(candidates)), min(count, len(candidates))))
+    return tuple(candidates[place] for place in places)

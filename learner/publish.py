@@ -1,0 +1,134 @@
+"""Turns the present adapters into a policy version: a directory whose manifest pins every byte.
+
+A version is a function of the progress and the weights alone: made twice, it has the same id.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from contracts.clock import Clock
+from contracts.codec import to_json
+from contracts.errors import ManifestError
+from contracts.events import Release
+from contracts.ids import derived_id
+from contracts.manifest import (
+    Manifest,
+    OffsetRange,
+    file_sha256,
+    hash_files,
+    verify,
+    write_manifest,
+)
+from contracts.settings import Settings
+from contracts.topics import SAMPLES
+from learner.directory import CrashPoint, appear, clear_partial, no_crash
+from learner.policy import Policy, save_adapter
+from learner.progress import Progress
+
+LEDGER = "ledger.jsonl"
+
+
+class Published(Struct, frozen=True):
+    """A version on disk."""
+
+    version: str
+    directory: Path
+    manifest: Manifest
+
+
+def versions_directory(settings: Settings) -> Path:
+    """Return where the versions of the policy lie."""
+    return settings.state_dir / "versions" / settings.policy.name
+
+
+def publish(
+    settings: Settings, policy: Policy, progress: Progress, crash_point: CrashPoint = no_crash
+) -> Published:
+    """Write the next version; an equal one that is already there is checked and kept.
+
+    The ledger lists every sample read since the parent, used or dropped and why. Raises
+    ManifestError when a directory of that id has other content. Crash points: ``inside-version``,
+    ``renamed-version``.
+    """
+    root = versions_directory(settings)
+
+    def fill(directory: Path) -> str:
+        save_adapter(policy, directory)
+        lines = b"".join(to_json(outcome) + b"\n" for outcome in progress.ledger)
+        (directory / LEDGER).write_bytes(lines)
+        return write_manifest(directory, _manifest(settings, progress, hash_files(directory)))
+
+    root.mkdir(parents=True, exist_ok=True)
+    clear_partial(root)
+    final = appear(root, fill, lambda name: crash_point(f"{name}-version"))
+    return Published(final.name, final, verify(final, final.name))
+
+
+def release_event(
+    settings: Settings, published: Published, progress: Progress, clock: Clock
+) -> Release:
+    """Return the announcement of a version; its id follows from the version's."""
+    manifest, stats = published.manifest, progress.stats
+    return Release(
+        id=derived_id(published.version),
+        time=clock.now(),
+        policy=settings.policy.name,
+        version=published.version,
+        sequence=manifest.sequence,
+        parent=manifest.parent,
+        form="lora",
+        location=str(published.directory.resolve()),
+        newest_feedback_time=manifest.newest_feedback_time,
+        metrics={
+            "samples": float(manifest.samples),
+            "reward_mean": stats.reward_mean,
+            "policy_loss": stats.policy_loss,
+            "kl": stats.kl,
+            "clip_share": stats.clip_share,
+            "mean_weight": stats.mean_weight,
+        },
+    )
+
+
+def _manifest(settings: Settings, progress: Progress, files: dict[str, str]) -> Manifest:
+    if progress.as_of is None or progress.newest_feedback_time is None:
+        raise ManifestError("nothing was learned yet, so there is no version to publish")
+    return Manifest(
+        policy=settings.policy.name,
+        sequence=progress.sequence,
+        form="lora",
+        base=progress.base,
+        parent=progress.parent,
+        as_of=progress.as_of,
+        newest_feedback_time=progress.newest_feedback_time,
+        trained_on=(
+            OffsetRange(
+                topic=SAMPLES.name,
+                partition=0,
+                first=progress.first_offset,
+                next=progress.next_offset,
+            ),
+        ),
+        samples=sum(1 for outcome in progress.ledger if outcome.outcome == "used"),
+        config={
+            "learner": msgspec.to_builtins(settings.learner),
+            "max_model_len": settings.engine.max_model_len,
+        },
+        code=code_version(),
+        files=files,
+    )
+
+
+@cache
+def code_version() -> str:
+    """Return the release of Headrace and a hash of the learner's source files."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    listing = {path.name: file_sha256(path) for path in sources}
+    return f"headrace {installed_version('headrace')} {sha256(to_json(listing)).hexdigest()[:16]}"
