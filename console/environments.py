@@ -52,7 +52,7 @@ def has_nvidia_gpu() -> bool:
 
 def cpu_index_answers() -> bool:
     """Return whether the index of CPU builds of torch can be reached."""
-    request = urllib.request.Request(f"{CPU_INDEX}/torch/", method="HEAD")
+    request = urllib.request.Request(f"{CPU_INDEX}/torch/", method="HEAD")  # noqa: S310 - fixed URL
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS):  # noqa: S310 - fixed https URL
             return True

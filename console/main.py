@@ -1,0 +1,232 @@
+"""The ``headrace`` command: arguments in, one call, text or JSON out.
+
+Commands import what they need when they run, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from contracts.settings import Settings
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table.")
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn our own errors into one message and exit code 1."""
+    from contracts.errors import HeadraceError
+
+    try:
+        yield
+    except HeadraceError as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise click.exceptions.Exit(130) from error
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command so that it receives the settings first and shows clear errors."""
+
+    @click.pass_context
+    @wraps(function)
+    def run(context: click.Context, /, *args: Any, **kwargs: Any) -> None:
+        with clear_errors():
+            from contracts.settings import load_settings
+
+            function(load_settings(context.obj), *args, **kwargs)
+
+    return run
+
+
+def write(value: object) -> None:
+    """Write a struct as indented JSON."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--settings",
+    "settings_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The settings file; headrace.yaml in this directory by default.",
+)
+@click.version_option(package_name="headrace")
+@click.pass_context
+def main(context: click.Context, settings_path: Path | None) -> None:
+    """Lead live interactions of an LLM product to a learner, and the better policy back."""
+    context.obj = settings_path
+
+
+@main.command()
+@click.option("--detach", is_flag=True, help="Go on in the background once all is ready.")
+@click.option("--kafka", default="", help="Use this broker (HOST:PORT) instead of a local one.")
+@click.option("--engine", default="", help="Use the engine at this URL instead of starting one.")
+@click.option("--model", default="", help="A Hugging Face causal LM directory or name.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 16))
+@command
+def up(
+    settings: Settings, detach: bool, kafka: str, engine: str, model: str, workers: int
+) -> None:
+    """Start the local stack and watch over it."""
+    from msgspec.structs import replace
+
+    from console import up as stack_runner
+    from console.waiting import Shown
+
+    if kafka:
+        settings = replace(settings, kafka=replace(settings.kafka, bootstrap=kafka))
+    if engine:
+        settings = replace(settings, engine=replace(settings.engine, url=engine.rstrip("/")))
+    if model:
+        settings = replace(settings, policy=replace(settings.policy, model=model))
+    if detach:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+        stack_runner.detach(arguments, settings.state_dir, Shown())
+    else:
+        stack_runner.run_stack(settings, workers, Shown())
+
+
+@main.command()
+@command
+def down(settings: Settings) -> None:
+    """Stop the local stack, and nothing else."""
+    from console.log_access import newest
+    from console.up import stop_stack
+    from console.waiting import Shown
+
+    state_dir = newest(settings).state_dir
+    stopped = stop_stack(state_dir, Shown())
+    click.echo("stopped" if stopped else f"no stack runs in {state_dir}")
+
+
+@main.command()
+@AS_JSON
+@command
+def status(settings: Settings, as_json: bool) -> None:
+    """Show every process with its lag and age; exit code 1 unless all run."""
+    from console.log_access import newest
+    from console.status import is_sound, status_of, status_text
+    from contracts.clock import SystemClock
+
+    found = status_of(newest(settings).state_dir, SystemClock())
+    if as_json:
+        write(found)
+    else:
+        click.echo(status_text(found))
+    raise click.exceptions.Exit(0 if is_sound(found) else 1)
+
+
+@main.command()
+@AS_JSON
+@command
+def doctor(settings: Settings, as_json: bool) -> None:
+    """Name what is missing and its cure; exit code 1 when something needed is."""
+    from console.doctor import doctor_text, examine, is_healthy
+    from console.log_access import newest
+
+    checks = examine(newest(settings))
+    if as_json:
+        write(checks)
+    else:
+        click.echo(doctor_text(checks))
+    raise click.exceptions.Exit(0 if is_healthy(checks) else 1)
+
+
+@main.command()
+@click.argument("what", type=click.Choice(["list", "create"]), default="list")
+@AS_JSON
+@command
+def topics(settings: Settings, what: str, as_json: bool) -> None:
+    """List the topics with their end offsets, or create those that are missing."""
+    from console.log_access import newest, open_log
+    from console.topic_table import topic_rows, topics_text
+    from contracts.broker import create_topics
+
+    with open_log(newest(settings)) as kafka:
+        if what == "create":
+            made = create_topics(kafka)
+            click.echo(f"created {', '.join(made)}" if made else "all topics are there")
+            return
+        rows = topic_rows(kafka)
+    if as_json:
+        write(rows)
+    else:
+        click.echo(topics_text(rows))
+
+
+@main.command()
+@click.argument("decision_id")
+@AS_JSON
+@command
+def explain(settings: Settings, decision_id: str, as_json: bool) -> None:
+    """Show why an answer was given, what it earned, and which version learned from it."""
+    from console.explain import explain_decision
+    from console.explain_text import explanation_text
+    from console.log_access import newest, open_log
+
+    settings = newest(settings)
+    with open_log(settings) as kafka:
+        found = explain_decision(kafka, settings, decision_id)
+    if as_json:
+        write(found)
+    else:
+        click.echo(explanation_text(found))
+
+
+@main.command()
+@AS_JSON
+@command
+def releases(settings: Settings, as_json: bool) -> None:
+    """List the policy versions and what became of each."""
+    from console.log_access import newest, open_log
+    from console.releases import read_versions, versions_text
+
+    with open_log(newest(settings)) as kafka:
+        rows = read_versions(kafka)
+    if as_json:
+        write(rows)
+    else:
+        click.echo(versions_text(rows))
+
+
+@main.command()
+@click.argument("process")
+@command
+def health(settings: Settings, process: str) -> None:
+    """Exit with 0 when PROCESS beats and is ready, for container health checks."""
+    from console.programs import heartbeat_missing
+    from contracts.heartbeat import read_heartbeat
+
+    beat = read_heartbeat(settings.state_dir, process)
+    words = heartbeat_missing(settings.state_dir, process)(beat.pid if beat else 0)
+    click.echo(words or "ready")
+    raise click.exceptions.Exit(1 if words else 0)
+
+
+@main.command()
+@click.option("--interactions", default=2400, show_default=True, type=click.IntRange(1))
+@click.option("--users", type=click.Choice(["desk", "banking77"]), default="desk", show_default=True)
+@click.option("--model", default="", help="Any Hugging Face causal LM; skips the warm start.")
+@click.option("--report", type=click.Path(path_type=Path), help="Also write the report here.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm")
+@click.option("--keep", is_flag=True, help="Leave the stack running at the end until Ctrl-C.")
+@command
+def demo(settings: Settings, **options: Any) -> None:
+    """Run the whole loop on simulated users and report what it learned."""
+    from console.demo import Options, run_demo
+    from console.waiting import Shown
+
+    ok = run_demo(settings, Options(**options), Shown())
+    raise click.exceptions.Exit(0 if ok else 1)

@@ -1,0 +1,129 @@
+"""The local stack: from settings to a supervised set of programs with free ports and a secret."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from console import programs
+from console.child import Program
+from console.local_broker import free_port
+from console.supervisor import Addresses, Supervisor
+from console.waiting import Shown
+from contracts.errors import UnavailableError
+from contracts.settings import Settings, to_environment
+
+
+def resolve(settings: Settings, shown: Shown) -> Settings:
+    """Fill in what the stack decides: absolute paths, free ports, addresses, the secret, and the
+    transformers engine where vLLM is not installed. Children get the result by environment."""
+    state_dir = settings.state_dir.absolute()
+    kafka, engine, gateway = settings.kafka, settings.engine, settings.gateway
+    if not kafka.bootstrap:
+        kafka = replace(kafka, bootstrap=f"127.0.0.1:{free_port()}")
+    if not engine.url:
+        if engine.kind == "vllm" and not programs.VLLM_PYTHON.exists():
+            shown.say("vLLM is not installed here (.venv-vllm): using the transformers engine")
+            engine = replace(engine, kind="transformers")
+        port = engine.port or free_port()
+        engine = replace(engine, port=port, url=f"http://127.0.0.1:{port}")
+    gateway = replace(
+        gateway,
+        port=gateway.port or free_port(),
+        feedback_secret=gateway.feedback_secret or feedback_secret(state_dir),
+    )
+    policy = settings.policy
+    if policy.model and Path(policy.model).is_dir():
+        policy = replace(policy, model=str(Path(policy.model).absolute()))
+    return replace(
+        settings,
+        state_dir=state_dir,
+        data_dir=settings.data_dir.absolute(),
+        policy=policy,
+        kafka=kafka,
+        engine=engine,
+        gateway=gateway,
+    )
+
+
+def feedback_secret(state_dir: Path) -> str:
+    """Return the secret kept below the state directory, made on first use, for its owner alone."""
+    path = state_dir / "secrets" / "feedback_secret"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+    return path.read_text().strip()
+
+
+def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, Supervisor]:
+    """Return the resolved settings and a supervisor that is not started yet.
+
+    UnavailableError says what is missing: a model, a port, a broker.
+    """
+    settings = resolve(given, shown)
+    if not settings.policy.model:
+        raise UnavailableError(
+            "no model to serve: give --model PATH (a Hugging Face directory) or policy.model in "
+            "headrace.yaml, or run 'headrace demo', which makes one"
+        )
+    host, port = settings.gateway.host, settings.gateway.port
+    if port_is_taken(host, port):
+        raise UnavailableError(
+            f"port {port} of {host} is taken; set gateway.port to another one, or to 0 for any"
+        )
+    addresses = Addresses(
+        kafka=settings.kafka.bootstrap,
+        engine=settings.engine.url,
+        engine_kind=settings.engine.kind,
+        gateway=f"http://{host}:{port}",
+    )
+    stack = stack_programs(given, settings, workers)
+    return settings, Supervisor(settings.state_dir, stack, addresses, shown)
+
+
+def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Program]:
+    """Return the programs; broker and engine only where ``given`` names no existing ones."""
+    environment = to_environment(settings)
+    found: list[Program] = []
+    broker: tuple[str, ...] = ()
+    if given.kafka.bootstrap:
+        use_existing_broker(settings)
+    else:
+        found.append(programs.broker_program(settings))
+        broker = ("broker",)
+    front = broker
+    if given.engine.url:
+        if words := programs.http_missing(f"{settings.engine.url}/health"):
+            raise UnavailableError(f"engine {settings.engine.url} does not answer: {words}")
+    else:
+        found.append(programs.engine_program(settings, environment))
+        front = (*broker, "engine")
+    numbers = range(1, workers + 1)
+    found += [programs.streams_program(settings, environment, n, broker) for n in numbers]
+    own = programs.own_program
+    found.append(own(settings, environment, "learner", ("learner",), broker))
+    front = (*front, "streams-1")  # it makes the feature store that the gateway reads
+    found.append(own(settings, environment, "rollout", ("serving", "rollout"), front))
+    arguments, port = ("serving", "gateway"), settings.gateway.port
+    found.append(own(settings, environment, "gateway", arguments, (*front, "rollout"), port))
+    return found
+
+
+def use_existing_broker(settings: Settings) -> None:
+    """Check that the given broker answers and has the topics; UnavailableError when it is away."""
+    from contracts.broker import create_topics
+
+    if words := programs.broker_missing(settings.kafka):
+        raise UnavailableError(f"broker {settings.kafka.bootstrap} does not answer ({words})")
+    create_topics(settings.kafka)
+
+
+def port_is_taken(host: str, port: int) -> bool:
+    """Return whether something listens there already."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
