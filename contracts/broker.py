@@ -154,6 +154,19 @@ class Reader:
             for place, end in self._consumer.end_offsets(places).items()
         }
 
+    def lag(self) -> int | None:
+        """Return how many records were yet to be read at the last fetch, None before the first.
+
+        It asks the broker nothing, so it never blocks; with the broker away it stands still.
+        """
+        total = 0
+        for place in self._consumer.assignment():
+            end = self._consumer.highwater(place)
+            if end is None:
+                return None
+            total += max(end - self._consumer.position(place), 0)
+        return total
+
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
@@ -222,11 +235,14 @@ def create_topics(kafka: Kafka) -> list[str]:
 def wait_for_broker(
     kafka: Kafka, seconds: float, still_alive: Callable[[], bool] = lambda: True
 ) -> None:
-    """Wait until the broker answers a metadata request; DeadlineError names the address."""
+    """Wait until the broker answers a metadata request; DeadlineError names the address.
+
+    It is asked at least once, for at least half a second.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
-            _probe(kafka, min(2.0, seconds))
+            _probe(kafka, max(0.5, min(2.0, seconds)))
         except KafkaError as error:
             if time.monotonic() > deadline or not still_alive():
                 raise DeadlineError(
