@@ -75,9 +75,7 @@ def main(context: click.Context, settings_path: Path | None) -> None:
 @click.option("--model", default="", help="A Hugging Face causal LM directory or name.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 16))
 @command
-def up(
-    settings: Settings, detach: bool, kafka: str, engine: str, model: str, workers: int
-) -> None:
+def up(settings: Settings, detach: bool, kafka: str, engine: str, model: str, workers: int) -> None:
     """Start the local stack and watch over it."""
     from msgspec.structs import replace
 
@@ -216,7 +214,9 @@ def health(settings: Settings, process: str) -> None:
 
 @main.command()
 @click.option("--interactions", default=2400, show_default=True, type=click.IntRange(1))
-@click.option("--users", type=click.Choice(["desk", "banking77"]), default="desk", show_default=True)
+@click.option(
+    "--users", type=click.Choice(["desk", "banking77"]), default="desk", show_default=True
+)
 @click.option("--model", default="", help="Any Hugging Face causal LM; skips the warm start.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the report here.")
 @click.option("--seed", default=0, show_default=True)
