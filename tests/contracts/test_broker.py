@@ -1,0 +1,212 @@
+"""The Kafka clients against the real development broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+
+from console.local_broker import LocalBroker, free_port
+from contracts.broker import (
+    Reader,
+    Received,
+    create_topics,
+    events_to_end,
+    make_producer,
+    read_to_end,
+    send,
+    send_and_wait,
+    wait_for_broker,
+)
+from contracts.codec import Record, encode
+from contracts.errors import DeadlineError, UnavailableError
+from contracts.events import Feedback
+from contracts.settings import Kafka
+from contracts.topics import FEEDBACK, SAMPLES, TOPICS
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def rating(number: int, session: str = "s1") -> Feedback:
+    return Feedback(
+        id=f"f{number}",
+        time=NOON,
+        decision_id="d1",
+        session_id=session,
+        user_id="u1",
+        kind="rating",
+        score=1.0,
+    )
+
+
+def write(kafka: Kafka, numbers: range) -> None:
+    producer = make_producer(kafka, "test-writer")
+    sent = [
+        send(producer, kafka, encode(FEEDBACK, rating(n, f"s{n % 7}"), source="tests"))
+        for n in numbers
+    ]
+    for delivery in sent:
+        delivery.get(timeout=20)
+    producer.close()
+
+
+def ids_at_the_end(kafka: Kafka) -> list[str]:
+    return sorted(event.id for _, event in events_to_end(kafka, (FEEDBACK,), "test-reader"))
+
+
+@pytest.fixture
+def reader(kafka: Kafka) -> Iterator[Reader]:
+    opened = Reader(kafka, (FEEDBACK,), "test-reader")
+    yield opened
+    opened.close()
+
+
+def poll_for(reader: Reader, wanted: int, seconds: float = 20.0) -> list[str]:
+    found: list[str] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < wanted and time.monotonic() < deadline:
+        found += [record.event().id for record in reader.poll(0.2)]
+    return found
+
+
+def test_topics_are_made_as_the_table_says(kafka: Kafka) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    try:
+        for topic in TOPICS:
+            name = topic.full_name(kafka.prefix)
+            (described,) = admin.describe_topics([name])
+            assert len(described["partitions"]) == (topic.partitions or kafka.partitions)
+    finally:
+        admin.close()
+
+
+def test_making_topics_again_makes_none(kafka: Kafka) -> None:
+    assert create_topics(kafka) == []
+
+
+def test_session_keeps_its_partition_and_order(kafka: Kafka, reader: Reader) -> None:
+    write(kafka, range(70))
+    records: list[Received] = []
+    deadline = time.monotonic() + 20
+    while len(records) < 70 and time.monotonic() < deadline:
+        records += reader.poll(0.2)
+    places: dict[bytes | None, set[int]] = {}
+    order: dict[bytes | None, list[int]] = {}
+    for record in records:
+        places.setdefault(record.key, set()).add(record.partition)
+        order.setdefault(record.key, []).append(int(record.event().id[1:]))
+    assert len(places) == 7
+    assert all(len(partitions) == 1 for partitions in places.values())
+    assert all(numbers == sorted(numbers) for numbers in order.values())
+
+
+def test_reader_that_resumes_from_its_positions_sees_each_record_once(
+    kafka: Kafka, reader: Reader
+) -> None:
+    write(kafka, range(20))
+    first = poll_for(reader, 20)
+    positions = reader.positions()
+    write(kafka, range(20, 30))
+    resumed = Reader(kafka, (FEEDBACK,), "test-reader", positions)
+    second = poll_for(resumed, 10)
+    resumed.close()
+    assert sorted(first) == sorted(f"f{n}" for n in range(20))
+    assert sorted(second) == [f"f{n}" for n in range(20, 30)]
+
+
+def test_positions_and_ends_agree_when_all_is_read(kafka: Kafka, reader: Reader) -> None:
+    write(kafka, range(10))
+    assert len(poll_for(reader, 10)) == 10
+    assert reader.positions() == reader.ends()
+    assert sum(reader.ends().values()) == 10
+    assert set(reader.ends()) == {f"feedback/{number}" for number in range(kafka.partitions)}
+
+
+def test_reader_from_the_end_sees_only_what_comes_after(kafka: Kafka) -> None:
+    write(kafka, range(5))
+    late = Reader(kafka, (FEEDBACK,), "test-reader", from_end=True)
+    write(kafka, range(5, 8))
+    assert sorted(poll_for(late, 3)) == ["f5", "f6", "f7"]
+    late.close()
+
+
+def test_reading_to_the_end_stops_there(kafka: Kafka) -> None:
+    assert list(read_to_end(kafka, (FEEDBACK, SAMPLES), "test-reader")) == []
+    write(kafka, range(25))
+    assert len(list(read_to_end(kafka, (FEEDBACK, SAMPLES), "test-reader"))) == 25
+
+
+def test_records_that_are_no_events_are_skipped_by_those_who_want_events(kafka: Kafka) -> None:
+    write(kafka, range(2))
+    producer = make_producer(kafka, "test-writer")
+    send_and_wait(producer, kafka, Record(FEEDBACK, b"s1", b"not json", []))
+    producer.close()
+    assert ids_at_the_end(kafka) == ["f0", "f1"]
+    assert len(list(read_to_end(kafka, (FEEDBACK,), "test-reader"))) == 3
+
+
+def test_missing_topic_is_named_with_the_cure(broker: LocalBroker) -> None:
+    nowhere = Kafka(bootstrap=broker.kafka.bootstrap, prefix="nowhere.")
+    with pytest.raises(UnavailableError, match=r"nowhere\.feedback.*headrace topics create"):
+        Reader(nowhere, (FEEDBACK,), "test-reader")
+
+
+def test_wait_for_a_broker_that_is_away_ends_at_its_deadline() -> None:
+    away = Kafka(bootstrap=f"127.0.0.1:{free_port()}")
+    with pytest.raises(DeadlineError, match=r"did not answer within 0\.5 s.*headrace doctor"):
+        wait_for_broker(away, 0.5)
+
+
+def test_wait_without_patience_finds_a_broker_that_is_there(broker: LocalBroker) -> None:
+    wait_for_broker(broker.kafka, 0.0)
+
+
+def test_wait_gives_up_at_once_when_the_process_is_gone() -> None:
+    away = Kafka(bootstrap=f"127.0.0.1:{free_port()}")
+    with pytest.raises(DeadlineError):
+        wait_for_broker(away, 3600, still_alive=lambda: False)
+
+
+def test_clients_go_on_when_the_broker_comes_back(tmp_path: Path) -> None:
+    with LocalBroker(tmp_path) as broker:
+        kafka = broker.kafka
+        create_topics(kafka)
+        producer = make_producer(kafka, "test-writer")
+        reader = Reader(kafka, (FEEDBACK,), "test-reader")
+        send_and_wait(producer, kafka, encode(FEEDBACK, rating(0), source="tests"))
+        assert poll_for(reader, 1) == ["f0"]
+        broker.stop()
+        assert reader.poll(0.2) == []
+        broker.start()
+        send_and_wait(producer, kafka, encode(FEEDBACK, rating(1), source="tests"))
+        assert poll_for(reader, 1) == ["f1"]
+        assert ids_at_the_end(kafka) == ["f0", "f1"]
+        reader.close()
+        producer.close()
+
+
+def test_undelivered_record_is_reported_and_still_delivered_later(tmp_path: Path) -> None:
+    with LocalBroker(tmp_path) as broker:
+        create_topics(broker.kafka)
+        producer = make_producer(broker.kafka, "test-writer")
+        broker.stop()
+        with pytest.raises(DeadlineError, match="not acknowledged by 127"):
+            send_and_wait(producer, broker.kafka, encode(FEEDBACK, rating(0), source="tests"), 0.5)
+        broker.start()
+        producer.close()
+        assert ids_at_the_end(broker.kafka) == ["f0"]
+
+
+@pytest.mark.parametrize("name", ["releases", "rollouts"])
+def test_state_topics_are_compacted(kafka: Kafka, name: str) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    try:
+        resource = ConfigResource(ConfigResourceType.TOPIC, kafka.prefix + name)
+        assert "compact" in str(admin.describe_configs([resource]))
+    finally:
+        admin.close()

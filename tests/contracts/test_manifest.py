@@ -1,0 +1,139 @@
+"""A version directory is loaded only when every byte is the one that was published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contracts.errors import ManifestError
+from contracts.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    OffsetRange,
+    hash_files,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def publish(directory: Path, **files: bytes) -> str:
+    directory.mkdir(exist_ok=True)
+    for name, raw in {"adapter_model.safetensors": b"\x01\x02\x03", **files}.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(raw)
+    return write_manifest(directory, manifest(hash_files(directory)))
+
+
+def manifest(files: dict[str, str]) -> Manifest:
+    return Manifest(
+        policy="assistant",
+        sequence=1,
+        form="lora",
+        base="b" * 64,
+        parent="base",
+        as_of=NOON,
+        newest_feedback_time=NOON,
+        trained_on=(OffsetRange(topic="samples", partition=0, first=0, next=64),),
+        samples=64,
+        config={"lora_rank": 8},
+        code="0.1.0",
+        files=files,
+    )
+
+
+@pytest.fixture
+def version(tmp_path: Path) -> tuple[Path, str]:
+    directory = tmp_path / "version"
+    return directory, publish(directory, **{"adapter_config.json": b"{}"})
+
+
+def test_untouched_version_verifies(version: tuple[Path, str]) -> None:
+    directory, name = version
+    assert verify(directory, name) == read_manifest(directory)[1]
+    assert read_manifest(directory)[0] == name
+
+
+def test_same_content_has_the_same_id(tmp_path: Path) -> None:
+    assert publish(tmp_path / "a") == publish(tmp_path / "b")
+    assert publish(tmp_path / "a") != publish(tmp_path / "c", **{"extra.json": b"{}"})
+
+
+def flip_a_bit(directory: Path) -> None:
+    (directory / "adapter_model.safetensors").write_bytes(b"\x01\x02\x02")
+
+
+def add_a_file(directory: Path) -> None:
+    (directory / "extra.json").write_text("{}")
+
+
+def add_a_nested_manifest(directory: Path) -> None:
+    (directory / "sub").mkdir()
+    (directory / "sub" / MANIFEST_NAME).write_text("{}")
+
+
+def remove_a_file(directory: Path) -> None:
+    (directory / "adapter_config.json").unlink()
+
+
+def rename_a_file(directory: Path) -> None:
+    (directory / "adapter_config.json").rename(directory / "config.json")
+
+
+def change_the_manifest(directory: Path) -> None:
+    path = directory / MANIFEST_NAME
+    path.write_text(path.read_text().replace('"samples": 64', '"samples": 65'))
+
+
+def reformat_the_manifest(directory: Path) -> None:
+    path = directory / MANIFEST_NAME
+    path.write_bytes(msgspec.json.format(path.read_bytes(), indent=4))
+
+
+def remove_the_manifest(directory: Path) -> None:
+    (directory / MANIFEST_NAME).unlink()
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        flip_a_bit,
+        add_a_file,
+        add_a_nested_manifest,
+        remove_a_file,
+        rename_a_file,
+        change_the_manifest,
+        reformat_the_manifest,
+        remove_the_manifest,
+    ],
+)
+def test_any_change_is_detected(version: tuple[Path, str], tamper: Callable[[Path], None]) -> None:
+    directory, name = version
+    tamper(directory)
+    with pytest.raises(ManifestError):
+        verify(directory, name)
+
+
+def test_other_version_is_not_taken_for_this_one(version: tuple[Path, str]) -> None:
+    directory, _ = version
+    with pytest.raises(ManifestError, match="expected " + "0" * 64):
+        verify(directory, "0" * 64)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "x.PKL", "last.ckpt"])
+def test_files_that_could_hold_pickled_code_are_refused(tmp_path: Path, name: str) -> None:
+    identity = publish(tmp_path / "version", **{name: b"harmless"})
+    with pytest.raises(ManifestError, match="only safetensors"):
+        verify(tmp_path / "version", identity)
+
+
+def test_manifest_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_NAME).write_text('{"format": 2}')
+    with pytest.raises(ManifestError, match="not a manifest"):
+        read_manifest(tmp_path)

@@ -1,0 +1,167 @@
+"""Settings come from a file and the environment, and a wrong one says where and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from contracts.errors import SettingsError
+from contracts.settings import (
+    DisallowedTopic,
+    RewardComponent,
+    Settings,
+    load_settings,
+    to_environment,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "headrace.example.yaml"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "settings.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_example_file_holds_the_defaults() -> None:
+    assert load_settings(EXAMPLE, {}) == Settings()
+
+
+def test_example_file_names_every_setting_but_the_secret() -> None:
+    shown = msgspec.yaml.decode(EXAMPLE.read_bytes())
+    known = msgspec.to_builtins(Settings(), enc_hook=str)
+    del known["gateway"]["feedback_secret"]
+    assert names_of(shown) == names_of(known)
+    assert "HEADRACE_GATEWAY__FEEDBACK_SECRET" in EXAMPLE.read_text()
+
+
+def test_defaults_hold_without_file_and_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(environment={}) == Settings()
+
+
+def test_file_in_the_working_directory_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "headrace.yaml").write_text("kafka: {prefix: desk.}\n")
+    assert load_settings(environment={}).kafka.prefix == "desk."
+
+
+def test_empty_file_means_defaults(tmp_path: Path) -> None:
+    assert load_settings(written(tmp_path, "# nothing\n"), {}) == Settings()
+
+
+def test_environment_wins_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "kafka: {prefix: a., partitions: 2}\n")
+    settings = load_settings(path, {"HEADRACE_KAFKA__PREFIX": "b.", "OTHER": "x"})
+    assert (settings.kafka.prefix, settings.kafka.partitions) == ("b.", 2)
+
+
+def test_environment_gives_each_kind_of_value() -> None:
+    settings = load_settings(
+        environment={
+            "HEADRACE_STATE_DIR": "/var/lib/headrace",
+            "HEADRACE_KAFKA__PARTITIONS": "8",
+            "HEADRACE_ROLLOUT__ALPHA": "0.001",
+            "HEADRACE_TRACING__CONTENT": "true",
+            "HEADRACE_STREAMS__SAFE_ACTIONS": '["refuse"]',
+            "HEADRACE_STREAMS__REWARD": '{"rating": {"weight": 2}}',
+            "HEADRACE_STREAMS__DISALLOWED_TOPICS": '[{"name": "legal", "patterns": ["sue"]}]',
+        }
+    )
+    assert settings.state_dir == Path("/var/lib/headrace")
+    assert settings.kafka.partitions == 8
+    assert settings.rollout.alpha == 0.001
+    assert settings.tracing.content is True
+    assert settings.streams.safe_actions == ("refuse",)
+    assert settings.streams.reward == {"rating": RewardComponent(weight=2.0)}
+    assert settings.streams.disallowed_topics == (DisallowedTopic(name="legal", patterns=("sue",)),)
+
+
+@pytest.mark.parametrize("secret", ["[abc", '{"a": 1}', "{", "null", "true", "12345"])
+def test_secret_of_any_spelling_is_taken_as_text(secret: str) -> None:
+    settings = load_settings(environment={"HEADRACE_GATEWAY__FEEDBACK_SECRET": secret})
+    assert settings.gateway.feedback_secret == secret
+
+
+def test_address_in_brackets_is_text() -> None:
+    settings = load_settings(environment={"HEADRACE_KAFKA__BOOTSTRAP": "[::1]:9092"})
+    assert settings.kafka.bootstrap == "[::1]:9092"
+
+
+def test_secret_in_the_file_is_refused_and_not_shown(tmp_path: Path) -> None:
+    path = written(tmp_path, "gateway: {feedback_secret: hunter2}\n")
+    with pytest.raises(SettingsError, match="HEADRACE_GATEWAY__FEEDBACK_SECRET") as caught:
+        load_settings(path, {})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kafak: {}", "kafak"),
+        ("kafka: {bootstrp: x}", "bootstrp"),
+        ("kafka: {partitions: 0}", r">= 1.*\$\.kafka\.partitions"),
+        ("kafka: {partitions: many}", r"\$\.kafka\.partitions"),
+        ("engine: {kind: tensorrt}", r"tensorrt.*\$\.engine\.kind"),
+        ("learner: {lora_rank: 7}", r"\$\.learner\.lora_rank"),
+        ("rollout: {canary_weight: 1.0}", r"< 1.*\$\.rollout\.canary_weight"),
+        ("gateway: {port: 70000}", r"\$\.gateway\.port"),
+        ("- kafka", "must be a mapping"),
+        ("kafka: [", "not YAML"),
+    ],
+)
+def test_wrong_file_is_refused_with_place_and_bound(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_settings(written(tmp_path, text), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("HEADRACE_KAFAK__BOOTSTRAP", "x", "sections: .*kafka"),
+        ("HEADRACE_KAFKA__BOOTSTRP", "x", "bootstrp"),
+        ("HEADRACE_KAFKA__BOOTSTRAP__HOST", "x", r"\$\.kafka\.bootstrap"),
+        ("HEADRACE_STREAMS__REWARD", "{oops", "not JSON"),
+        ("HEADRACE_TRACING__CONTENT", "perhaps", r"\$\.tracing\.content"),
+    ],
+)
+def test_wrong_environment_is_refused(name: str, text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_settings(environment={name: text})
+
+
+def test_missing_file_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings(tmp_path / "none.yaml", {})
+
+
+def test_environment_of_a_child_gives_it_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours = load_settings(
+        environment={
+            "HEADRACE_GATEWAY__FEEDBACK_SECRET": "{s",
+            "HEADRACE_KAFKA__BOOTSTRAP": "[::1]:9092",
+            "HEADRACE_STREAMS__DISALLOWED_TOPICS": '[{"name": "x", "patterns": ["\\\\bsue\\\\b"]}]',
+            "HEADRACE_STREAMS__REWARD": '{"rating": {"weight": 0.25}}',
+            "HEADRACE_TRACING__CONTENT": "true",
+            "HEADRACE_ENGINE__PORT": "8123",
+            "HEADRACE_LEARNER__LEARNING_RATE": "1e-05",
+        }
+    )
+    assert load_settings(environment=to_environment(ours)) == ours
+    assert load_settings(environment=to_environment(Settings())) == Settings()
+
+
+def names_of(tree: Any, place: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {place}
+    return {place}.union(*(names_of(value, f"{place}.{key}") for key, value in tree.items()))
