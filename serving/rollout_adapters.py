@@ -1,0 +1,164 @@
+"""Keeps those adapters in the engine that the rollout state needs, verified before every load.
+
+An engine forgets its adapters when it restarts, and has room for only so many. It knows nothing of
+arms or verdicts: which versions are needed is the caller's word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from pathlib import Path
+from threading import Event
+from typing import Any, TypeVar
+
+from contracts.clock import Clock
+from contracts.errors import EngineError, ManifestError, UnavailableError
+from contracts.events import BASE_VERSION, Candidate, Sampling
+from contracts.manifest import verify
+from contracts.settings import Engine as EngineSettings
+from contracts.tracing import current_trace_headers
+from serving.engine import Engine, EngineRequest
+
+WARM_UP_TOKENS = 4
+
+_VERSION = re.compile(r"^[0-9a-f]{64}$")
+_Result = TypeVar("_Result")
+
+
+class BrokenVersionError(ManifestError):
+    """A version that was served cannot be loaded again; its files are not what they were."""
+
+    def __init__(self, version: str, reason: str) -> None:
+        super().__init__(f"version {version[:12]} cannot be loaded again: {reason}")
+        self.version = version
+
+
+class Adapters:
+    """The adapters in one engine, behind calls that block; ``stopping`` ends a call early."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: EngineSettings,
+        policy: str,
+        clock: Clock,
+        stopping: Event,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._policy = policy
+        self._clock = clock
+        self._stopping = stopping
+        self._runner = asyncio.Runner()
+        self._idle_since: dict[str, float] = {}
+
+    def ensure(self, needed: tuple[Candidate, ...]) -> list[str]:
+        """Load what is needed and missing; return the versions that were loaded.
+
+        Raises BrokenVersionError, or EngineError when the engine is away or refuses.
+        """
+        loaded = self._call(self._engine.models())
+        self._watch(loaded, needed)
+        missing = [c for c in needed if c.version not in loaded and c.version != BASE_VERSION]
+        for candidate in missing:
+            try:
+                self._check(candidate)
+            except ManifestError as error:
+                raise BrokenVersionError(candidate.version, str(error)) from error
+            self._load(candidate)
+        return [candidate.version for candidate in missing]
+
+    def admit(self, candidate: Candidate, needed: tuple[Candidate, ...]) -> None:
+        """Verify, load and warm up a new version beside those that are needed.
+
+        Raises ManifestError, EngineError, or UnavailableError while there is no room because a
+        version that left service may still be answering.
+        """
+        self._check(candidate)
+        loaded = self._call(self._engine.models())
+        self._watch(loaded, (*needed, candidate))
+        if candidate.version not in loaded:
+            self._make_room(loaded)
+            self._load(candidate)
+        self._call(self._engine.complete(self._warm_up(candidate.version)))
+
+    def healthy(self) -> bool:
+        """Tell whether the engine answers its health check."""
+        return self._call(self._engine.healthy())
+
+    def close(self) -> None:
+        """Close the engine's connections and the loop."""
+        try:
+            self._runner.run(self._engine.close())
+        finally:
+            self._runner.close()
+
+    def _check(self, candidate: Candidate) -> None:
+        manifest = verify(Path(candidate.location), candidate.version)
+        if manifest.policy != self._policy:
+            raise ManifestError(
+                f"{candidate.version} is a version of policy {manifest.policy!r}; "
+                f"this controller serves {self._policy!r}"
+            )
+        if manifest.form != "lora":
+            raise ManifestError(
+                f"{candidate.version} has form {manifest.form!r}; the engine loads 'lora' alone"
+            )
+
+    def _load(self, candidate: Candidate) -> None:
+        self._call(self._engine.load_adapter(candidate.version, Path(candidate.location)))
+
+    def _watch(self, loaded: dict[str, str], needed: tuple[Candidate, ...]) -> None:
+        """Note since when each of our adapters is no longer needed; others' are left alone."""
+        now = self._clock.monotonic()
+        names = {candidate.version for candidate in needed}
+        idle = [name for name in loaded if _VERSION.match(name) and name not in names]
+        self._idle_since = {name: self._idle_since.get(name, now) for name in idle}
+
+    def _make_room(self, loaded: dict[str, str]) -> None:
+        """Unload the longest idle adapters until one more fits.
+
+        A gateway may learn of a verdict late, and an answer may run for ``timeout_seconds``: only
+        what has been idle for that long is unloaded, the rest stays ready to go back to.
+        """
+        surplus = sum(1 for path in loaded.values() if path) + 1 - self._settings.max_adapters
+        now, drain = self._clock.monotonic(), self._settings.timeout_seconds
+        idle = sorted(self._idle_since, key=self._idle_since.__getitem__)
+        if surplus > len(idle):
+            raise UnavailableError(
+                f"the engine has no room: {self._settings.max_adapters} adapters allowed "
+                f"(engine.max_adapters), {len(loaded)} models loaded, of which only {len(idle)} "
+                "are ours to unload; unload the others or allow more"
+            )
+        for name in idle[: max(surplus, 0)]:
+            wait = drain - (now - self._idle_since[name])
+            if wait > 0:
+                raise UnavailableError(
+                    f"the engine is full: waiting {wait:.0f} s until {name[:12]} has drained"
+                )
+            self._call(self._engine.unload_adapter(name))
+            del self._idle_since[name]
+
+    def _warm_up(self, version: str) -> EngineRequest:
+        return EngineRequest(
+            model=version,
+            messages=[{"role": "user", "content": "Hello"}],
+            tools=[],
+            sampling=Sampling(max_tokens=WARM_UP_TOKENS),
+            trace=current_trace_headers(),
+        )
+
+    def _call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        return self._runner.run(self._watched(work))
+
+    async def _watched(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            if self._stopping.is_set():
+                task.cancel()
+                await asyncio.wait({task})
+                raise EngineError("stopped while waiting for the engine")
+            await asyncio.wait({task}, timeout=0.05)
+        return task.result()

@@ -1,0 +1,137 @@
+"""Following the rollout state: the newest one known, at hand for every request.
+
+The state comes from the compacted topic `rollouts`; the last good one is kept in a file, so that a
+gateway starts with the broker down. It knows nothing of how the state comes about.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from threading import Event, Thread
+
+import msgspec
+from kafka.errors import KafkaError
+
+from contracts.broker import Reader, Received
+from contracts.codec import to_json
+from contracts.errors import CodecError, HeadraceError
+from contracts.events import Rollout
+from contracts.settings import Kafka
+from contracts.topics import ROLLOUTS
+
+POLL_SECONDS = 0.1
+RETRY_SECONDS = 0.5
+STOP_SECONDS = 15.0
+
+_log = logging.getLogger("headrace.rollout_state")
+
+
+def newer(known: Rollout | None, read: Rollout) -> Rollout:
+    """Return the state that holds: the higher epoch, among equals the one read later."""
+    return read if known is None or read.epoch >= known.epoch else known
+
+
+class RolloutFollower:
+    """Follows one policy's rollout state in a thread; ``current`` never blocks."""
+
+    def __init__(self, kafka: Kafka, policy: str, client_id: str, cache_path: Path) -> None:
+        self._kafka = kafka
+        self._policy = policy
+        self._client_id = client_id
+        self._cache_path = cache_path
+        self._current: Rollout | None = None
+        self._from_topic: Rollout | None = None
+        self._stopping = Event()
+        self._thread = Thread(target=self._follow, name="rollout-follower", daemon=True)
+
+    @property
+    def current(self) -> Rollout | None:
+        """The newest state known, None when there never was one."""
+        return self._current
+
+    def start(self) -> RolloutFollower:
+        """Take the cached state, if any, and begin to follow."""
+        self._current = read_cache(self._cache_path, self._policy)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End the thread and wait for it."""
+        self._stopping.set()
+        self._thread.join(STOP_SECONDS)
+
+    def _follow(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                reader = Reader(self._kafka, (ROLLOUTS,), self._client_id)
+            except (KafkaError, HeadraceError, OSError) as error:
+                _log.warning("rollout state: %s; going on with the last one", error)
+                self._stopping.wait(RETRY_SECONDS)
+                continue
+            try:
+                self._read(reader)
+            except (KafkaError, OSError) as error:
+                _log.warning("rollout state: %s; connecting again", error)
+                self._stopping.wait(RETRY_SECONDS)
+            finally:
+                reader.close()
+
+    def _read(self, reader: Reader) -> None:
+        """Read to the end before anything is shown, so that no request sees an old state again.
+
+        From then on the topic decides, even if its epoch is below that of the cache: a cache may
+        outlive the broker it came from.
+        """
+        ends = reader.ends()
+        caught_up = False
+        while not self._stopping.is_set():
+            for record in reader.poll(POLL_SECONDS):
+                self._consider(record)
+            caught_up = caught_up or all(
+                at >= ends[place] for place, at in reader.positions().items()
+            )
+            if caught_up and self._from_topic is not None:
+                self._show(self._from_topic)
+
+    def _consider(self, record: Received) -> None:
+        try:
+            event = record.event()
+        except CodecError as error:
+            _log.warning("rollouts/%s offset %s: %s", record.partition, record.offset, error)
+            return
+        if isinstance(event, Rollout) and event.policy == self._policy:
+            self._from_topic = newer(self._from_topic, event)
+
+    def _show(self, state: Rollout) -> None:
+        known, self._current = self._current, state
+        if known is not None and (known.epoch, known.rollout_id) == (state.epoch, state.rollout_id):
+            return
+        try:
+            write_cache(self._cache_path, state)
+        except OSError as error:
+            _log.warning("rollout state: cannot write %s: %s", self._cache_path, error)
+
+
+def write_cache(path: Path, state: Rollout) -> None:
+    """Replace the cached state as one whole, durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(to_json(state))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_cache(path: Path, policy: str) -> Rollout | None:
+    """Return the cached state of a policy; None when there is none or it cannot be read."""
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=Rollout)
+    except FileNotFoundError:
+        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+        _log.warning("rollout state: %s is of no use: %s", path, error)
+        return None
+    return state if state.policy == policy else None
