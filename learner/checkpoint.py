@@ -61,7 +61,7 @@ def save(
 
 
 def restore(root: Path, train: TrainState) -> Progress | None:
-    """Set ``train`` to the newest sound checkpoint and return its progress; None when there is none.
+    """Set ``train`` to the newest sound checkpoint; return its progress, None when none is there.
 
     Torn directories are passed over with a warning. SettingsError when the checkpoint belongs to
     another base model.

@@ -19,7 +19,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     ``logprobs`` (natural log, one per token of ``token_ids``) is empty when they are not usable.
     ``behaviour_sequence`` is the release number of the version that served it, 0 for the base and
     for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
-    ``user_reward_mean`` comes from the feature store as of ``decided_at``; 0 when it had none.
+    ``user_reward_mean`` comes from the feature store as of ``decided_at``; None when it had none.
     """
 
     sample_id: str
@@ -36,7 +36,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     decided_at: datetime
     feedback_time: datetime
     correction_ids: tuple[int, ...] = ()
-    user_reward_mean: float = 0.0
+    user_reward_mean: float | None = None
 
 
 def experience_of(

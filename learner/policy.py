@@ -189,13 +189,12 @@ def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
 
 def assistant_text(message: Message) -> str:
     """Return an assistant message as the policy would write it: content, then Hermes tool calls."""
-    parts = [text_of(message)]
-    for call in message.tool_calls:
-        parts.append(
-            f'<tool_call>{{"name": {json.dumps(call.function.name)}, '
-            f'"arguments": {_spaced(call.function.arguments)}}}</tool_call>'
-        )
-    return "".join(parts)
+    calls = (
+        f'<tool_call>{{"name": {json.dumps(call.function.name)}, '
+        f'"arguments": {_spaced(call.function.arguments)}}}</tool_call>'
+        for call in message.tool_calls
+    )
+    return "".join((text_of(message), *calls))
 
 
 def _spaced(arguments: str) -> str:

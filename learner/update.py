@@ -70,7 +70,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     decision_id: str
     offset: int
     outcome: str
-    user_reward_mean: float
+    user_reward_mean: float | None
 
 
 class UpdateStats(Struct, frozen=True, kw_only=True):
@@ -230,7 +230,7 @@ def _weigh(
     if not scored:
         return _Weighted((), torch.zeros(0), torch.zeros(0)), 0.0
     ends_bh = torch.stack([one.end_h for one in scored])
-    features_bf = torch.tensor([[one.experience.user_reward_mean] for one in scored])
+    features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
     reward_b = torch.tensor([one.experience.reward for one in scored])
     with torch.no_grad():
         residual_b = reward_b - state.value(ends_bh, features_bf)

@@ -1,0 +1,69 @@
+"""``python -m learner``: run the learner; ``python -m learner warm-start``: make a small base."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+from threading import Event
+
+from contracts.errors import HeadraceError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, then import what the command needs; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m learner", description=__doc__)
+    commands = parser.add_subparsers(dest="command")
+    warm = commands.add_parser("warm-start", help="make a small base policy from demonstrations")
+    warm.add_argument("--demonstrations", type=Path, required=True, metavar="FILE")
+    warm.add_argument("--out", type=Path, required=True, metavar="DIR")
+    warm.add_argument("--seed", type=int, default=0)
+    warm.add_argument("--steps", type=int, default=300)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(message)s")
+    logging.getLogger("kafka").setLevel(logging.ERROR)
+    try:
+        if options.command == "warm-start":
+            from learner import warm_start
+
+            warm_start.main(options.demonstrations, options.out, options.seed, options.steps)
+        else:
+            _learn()
+    except HeadraceError as error:
+        print(f"learner: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _learn() -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    from contracts.clock import SystemClock
+    from contracts.errors import DeadlineError
+    from contracts.ids import uuid7_ids
+    from contracts.settings import load_settings
+    from contracts.tracing import start_tracing
+    from learner.loop import run
+    from learner.user_features import stored_reward_means
+
+    settings, clock = load_settings(), SystemClock()
+    tracing = start_tracing(
+        "learner",
+        otlp_endpoint=settings.tracing.otlp_endpoint or None,
+        span_file=settings.state_dir / "spans" / "learner.jsonl",
+    )
+    try:
+        run(settings, clock, uuid7_ids(clock), stop, stored_reward_means(settings))
+    except DeadlineError:
+        if not stop.is_set():
+            raise
+    finally:
+        tracing.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""The learner's story: resume, read samples, learn a micro-batch, commit, release, go on.
+
+Told top down: `run` is the whole of it. It knows Kafka only through `contracts.broker`, the policy
+only through `learner.update` and its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Event as Flag
+
+import torch
+from kafka.errors import KafkaError
+from msgspec import Struct
+from msgspec.structs import replace
+
+from contracts.broker import Reader, Received
+from contracts.clock import Clock
+from contracts.codec import trace_headers
+from contracts.errors import CodecError, DeadlineError, UnavailableError
+from contracts.events import Sample
+from contracts.ids import NewId
+from contracts.settings import Settings
+from contracts.topics import RELEASES, SAMPLES
+from contracts.tracing import current_trace_headers, span
+from learner import checkpoint
+from learner.directory import CrashPoint, no_crash
+from learner.experience import Experience, experience_of
+from learner.outlet import Outlet
+from learner.policy import correction_ids, load_policy
+from learner.progress import Progress, advance, release_is_due, released
+from learner.publish import publish, release_event
+from learner.pulse import Pulse
+from learner.update import TrainState, new_train_state
+from learner.user_features import RewardMeans
+
+MAX_LINKS = 128
+CONNECT_SECONDS = 300.0
+POLL_SECONDS = 0.5
+_PLACE = f"{SAMPLES.name}/0"
+_log = logging.getLogger("learner")
+
+
+class Arrival(Struct, frozen=True):
+    """A new sample and the trace it belongs to."""
+
+    experience: Experience
+    trace: dict[str, str]
+
+
+class Learner:
+    """One run of the learner; a restart makes a new one from the last checkpoint."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        outlet: Outlet,
+        pulse: Pulse,
+        reward_means: RewardMeans,
+        crash_point: CrashPoint = no_crash,
+    ) -> None:
+        torch.set_num_threads(settings.learner.threads)
+        self.settings = settings
+        self.clock = clock
+        self.outlet = outlet
+        self.pulse = pulse
+        self.reward_means = reward_means
+        self.crash_point = crash_point
+        self.root = settings.state_dir / "checkpoints" / settings.policy.name
+        self.train: TrainState = new_train_state(load_policy(settings), settings.learner)
+        self.progress = checkpoint.restore(self.root, self.train) or Progress(
+            policy=settings.policy.name, base=self.train.policy.base
+        )
+        self.pending: list[Arrival] = []
+        self.duplicates = 0
+        self.dead_letters = 0
+        self._seen = set(self.progress.seen)
+
+    def take(self, record: Received) -> None:
+        """Take in one record of `samples`; learn when it fills a micro-batch."""
+        try:
+            sample = record.event()
+        except CodecError as error:
+            _log.warning("offset %d is no sample: %s", record.offset, error)
+            self.dead_letters += 1
+            self.outlet.dead_letter(record, error)
+            return
+        assert isinstance(sample, Sample)
+        if sample.id in self._seen:
+            self.duplicates += 1
+            return
+        self._seen.add(sample.id)
+        tokenizer = self.train.policy.tokenizer
+        correction = correction_ids(tokenizer, sample.correction) if sample.correction else ()
+        experience = experience_of(
+            sample,
+            offset=record.offset,
+            sequences=self.progress.versions,
+            correction_ids=correction,
+        )
+        self.pending.append(Arrival(experience, trace_headers(record.headers)))
+        if len(self.pending) == self.settings.learner.batch_samples:
+            self.learn()
+
+    def learn(self) -> None:
+        """Learn from the pending micro-batch, commit it, and release when it is time."""
+        traces = [arrival.trace for arrival in self.pending if arrival.trace]
+        attributes = {
+            "headrace.batch": self.progress.batches,
+            "headrace.offset.first": self.pending[0].experience.offset,
+            "headrace.offset.next": self.pending[-1].experience.offset + 1,
+        }
+        with span("learn batch", links=traces[:MAX_LINKS], attributes=attributes):
+            began = self.clock.monotonic()
+            fresh = self._with_features([arrival.experience for arrival in self.pending])
+            self.progress = advance(self.train, self.progress, fresh, self.settings)
+            checkpoint.save(
+                self.root,
+                self.train,
+                self.progress,
+                self.settings.learner.keep_checkpoints,
+                self.crash_point,
+            )
+            self._seen = set(self.progress.seen)
+            self._trace_samples()
+            self._tell(len(fresh), self.clock.monotonic() - began)
+            self.pending.clear()
+            self.release_if_due()
+
+    def rewind(self) -> None:
+        """Forget what was read since the last commit; it will be read again."""
+        self.pending.clear()
+        self._seen = set(self.progress.seen)
+
+    def resume(self) -> None:
+        """Say where this run goes on from, and finish a release that a crash cut off."""
+        self.outlet.audit(
+            "learner.started",
+            self.progress.policy,
+            {
+                "base": self.progress.base,
+                "batches": self.progress.batches,
+                "next_offset": self.progress.next_offset,
+                "releases": len(self.progress.versions),
+            },
+        )
+        _log.info(
+            "starting at batch %d, offset %d", self.progress.batches, self.progress.next_offset
+        )
+        self.release_if_due()
+
+    def release_if_due(self) -> None:
+        """Publish and announce the next version when enough batches were learned.
+
+        The checkpoint does not yet know of the release, so a crash anywhere in here makes the same
+        version and the same announcement again.
+        """
+        if not release_is_due(self.progress, self.settings.learner.publish_every):
+            return
+        published = publish(self.settings, self.train.policy, self.progress, self.crash_point)
+        self.crash_point("before-announce")
+        event = release_event(self.settings, published, self.progress, self.clock)
+        self.outlet.send(RELEASES, event)
+        self.outlet.audit(
+            "version.released",
+            published.version,
+            {
+                "sequence": event.sequence,
+                "parent": event.parent,
+                "samples": published.manifest.samples,
+                "first_offset": self.progress.first_offset,
+                "next_offset": self.progress.next_offset,
+            },
+        )
+        self.progress = released(self.progress, published.version)
+        self.crash_point("after-announce")
+        _log.info("release %d: version %s", event.sequence, published.version[:12])
+
+    def show(self, lag: int | None) -> None:
+        """Say in the heartbeat how things stand."""
+        self.pulse.lag = lag
+        self.pulse.counts = {
+            "samples": self.progress.samples,
+            "batches": self.progress.batches,
+            "releases": len(self.progress.versions),
+            "dropped": self.progress.dropped,
+            "duplicates": self.duplicates,
+            "dead_letters": self.dead_letters,
+        }
+        self.pulse.note = f"{len(self.pending)} of {self.settings.learner.batch_samples} samples"
+
+    def _with_features(self, fresh: list[Experience]) -> list[Experience]:
+        means = self.reward_means(fresh)
+        return [replace(one, user_reward_mean=mean) for one, mean in zip(fresh, means, strict=True)]
+
+    def _trace_samples(self) -> None:
+        """End each sample's own trace with a span that says which release has it."""
+        batch = [current_trace_headers()]
+        outcomes = {outcome.sample_id: outcome.outcome for outcome in self.progress.ledger}
+        for arrival in self.pending:
+            sample_id = arrival.experience.sample_id
+            attributes: dict[str, str | int] = {
+                "headrace.sample.id": sample_id,
+                "headrace.decision.id": arrival.experience.decision_id,
+                "headrace.version.sequence": self.progress.sequence,
+                "headrace.outcome": outcomes[sample_id],
+            }
+            if arrival.trace:
+                with span("learn", parent=arrival.trace, links=batch, attributes=attributes):
+                    pass
+
+    def _tell(self, count: int, seconds: float) -> None:
+        stats, progress = self.progress.stats, self.progress
+        known = sum(1 for one in progress.ledger[-count:] if one.user_reward_mean is not None)
+        first, following = self.pending[0].experience.offset, progress.next_offset
+        self.outlet.audit(
+            "batch.learned",
+            f"{progress.policy}/{progress.batches}",
+            {
+                "first_offset": first,
+                "next_offset": following,
+                "used": stats.used,
+                "dropped": stats.dropped,
+                "replayed": stats.replayed,
+                "corrections": stats.corrections,
+                "users_with_features": known,
+                "policy_loss": stats.policy_loss,
+                "kl": stats.kl,
+                "version_sequence": progress.sequence,
+            },
+        )
+        _log.info(
+            "batch %d: offsets %d to %d, %d of %d used (+%d replayed), reward %+.2f, "
+            "kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
+            *(progress.batches, first, following - 1, stats.used, count, stats.replayed),
+            *(stats.reward_mean, stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
+        )
+
+
+def run(
+    settings: Settings,
+    clock: Clock,
+    new_id: NewId,
+    stop: Flag,
+    reward_means: RewardMeans,
+    *,
+    crash_point: CrashPoint = no_crash,
+) -> Progress:
+    """Learn until ``stop`` is set; return how far it came.
+
+    A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
+    """
+    outlet = Outlet(settings.kafka, clock, new_id, stop)
+    with Pulse(settings, clock) as pulse:
+        try:
+            learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point)
+            learner.resume()
+            while not stop.is_set():
+                reader = _connect(learner, stop)
+                if reader is None:
+                    break
+                try:
+                    _follow(learner, reader, stop)
+                except KafkaError as error:
+                    _log.warning("lost the broker (%s); connecting again", error)
+                finally:
+                    reader.close()
+            return learner.progress
+        finally:
+            outlet.close()
+
+
+def _connect(learner: Learner, stop: Flag) -> Reader | None:
+    """Return a reader at the checkpoint's offset; None when asked to stop while waiting."""
+    kafka = learner.settings.kafka
+    learner.rewind()
+    learner.pulse.note = f"connecting to {kafka.bootstrap}"
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            positions = {_PLACE: learner.progress.next_offset}
+            return Reader(kafka, (SAMPLES,), "headrace-learner", positions)
+        except (KafkaError, UnavailableError) as error:
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"broker {kafka.bootstrap}: no topic samples within {CONNECT_SECONDS} s "
+                    f"({error}); see 'headrace doctor'"
+                ) from error
+            _log.warning("waiting for %s: %s", kafka.bootstrap, error)
+            if stop.wait(1.0):
+                return None
+
+
+def _follow(learner: Learner, reader: Reader, stop: Flag) -> None:
+    learner.pulse.ready = True
+    while not stop.is_set():
+        for record in reader.poll(POLL_SECONDS):
+            learner.take(record)
+            if stop.is_set():
+                return
+        learner.show(reader.ends()[_PLACE] - reader.positions()[_PLACE])

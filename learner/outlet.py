@@ -1,0 +1,96 @@
+"""What the learner writes to Kafka: audit records, dead letters and releases.
+
+A broker that is away is waited for, with a deadline; nothing is given up silently.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from base64 import b64encode
+from threading import Event as Flag
+from typing import Any
+
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from contracts.audit import AuditChain
+from contracts.broker import Received, make_producer, send_and_wait
+from contracts.clock import Clock
+from contracts.codec import encode
+from contracts.errors import CodecError, DeadlineError
+from contracts.events import DeadLetter, Event
+from contracts.ids import NewId, derived_id
+from contracts.settings import Kafka
+from contracts.topics import AUDIT, DEAD_LETTERS, Topic
+from contracts.tracing import current_trace_headers
+
+SOURCE = "headrace/learner"
+WAIT_SECONDS = 300.0
+KEPT_BYTES = 100_000
+_TRY_SECONDS = 5.0
+_log = logging.getLogger("learner")
+
+
+class Outlet:
+    """A producer that waits for the broker; one per process, for one thread."""
+
+    def __init__(self, kafka: Kafka, clock: Clock, new_id: NewId, stop: Flag) -> None:
+        self._kafka = kafka
+        self._clock = clock
+        self._stop = stop
+        self._chain = AuditChain("learner", clock, new_id)
+        self._producer: KafkaProducer | None = None
+
+    def send(self, topic: Topic, event: Event) -> None:
+        """Send an event and wait until the broker has it.
+
+        DeadlineError after 300 s without a broker, or when the process is asked to stop while it
+        waits.
+        """
+        record = encode(topic, event, source=SOURCE, trace=current_trace_headers())
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                if self._producer is None:
+                    self._producer = make_producer(self._kafka, "headrace-learner")
+                send_and_wait(self._producer, self._kafka, record, _TRY_SECONDS)
+            except (KafkaError, DeadlineError) as error:
+                if self._stop.wait(0.5) or time.monotonic() > deadline:
+                    raise DeadlineError(
+                        f"{topic.name}: {self._kafka.bootstrap} did not take {event.id} ({error}); "
+                        "start the learner again when the broker is up"
+                    ) from error
+                _log.warning("waiting for the broker to take a record of %s: %s", topic.name, error)
+                self.close()
+            else:
+                return
+
+    def audit(self, action: str, subject: str, detail: dict[str, Any], reason: str = "") -> None:
+        """Write the next audit record of this process."""
+        self.send(AUDIT, self._chain.record(action, subject, reason=reason, detail=detail))
+
+    def dead_letter(self, record: Received, error: CodecError) -> None:
+        """Put a record aside that is no event; the same record gets the same id."""
+        place = f"{record.topic.name}/{record.partition}/{record.offset}"
+        value = record.value or b""
+        letter = DeadLetter(
+            id=derived_id("dead-letter", self._kafka.prefix, place),
+            time=self._clock.now(),
+            topic=record.topic.name,
+            partition=record.partition,
+            offset=record.offset,
+            reason=error.reason,
+            detail=error.detail[:1000],
+            key_base64=b64encode(record.key).decode() if record.key else None,
+            value_base64=b64encode(value[:KEPT_BYTES]).decode(),
+            value_bytes=len(value),
+            headers={name: raw.decode(errors="replace") for name, raw in record.headers if raw},
+        )
+        self.send(DEAD_LETTERS, letter)
+
+    def close(self) -> None:
+        """Close the producer; the next send opens another."""
+        if self._producer is not None:
+            self._producer.close(timeout=1)
+        self._producer = None

@@ -1,0 +1,47 @@
+"""Beats once a second from a thread of its own, so that a long update does not look like death."""
+
+from __future__ import annotations
+
+from threading import Event, Thread
+
+from contracts.clock import Clock
+from contracts.heartbeat import beat
+from contracts.settings import Settings
+
+PROCESS = "learner"
+
+
+class Pulse:
+    """The heartbeat of the learner; the loop sets the fields, the thread writes them."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.ready = False
+        self.lag: int | None = None
+        self.counts: dict[str, int] = {}
+        self.note = "loading the policy"
+        self._settings = settings
+        self._clock = clock
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Pulse:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while True:
+            beat(
+                self._settings.state_dir,
+                PROCESS,
+                self._clock,
+                ready=self.ready,
+                lag=self.lag,
+                counts=self.counts,
+                note=self.note,
+            )
+            if self._stop.wait(1.0):
+                return

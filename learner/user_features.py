@@ -1,0 +1,41 @@
+"""What the feature store knew of a user when a decision was made: an input of the baseline.
+
+Harsh and kind raters differ in their mean reward; the baseline takes that out of the advantage.
+The learner goes on without the store, with 0 for every user.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from contracts.settings import Settings
+from feature_store.history import Moment, OfflineReader
+from learner.experience import Experience
+
+FEATURE = "user.reward_mean"
+
+RewardMeans = Callable[[Sequence[Experience]], list[float | None]]
+"""Give each experience's user reward mean as of its decision; None where it was not known."""
+
+_log = logging.getLogger("learner")
+
+
+def stored_reward_means(settings: Settings) -> RewardMeans:
+    """Return a lookup in the offline store, which is opened at the first call (seconds)."""
+    opened: list[OfflineReader] = []
+
+    def look_up(experiences: Sequence[Experience]) -> list[float | None]:
+        moments = [
+            Moment(user_id=e.user_id, session_id=e.session_id, at=e.decided_at) for e in experiences
+        ]
+        try:
+            if not opened:
+                opened.append(OfflineReader(settings))
+            rows = opened[0].at(moments)
+        except Exception as error:  # noqa: BLE001 - edge of the process: Feast raises what it likes, learning goes on
+            _log.warning("no user features for this batch: %s", error)
+            return [None] * len(experiences)
+        return [float(value) if (value := row[FEATURE]) is not None else None for row in rows]
+
+    return look_up

@@ -1,0 +1,140 @@
+"""A two-layer random Llama with a small tokenizer, and samples its own policy wrote."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from contracts.broker import make_producer, send_and_wait
+from contracts.codec import encode
+from contracts.events import Assignment, FunctionCall, Message, Sample, ToolCall
+from contracts.ids import derived_id
+from contracts.settings import Engine, Kafka, Learner, Policy, Settings
+from contracts.topics import SAMPLES
+
+WORDS = [f"w{number}" for number in range(40)]
+SPECIAL = ["<pad>", "<unk>", "<|start|>", "<|end|>", "user", "assistant", "<tool_call>", "?"]
+TEMPLATE = (
+    "{% for m in messages %}<|start|> {{ m.role }} {{ m.content }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|start|> assistant {% endif %}"
+)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+MakeSample = Callable[..., Sample]
+SendSamples = Callable[[Kafka, int, int], None]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an untrained Llama (hidden 32, 2 layers) and its tokenizer."""
+    directory = tmp_path_factory.mktemp("model")
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        chat_template=TEMPLATE,
+    )
+    tokenizer.save_pretrained(directory)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            eos_token_id=3,
+            pad_token_id=0,
+        )
+        LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def settings(tiny_model: Path, state_dir: Path) -> Settings:
+    """Small batches on the tiny model."""
+    return Settings(
+        state_dir=state_dir,
+        policy=Policy(name="assistant", model=str(tiny_model)),
+        engine=Engine(max_model_len=64),
+        learner=Learner(
+            batch_samples=8,
+            publish_every=2,
+            lora_rank=8,
+            lora_alpha=16.0,
+            learning_rate=2e-3,
+            replay_capacity=32,
+        ),
+    )
+
+
+@pytest.fixture
+def make_sample() -> MakeSample:
+    """Make the n-th sample of a fixed log; keyword arguments replace fields."""
+
+    def make(number: int, **changes: object) -> Sample:
+        draw = random.Random(number)
+        prompt = tuple(draw.randrange(8, 48) for _ in range(draw.randint(2, 9)))
+        response = (*(draw.randrange(8, 48) for _ in range(draw.randint(1, 5))), 3)
+        moment = START + timedelta(seconds=number)
+        sample = Sample(
+            id=derived_id("sample", str(number)),
+            time=moment,
+            decision_id=derived_id("decision", str(number)),
+            reward_id=derived_id("reward", str(number)),
+            session_id=f"session-{number % 5}",
+            user_id=f"user-{number % 3}",
+            assignment=Assignment(policy="assistant", policy_version="base"),
+            messages=(Message(role="user", content="w1 w2"),),
+            action="answer",
+            prompt_token_ids=prompt,
+            token_ids=response,
+            logprobs=tuple(-3.8 - 0.1 * draw.random() for _ in response),
+            temperature=1.0,
+            reward=draw.choice((-1.0, -0.5, 1.0)),
+            violation=False,
+            correction=Message(role="assistant", content="w3 w4") if number % 7 == 0 else None,
+            decided_at=moment,
+            feedback_time=moment + timedelta(seconds=5),
+        )
+        return msgspec.structs.replace(sample, **changes)
+
+    return make
+
+
+@pytest.fixture
+def send_samples(make_sample: MakeSample) -> SendSamples:
+    """Send samples ``first`` to ``last - 1`` to the broker, each with a trace of its own."""
+
+    def put(kafka: Kafka, first: int, last: int) -> None:
+        producer = make_producer(kafka, "test-samples")
+        for number in range(first, last):
+            trace = {"traceparent": f"00-{number + 1:032x}-{number + 1:016x}-01"}
+            record = encode(SAMPLES, make_sample(number), source="test", trace=trace)
+            send_and_wait(producer, kafka, record)
+        producer.close()
+
+    return put
+
+
+@pytest.fixture
+def tool_correction() -> Message:
+    """An assistant message that is one tool call."""
+    call = ToolCall(id="c", function=FunctionCall("search", '{"n":4}'))
+    return Message(role="assistant", tool_calls=(call,))

@@ -1,0 +1,88 @@
+"""Batches and the replay buffer are functions of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from contracts.events import Sample
+from contracts.settings import Settings
+from learner.experience import Experience, experience_of
+from learner.micro_batch import Replay, compose, remember
+
+MakeSample = Callable[..., Sample]
+
+
+def _experiences(make_sample: MakeSample, first: int, last: int) -> list[Experience]:
+    return [
+        experience_of(
+            make_sample(number),
+            offset=number,
+            correction_ids=(4, 3) if number % 7 == 0 else (),
+        )
+        for number in range(first, last)
+    ]
+
+
+def _all(experiences: list[Experience]) -> frozenset[str]:
+    return frozenset(e.sample_id for e in experiences)
+
+
+def test_the_draw_depends_on_the_seed_and_the_batch_number_alone(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    old = _experiences(make_sample, 0, 30)
+    replay = remember(Replay(), old, _all(old), settings.learner)
+    fresh = _experiences(make_sample, 30, 38)
+
+    first, again, next_ = (
+        compose(fresh, replay, settings.learner, number=number, served_sequence=0)
+        for number in (4, 4, 5)
+    )
+
+    assert first == again
+    assert first.replayed != next_.replayed
+    assert len(first.replayed) == 2  # a quarter of eight
+    assert {e.sample_id for e in first.replayed} <= _all(old)
+
+
+def test_replay_leaves_out_old_versions_but_keeps_corrections(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    old = _experiences(make_sample, 0, 30)
+    replay = remember(Replay(), old, _all(old), settings.learner)
+    fresh = _experiences(make_sample, 30, 38)
+
+    batch = compose(
+        fresh,
+        replay,
+        settings.learner,
+        number=0,
+        served_sequence=settings.learner.max_version_lag + 1,
+    )
+
+    assert batch.replayed == ()
+    assert [e.offset for e in batch.corrections] == [35, 0, 7, 14, 21, 28]
+
+
+def test_the_buffer_is_bounded_and_a_revision_replaces_what_it_revises(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    old = _experiences(make_sample, 0, 100)
+    replay = remember(Replay(), old, _all(old), settings.learner)
+    assert [e.offset for e in replay.recent] == list(range(68, 100))
+
+    revision = msgspec.structs.replace(old[99], sample_id="revised", reward=0.5, offset=100)
+    revised = remember(replay, [revision], frozenset({"revised"}), settings.learner)
+
+    found = [e for e in revised.recent if e.decision_id == old[99].decision_id]
+    assert [e.sample_id for e in found] == ["revised"]
+
+
+def test_what_was_dropped_is_not_replayed(settings: Settings, make_sample: MakeSample) -> None:
+    old = _experiences(make_sample, 1, 5)
+
+    replay = remember(Replay(), old, frozenset({old[0].sample_id}), settings.learner)
+
+    assert replay.recent == (old[0],)

@@ -1,0 +1,115 @@
+"""Log-probabilities, adapters on disk, and how a correction becomes tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from contracts.errors import SettingsError
+from contracts.events import Message
+from contracts.settings import Settings
+from learner.buckets import TokenSequence
+from learner.policy import (
+    TARGET_MODULES,
+    assistant_text,
+    correction_ids,
+    load_policy,
+    save_adapter,
+)
+
+SEQUENCES = [
+    TokenSequence((10, 11, 12, 13), (20, 21, 3)),
+    TokenSequence((14,), (22, 3), 0.7),
+    TokenSequence((15, 16, 17, 18, 19, 20, 21), (23,), 1.3),
+    TokenSequence((10, 30), (24, 25, 26, 27, 3)),
+    TokenSequence((11, 31, 32), (28, 3)),
+]
+
+
+def test_bucketed_logprobs_equal_those_of_a_plain_forward_pass(settings: Settings) -> None:
+    policy = load_policy(settings)
+
+    found = policy.logprobs(SEQUENCES, 2)
+
+    for sequence, row in zip(SEQUENCES, found, strict=True):
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        with torch.no_grad():
+            logits = policy.model(input_ids=ids).logits[0] / sequence.temperature
+        plain = torch.log_softmax(logits, dim=-1)
+        first = len(sequence.prompt_ids) - 1
+        wanted = [
+            float(plain[first + place, token]) for place, token in enumerate(sequence.response_ids)
+        ]
+        assert row == pytest.approx(wanted, abs=2e-6)
+
+
+def test_fresh_adapters_change_nothing_and_equal_seeds_give_equal_ones(settings: Settings) -> None:
+    first, second = load_policy(settings), load_policy(settings)
+
+    assert first.logprobs(SEQUENCES, 4) == first.logprobs(SEQUENCES, 4, adapted=False)
+    for name, parameter in first.adapters().items():
+        assert torch.equal(parameter, second.adapters()[name])
+    assert len(first.adapters()) == 2 * 2 * len(TARGET_MODULES)
+
+
+def test_a_saved_adapter_loads_in_peft_and_gives_the_same_logprobs(
+    settings: Settings, tmp_path: Path, tiny_model: Path
+) -> None:
+    policy = load_policy(settings)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in policy.adapters().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_adapter(policy, tmp_path)
+
+    loaded = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), str(tmp_path)
+    )
+
+    sequence = SEQUENCES[0]
+    ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids).logits, policy.model(input_ids=ids).logits)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == policy.base
+    assert str(tiny_model) not in (tmp_path / "adapter_config.json").read_text()
+
+
+def test_the_base_is_named_by_its_content_wherever_it_lies(
+    settings: Settings, tiny_model: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for path in tiny_model.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    moved = msgspec.structs.replace(
+        settings, policy=msgspec.structs.replace(settings.policy, model=str(copy))
+    )
+
+    assert load_policy(moved).base == load_policy(settings).base
+
+
+def test_a_rank_the_engine_would_refuse_is_refused_at_once(settings: Settings) -> None:
+    learner = msgspec.structs.replace(settings.learner, lora_rank=64)
+
+    with pytest.raises(SettingsError, match="max_lora_rank"):
+        load_policy(msgspec.structs.replace(settings, learner=learner))
+
+
+def test_a_tool_call_is_written_in_the_hermes_form(tool_correction: Message) -> None:
+    wanted = '<tool_call>{"name": "search", "arguments": {"n": 4}}</tool_call>'
+    assert assistant_text(tool_correction) == wanted
+
+
+def test_a_correction_becomes_the_turn_after_the_prompt_with_its_end(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    ids = correction_ids(tokenizer, Message(role="assistant", content="w3 w4"))
+
+    assert tokenizer.convert_ids_to_tokens(list(ids)) == ["w3", "w4", "<|end|>"]

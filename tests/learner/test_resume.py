@@ -1,0 +1,226 @@
+"""Whatever a crash cuts off, a restart gives bit for bit what an undisturbed run gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
+
+import msgspec
+import pytest
+from safetensors.torch import load_file
+
+from contracts.broker import events_to_end, make_producer, read_to_end
+from contracts.clock import ManualClock
+from contracts.errors import ManifestError, SettingsError
+from contracts.events import Release
+from contracts.ids import NewId
+from contracts.manifest import verify
+from contracts.settings import Kafka, Settings
+from contracts.topics import AUDIT, DEAD_LETTERS, RELEASES, SAMPLES
+from learner import checkpoint
+from learner.directory import CrashPoint, no_crash
+from learner.experience import Experience
+from learner.loop import Learner
+from learner.outlet import Outlet
+from learner.policy import load_policy
+from learner.progress import Progress
+from learner.pulse import Pulse
+from learner.update import new_train_state
+
+SendSamples = Callable[[Kafka, int, int], None]
+OpenLearner = Callable[[Settings, CrashPoint], Learner]
+
+CRASH_POINTS = [
+    "before-save",
+    "inside",
+    "renamed",
+    "inside-version",
+    "renamed-version",
+    "before-announce",
+    "after-announce",
+]
+
+
+class Crash(Exception):  # noqa: N818 - it stands for the end of the process
+    pass
+
+
+def _reward_means(experiences: Sequence[Experience]) -> list[float | None]:
+    return [0.25 if e.user_id == "user-1" else None for e in experiences]
+
+
+@pytest.fixture
+def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
+    def make(settings: Settings, crash_point: CrashPoint = no_crash) -> Learner:
+        outlet = Outlet(settings.kafka, clock, new_id, Event())
+        return Learner(settings, clock, outlet, Pulse(settings, clock), _reward_means, crash_point)
+
+    return make
+
+
+def _read_on(learner: Learner) -> None:
+    """Resume, and read the log from the checkpoint's offset to its end."""
+    try:
+        learner.resume()
+        start = learner.progress.next_offset
+        for record in read_to_end(learner.settings.kafka, (SAMPLES,), "test-reader"):
+            if record.offset >= start:
+                learner.take(record)
+    finally:
+        learner.outlet.close()
+
+
+def _crash_at(name: str, occurrence: int) -> CrashPoint:
+    left = [occurrence]
+
+    def crash_point(reached: str) -> None:
+        if reached == name:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Crash(name)
+
+    return crash_point
+
+
+def _with(settings: Settings, kafka: Kafka, state_dir: Path) -> Settings:
+    return msgspec.structs.replace(settings, kafka=kafka, state_dir=state_dir)
+
+
+def _releases(kafka: Kafka) -> list[Release]:
+    found = [event for _, event in events_to_end(kafka, (RELEASES,), "test-releases")]
+    return [event for event in found if isinstance(event, Release)]
+
+
+def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    send_samples(kafka, 0, 40)
+    send_samples(kafka, 10, 14)  # the same ids again
+    send_samples(kafka, 40, 44)
+    whole = open_learner(_with(settings, kafka, tmp_path / "whole"), no_crash)
+    _read_on(whole)
+    assert whole.progress.batches == 5
+    assert whole.duplicates == 4
+    wanted = (whole.root / "000000005" / checkpoint.TENSORS).read_bytes()
+
+    for name in CRASH_POINTS:
+        mine = _with(settings, kafka, tmp_path / name)
+        crashed = open_learner(mine, _crash_at(name, 2))
+        with pytest.raises(Crash):
+            _read_on(crashed)
+        resumed = open_learner(mine, no_crash)
+        _read_on(resumed)
+
+        assert resumed.progress == whole.progress, name
+        assert (resumed.root / "000000005" / checkpoint.TENSORS).read_bytes() == wanted, name
+        assert _ledger_ids(resumed) == _ledger_ids(whole), name
+        assert len(set(_ledger_ids(resumed))) == 32, name  # four released batches, each id once
+
+    versions = {release.version for release in _releases(kafka)}
+    assert versions == set(whole.progress.versions)  # the same two ids in eight runs
+    assert {release.id for release in _releases(kafka)} == {r.id for r in _releases(kafka)[:2]}
+
+
+def _ledger_ids(learner: Learner) -> list[str]:
+    root = learner.settings.state_dir / "versions" / learner.settings.policy.name
+    found = []
+    for version in learner.progress.versions:
+        lines = (root / version / "ledger.jsonl").read_text().splitlines()
+        found += [json.loads(line)["sample_id"] for line in lines]
+    return found
+
+
+def test_a_version_verifies_names_its_samples_and_parent_and_shows_a_changed_byte(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    send_samples(kafka, 0, 32)
+    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
+    _read_on(learner)
+
+    first, second = _releases(kafka)
+    manifest = verify(Path(second.location), second.version)
+
+    assert (first.parent, second.parent) == ("base", first.version)
+    assert (first.sequence, second.sequence) == (1, 2)
+    assert [(r.first, r.next) for r in manifest.trained_on] == [(16, 32)]
+    assert manifest.base == learner.train.policy.base
+    assert manifest.as_of < manifest.newest_feedback_time == second.newest_feedback_time
+    assert str(tmp_path) not in (Path(second.location) / "manifest.json").read_text()
+    lines = (Path(second.location) / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["offset"] for line in lines] == list(range(16, 32))
+    assert {json.loads(line)["user_reward_mean"] for line in lines} == {0.25, None}
+
+    weights = Path(second.location) / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(ManifestError, match="adapter_model"):
+        verify(Path(second.location), second.version)
+
+
+def test_a_record_that_is_no_sample_is_put_aside_and_stops_nothing(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    producer = make_producer(kafka, "test-bad")
+    producer.send(SAMPLES.full_name(kafka.prefix), value=b"{not json", key=b"k").get(timeout=10)
+    producer.close()
+    send_samples(kafka, 0, 8)
+    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
+    _read_on(learner)
+
+    assert learner.progress.batches == 1
+    (letter,) = [event for _, event in events_to_end(kafka, (DEAD_LETTERS,), "test-letters")]
+    assert getattr(letter, "reason", None) == "malformed"
+    actions = [getattr(e, "action", "") for _, e in events_to_end(kafka, (AUDIT,), "test-audit")]
+    assert actions == ["learner.started", "batch.learned"]
+
+
+def test_a_torn_checkpoint_is_passed_over_and_only_the_newest_are_kept(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    send_samples(kafka, 0, 40)
+    mine = _with(settings, kafka, tmp_path / "state")
+    learner = open_learner(mine, no_crash)
+    _read_on(learner)
+    names = sorted(path.name for path in learner.root.iterdir())
+    assert names == ["000000003", "000000004", "000000005"]
+
+    newest = learner.root / "000000005" / checkpoint.TENSORS
+    newest.write_bytes(newest.read_bytes()[:-10])
+    (learner.root / ".partial-1").mkdir()
+    train = new_train_state(load_policy(mine), mine.learner)
+    progress = checkpoint.restore(learner.root, train)
+
+    assert progress is not None
+    assert progress.batches == 4
+    assert not (learner.root / ".partial-1").exists()
+    saved = load_file(learner.root / "000000004" / checkpoint.TENSORS)
+    for name, parameter in train.policy.adapters().items():
+        assert parameter.equal(saved[f"adapter/{name}"])
+
+
+def test_a_checkpoint_of_another_base_is_refused(settings: Settings, tmp_path: Path) -> None:
+    train = new_train_state(load_policy(settings), settings.learner)
+    progress = Progress(policy="assistant", base="sha256:another")
+    checkpoint.save(tmp_path, train, progress, keep=1)
+
+    with pytest.raises(SettingsError, match="another"):
+        checkpoint.restore(tmp_path, train)

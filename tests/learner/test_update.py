@@ -1,0 +1,241 @@
+"""One update: what it prefers, how it weighs, what it drops, and that it repeats exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import torch
+
+from contracts.events import Sample
+from contracts.settings import Settings
+from learner.buckets import TokenSequence
+from learner.experience import Experience, experience_of
+from learner.policy import Policy, load_policy
+from learner.update import (
+    MicroBatch,
+    TrainState,
+    UpdateResult,
+    new_train_state,
+    update,
+    user_weights,
+)
+
+MAX = 64
+PROMPT = (10, 11, 12)
+MakeSample = Callable[..., Sample]
+
+
+def _experience(make_sample: MakeSample, number: int, **changes: object) -> Experience:
+    wanted = changes.pop("correction_ids", ())
+    assert isinstance(wanted, tuple)
+    sample = make_sample(number, **changes)
+    return experience_of(sample, offset=number, correction_ids=wanted)
+
+
+def _state(settings: Settings, **changes: object) -> tuple[Settings, TrainState]:
+    learner = msgspec.structs.replace(settings.learner, **changes)
+    changed = msgspec.structs.replace(settings, learner=learner)
+    return changed, new_train_state(load_policy(changed), learner)
+
+
+def _total(policy: Policy, response: tuple[int, ...]) -> float:
+    return sum(policy.logprobs([TokenSequence(PROMPT, response)], 4)[0])
+
+
+def test_a_rewarded_answer_becomes_likelier_and_a_punished_one_rarer(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings)
+    good, bad = (20, 3), (21, 3)
+    before = _total(state.policy, good), _total(state.policy, bad)
+
+    for turn in range(8):
+        fresh = []
+        for place in range(8):
+            chosen, reward = (good, 1.0) if place % 2 else (bad, -1.0)
+            mu = state.policy.logprobs([TokenSequence(PROMPT, chosen)], 4)[0]
+            fresh.append(
+                _experience(
+                    make_sample,
+                    100 * turn + place,
+                    prompt_token_ids=PROMPT,
+                    token_ids=chosen,
+                    logprobs=tuple(mu),
+                    reward=reward,
+                )
+            )
+        result = update(state, MicroBatch(fresh=tuple(fresh)), settings.learner, MAX)
+
+    assert result.stats.used == 8
+    assert _total(state.policy, good) > before[0] + 0.5
+    assert _total(state.policy, bad) < before[1] - 0.5
+
+
+def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSample) -> None:
+    settings, state = _state(settings, correction_weight=1.0)
+    wanted = (30, 31, 3)
+    one = _experience(make_sample, 1, prompt_token_ids=PROMPT, correction_ids=wanted)
+    before = _total(state.policy, wanted)
+
+    for _ in range(5):
+        result = update(state, MicroBatch(fresh=(one,), corrections=(one,)), settings.learner, MAX)
+
+    assert result.stats.corrections == 1
+    assert _total(state.policy, wanted) > before + 0.5
+
+
+def _batch(make_sample: MakeSample) -> MicroBatch:
+    fresh = [_experience(make_sample, number) for number in range(8)]
+    fresh[7] = msgspec.structs.replace(fresh[7], correction_ids=(30, 3))
+    return MicroBatch(fresh=tuple(fresh), corrections=(fresh[7],))
+
+
+def _gradient_of_the_plain_loss(
+    state: TrainState, settings: Settings, batch: MicroBatch
+) -> dict[str, torch.Tensor]:
+    """The loss written out, sequence by sequence and token by token, without padding."""
+    config, policy = settings.learner, state.policy
+    residual = torch.tensor([e.reward for e in batch.fresh])  # the baseline begins at 0
+    spread = max(float(residual.double().pow(2).mean()) ** 0.5, 0.2)
+    users = [e.user_id for e in batch.fresh]
+    total = torch.zeros(())
+    for place, one in enumerate(batch.fresh):
+        ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
+        logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
+        with torch.no_grad(), policy.model.disable_adapter():
+            anchor = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
+        share = 1.0 / (users.count(one.user_id) * len(set(users))) / config.length_scale
+        advantage = max(min(float(residual[place]) / spread, 3.0), -3.0)
+        for at, token in enumerate(one.token_ids):
+            row = len(one.prompt_ids) - 1 + at
+            here, ref = logp[row, token], anchor[row, token]
+            weight = min(float(torch.exp(here.detach() - one.logprobs[at])), config.importance_cap)
+            rho = torch.exp(here - here.detach())
+            penalty = torch.exp(ref - here) - 1 - (ref - here)
+            total = total + share * (-weight * rho * advantage + config.kl_weight * penalty)
+    for one in batch.corrections:
+        ids = torch.tensor([[*one.prompt_ids, *one.correction_ids]])
+        logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
+        for at, token in enumerate(one.correction_ids):
+            factor = config.correction_weight / (len(batch.corrections) * config.length_scale)
+            total = total - factor * logp[len(one.prompt_ids) - 1 + at, token]
+    names, parameters = zip(*policy.adapters().items(), strict=True)
+    return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
+
+
+@pytest.mark.parametrize("bucket", [1, 3, 8])
+def test_the_bucketed_gradient_is_that_of_the_loss_written_out(
+    settings: Settings, make_sample: MakeSample, bucket: int
+) -> None:
+    settings, state = _state(settings, bucket=bucket, inner_epochs=1, max_grad_norm=1e9)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in state.policy.adapters().values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch = _batch(make_sample)
+    wanted = _gradient_of_the_plain_loss(state, settings, batch)
+
+    result = update(state, batch, settings.learner, MAX)
+
+    assert result.stats.used == 8
+    for name, parameter in state.policy.adapters().items():
+        assert parameter.grad is not None
+        difference = (parameter.grad - wanted[name]).norm()
+        assert float(difference) <= 2e-5 * float(wanted[name].norm()) + 1e-8
+
+
+def test_the_same_batch_gives_the_same_weights(settings: Settings, make_sample: MakeSample) -> None:
+    found = []
+    for _ in range(2):
+        changed, state = _state(settings)
+        results = [update(state, _batch(make_sample), changed.learner, MAX) for _ in range(2)]
+        found.append((state.policy.adapters(), results))
+
+    assert found[0][1] == found[1][1]
+    for name, parameter in found[0][0].items():
+        assert torch.equal(parameter, found[1][0][name])
+
+
+def test_users_weigh_alike_however_much_they_say() -> None:
+    weights = user_weights(["a", "a", "a", "b"])
+
+    assert weights == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+def _outcomes(result: UpdateResult) -> dict[int, str]:
+    return {outcome.offset: outcome.outcome for outcome in result.outcomes}
+
+
+def test_what_cannot_be_learned_from_is_dropped_with_its_reason(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings, max_version_lag=3)
+    unlikely = tuple(-9.0 for _ in make_sample(5).token_ids)
+    fresh = (
+        _experience(make_sample, 0),
+        _experience(make_sample, 1, prompt_token_ids=()),
+        _experience(make_sample, 2, prompt_token_ids=tuple([10] * 80)),
+        _experience(make_sample, 3, temperature=0.0),
+        _experience(make_sample, 4, reward=-1.0, logprobs=()),
+        _experience(make_sample, 5, logprobs=unlikely),
+        _experience(make_sample, 6, reward=1.0, logprobs=()),
+    )
+    recent = [msgspec.structs.replace(e, behaviour_sequence=5) for e in fresh]
+    stale = msgspec.structs.replace(_experience(make_sample, 7), behaviour_sequence=1)
+
+    result = update(
+        state,
+        MicroBatch(fresh=(*recent, stale), served_sequence=5),
+        msgspec.structs.replace(settings.learner, max_log_ratio=8.0),
+        MAX,
+    )
+
+    assert _outcomes(result) == {
+        0: "used",
+        1: "no-tokens",
+        2: "too-long",
+        3: "greedy",
+        4: "no-logprobs",
+        5: "log-ratio",
+        6: "used",
+        7: "stale",
+    }
+    assert result.stats.used == 2
+    assert sum(result.stats.dropped.values()) == 6
+
+
+def test_a_batch_of_nothing_usable_changes_nothing(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings)
+    before = {name: p.detach().clone() for name, p in state.policy.adapters().items()}
+
+    result = update(
+        state,
+        MicroBatch(fresh=(_experience(make_sample, 0, temperature=0.0),)),
+        settings.learner,
+        MAX,
+    )
+
+    assert result.stats.used == 0
+    for name, parameter in state.policy.adapters().items():
+        assert torch.equal(parameter, before[name])
+
+
+def test_the_baseline_learns_who_is_harsh(settings: Settings, make_sample: MakeSample) -> None:
+    settings, state = _state(settings, value_learning_rate=2e-2)
+    harsh = [_experience(make_sample, n, reward=-1.0, user_id="h") for n in range(0, 8, 2)]
+    kind = [_experience(make_sample, n, reward=1.0, user_id="k") for n in range(1, 8, 2)]
+    fresh = tuple(
+        [msgspec.structs.replace(e, user_reward_mean=-1.0) for e in harsh]
+        + [msgspec.structs.replace(e, user_reward_mean=1.0) for e in kind]
+    )
+
+    losses = [
+        update(state, MicroBatch(fresh=fresh), settings.learner, MAX).stats.value_loss
+        for _ in range(10)
+    ]
+
+    assert losses[-1] < 0.2 * losses[0]
