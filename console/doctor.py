@@ -93,6 +93,8 @@ def _vllm_environment(settings: Settings) -> Check:
     cure = "run 'make setup', or set engine.kind to transformers"
     if not programs.VLLM_PYTHON.exists():
         return Check(name="vllm", ok=False, needed=False, found="no .venv-vllm", cure=cure)
+    if not needed:
+        return Check(name="vllm", ok=True, needed=False, found="there, but not used")
     try:
         asked = subprocess.run(
             [str(programs.VLLM_PYTHON), "-c", "import vllm; print(vllm.__version__)"],

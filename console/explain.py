@@ -201,7 +201,7 @@ def _audit(about: list[Event], kafka: Kafka, versions: set[str]) -> tuple[AuditR
         for event in _events_about(kafka, version):
             if isinstance(event, AuditRecord) and event.subject == version:
                 found[event.id] = event
-    return tuple(sorted(found.values(), key=lambda record: (record.time, record.id)))
+    return tuple(sorted(found.values(), key=lambda one: (one.time, one.producer, one.sequence)))
 
 
 def _spans(directory: Path, trace_id: str | None) -> list[SpanLine]:

@@ -67,7 +67,8 @@ def _mean(at: Floats, values: Floats, edges: Floats) -> Floats:
     """Return the mean per bin; a bin without values is a gap in the line."""
     counts = np.histogram(at, edges)[0]
     sums = np.histogram(at, edges, weights=values)[0]
-    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    means: Floats = np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+    return means
 
 
 def _shares(log: RunLog, order: Sequence[str], decided: Floats, edges: Floats) -> list[Floats]:

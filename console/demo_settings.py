@@ -1,0 +1,67 @@
+"""The settings of a demonstration run: those given, made fast, with the product's own on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from console.log_access import SETTINGS_NAME
+from contracts.settings import Settings, load_settings
+
+FAST: dict[str, Any] = {
+    "gateway": {"port": 0, "max_tokens": 32},
+    "streams": {"window_seconds": 12.0, "flush_seconds": 0.3},
+    "learner": {"batch_samples": 64, "publish_every": 2},
+    "rollout": {
+        "canary_weight": 0.3,
+        "min_canary_requests": 60,
+        "min_canary_users": 15,
+        "min_rewards": 20,
+        "max_wait_seconds": 90.0,
+        "publish_seconds": 0.5,
+    },
+}
+"""Hours of a product's traffic pass in minutes, so windows and samples shrink likewise."""
+
+KEPT = ("kafka", "features", "tracing", "data_dir")
+"""Where things are stays as given."""
+
+
+def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the trees laid over each other, later ones on top; mappings merge key by key."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        for name, value in tree.items():
+            below = merged.get(name)
+            if isinstance(below, dict) and isinstance(value, Mapping) and name != "reward":
+                merged[name] = merge(below, value)
+            else:
+                merged[name] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def demo_settings(
+    given: Settings, run_dir: Path, engine: str, model: str, product: Mapping[str, Any]
+) -> Settings:
+    """Write the run's settings into its directory and return them.
+
+    On a broker that was given, every run gets topics of its own, by prefix.
+    """
+    tree = msgspec.to_builtins(given, enc_hook=str)
+    kept = {name: tree[name] for name in KEPT}
+    own: dict[str, Any] = {
+        "state_dir": str(run_dir),
+        "policy": {"name": given.policy.name, "model": model},
+        "engine": {**tree["engine"], "kind": engine, "port": 0},
+        "data_dir": str(given.data_dir.absolute()),
+    }
+    if given.kafka.bootstrap:
+        own["kafka"] = {**tree["kafka"], "prefix": f"{given.kafka.prefix}{run_dir.name}-"}
+    path = run_dir / SETTINGS_NAME
+    run_dir.mkdir(parents=True, exist_ok=True)
+    merged = merge(kept, FAST, product, own)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))
+    return load_settings(path, {})

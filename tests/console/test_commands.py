@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from console.child import Program
+from console.doctor import doctor_text, examine, is_healthy
+from console.log_access import newest, remember
+from console.main import main
+from console.stack import feedback_secret, open_stack, resolve
+from console.status import is_sound, status_of, status_text
+from console.supervisor import Addresses, Supervisor
+from console.topic_table import topic_rows, topics_text
+from console.waiting import Shown
+from contracts.clock import SystemClock
+from contracts.errors import UnavailableError
+from contracts.heartbeat import beat
+from contracts.settings import Engine, Gateway, Kafka, Policy, Settings
+from contracts.topics import TOPICS
+
+
+def test_help_needs_no_heavy_library() -> None:
+    heavy = "['torch', 'faust', 'feast', 'kafka', 'transformers', 'matplotlib', 'aiohttp']"
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom console.main import main\n"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0\n"
+        f"assert not [name for name in {heavy} if name in sys.modules]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_status_shows_the_heartbeat_and_names_a_process_that_died(
+    state_dir: Path, shown: Shown
+) -> None:
+    program = Program(
+        name="learner",
+        command=(sys.executable, "-c", "import time; time.sleep(600)"),
+        missing=lambda _pid: "",
+    )
+    supervisor = Supervisor(state_dir, [program], Addresses(kafka="k:1"), shown)
+    supervisor.start()
+    try:
+        [row] = status_of(state_dir, SystemClock()).processes
+        assert row.age_seconds is None
+        # The heartbeat of another pid is that of an earlier run.
+        beat(state_dir, "learner", SystemClock(), ready=True, lag=3, counts={"batches": 2})
+        path = state_dir / "run" / "learner.json"
+        path.write_text(path.read_text().replace(f'"pid":{os.getpid()}', f'"pid":{row.pid}'))
+        status = status_of(state_dir, SystemClock())
+        assert is_sound(status)
+        assert (status.processes[0].lag, status.processes[0].counts) == (3, {"batches": 2})
+        assert "batches=2" in status_text(status)
+    finally:
+        supervisor.stop()
+    assert not is_sound(status_of(state_dir, SystemClock()))
+
+
+def test_status_without_a_stack_says_how_to_start_one(tmp_path: Path) -> None:
+    settings = tmp_path / "headrace.yaml"
+    settings.write_text(f"state_dir: {tmp_path / 'state'}\n")
+    answer = CliRunner().invoke(main, ["--settings", str(settings), "status"])
+    assert answer.exit_code == 1
+    assert "headrace up" in answer.output
+
+
+def test_health_follows_the_heartbeat(tmp_path: Path) -> None:
+    settings = tmp_path / "headrace.yaml"
+    settings.write_text(f"state_dir: {tmp_path / 'state'}\n")
+    arguments = ["--settings", str(settings), "health", "learner"]
+    assert CliRunner().invoke(main, arguments).exit_code == 1
+    beat(tmp_path / "state", "learner", SystemClock(), ready=False, note="loading the model")
+    assert "loading the model" in CliRunner().invoke(main, arguments).output
+    beat(tmp_path / "state", "learner", SystemClock(), ready=True)
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
+def test_doctor_names_a_missing_thing_and_its_cure(state_dir: Path) -> None:
+    settings = Settings(
+        state_dir=state_dir,
+        kafka=Kafka(bootstrap="127.0.0.1:1"),
+        engine=Engine(kind="transformers", url="http://127.0.0.1:1"),
+        policy=Policy(model="/no/such/model"),
+    )
+    checks = {check.name: check for check in examine(settings)}
+    assert not is_healthy(list(checks.values()))
+    for name in ("broker", "engine", "model"):
+        assert not checks[name].ok
+        assert checks[name].cure in doctor_text(list(checks.values()))
+    assert checks["python"].ok
+
+
+def test_doctor_writes_json_that_says_what_is_needed(tmp_path: Path) -> None:
+    settings = tmp_path / "headrace.yaml"
+    settings.write_text(f"state_dir: {tmp_path}\nengine: {{kind: transformers}}\n")
+    answer = CliRunner().invoke(main, ["--settings", str(settings), "doctor", "--json"])
+    names = {check["name"] for check in json.loads(answer.output) if check["ok"]}
+    assert {"python", "platform", "broker", "engine"} <= names
+
+
+def test_topics_lists_what_the_broker_has(kafka: Kafka) -> None:
+    rows = topic_rows(kafka)
+    assert [row.topic for row in rows] == [kafka.prefix + topic.name for topic in TOPICS]
+    assert all(row.records == 0 for row in rows)
+    assert "dead-letters" in topics_text(rows)
+
+
+def test_the_secret_is_made_once_and_for_its_owner_alone(state_dir: Path) -> None:
+    secret = feedback_secret(state_dir)
+    assert len(secret) == 64
+    assert feedback_secret(state_dir) == secret
+    path = state_dir / "secrets" / "feedback_secret"
+    assert path.stat().st_mode & 0o077 == 0
+
+
+def test_the_stack_decides_ports_addresses_and_the_secret(state_dir: Path, shown: Shown) -> None:
+    given = Settings(state_dir=state_dir, gateway=Gateway(port=0))
+    settings = resolve(given, shown)
+    assert settings.kafka.bootstrap.startswith("127.0.0.1:")
+    assert settings.engine.url == f"http://127.0.0.1:{settings.engine.port}"
+    assert settings.gateway.port > 0
+    assert settings.gateway.feedback_secret
+
+
+def test_a_stack_without_a_model_or_with_a_taken_port_says_what_to_do(
+    state_dir: Path, shown: Shown
+) -> None:
+    with pytest.raises(UnavailableError, match="--model PATH"):
+        open_stack(Settings(state_dir=state_dir), 1, shown)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        taken = Settings(state_dir=state_dir, policy=Policy(model="m"), gateway=Gateway(port=port))
+        with pytest.raises(UnavailableError, match=f"port {port} of 127.0.0.1 is taken"):
+            open_stack(taken, 1, shown)
+
+
+def test_the_newest_run_is_looked_at_when_the_state_directory_has_no_stack(tmp_path: Path) -> None:
+    given = Settings(state_dir=tmp_path / "state")
+    run_dir = tmp_path / "state" / "runs" / "one"
+    run_dir.mkdir(parents=True)
+    (run_dir / "headrace.yaml").write_text(f"state_dir: {run_dir}\nkafka: {{prefix: x-}}\n")
+    assert newest(given) == given
+    remember(given.state_dir, run_dir)
+    assert newest(given).kafka.prefix == "x-"
+    (given.state_dir / "broker").mkdir()
+    assert newest(given) == given

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from console.explain import explain_decision
+from console.explain_text import explanation_text
+from console.local_broker import LocalBroker
+from console.main import main
+from contracts.audit import AuditChain
+from contracts.broker import create_topics, make_producer, send_and_wait
+from contracts.clock import ManualClock
+from contracts.codec import encode, to_json
+from contracts.errors import UnavailableError
+from contracts.events import (
+    Assignment,
+    Candidate,
+    Component,
+    Decision,
+    Event,
+    FeatureValue,
+    Feedback,
+    Finding,
+    Message,
+    Release,
+    Reward,
+    Rollout,
+    Safety,
+    Sample,
+    Sampling,
+    Timings,
+)
+from contracts.ids import NewId, derived_id
+from contracts.manifest import Manifest, OffsetRange, hash_files, write_manifest
+from contracts.settings import Kafka, Settings
+from contracts.topics import AUDIT, DECISIONS, FEEDBACK, RELEASES, REWARDS, ROLLOUTS, SAMPLES, Topic
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+USER = Message(role="user", content="where is order 12?")
+ANSWER = Message(role="assistant", content="it left on Monday")
+
+
+class Story(msgspec.Struct, frozen=True):
+    """One decision and all that followed from it."""
+
+    decision: Decision
+    parent: str
+    version: str
+    events: tuple[tuple[Topic, Event], ...]
+
+
+def write_version(versions: Path, sequence: int, parent: str, ledger: list[dict[str, str]]) -> str:
+    partial = versions / "assistant" / f"partial-{sequence}"
+    partial.mkdir(parents=True)
+    (partial / "ledger.jsonl").write_bytes(b"".join(to_json(line) + b"\n" for line in ledger))
+    manifest = Manifest(
+        policy="assistant",
+        sequence=sequence,
+        form="lora",
+        base="tiny",
+        parent=parent,
+        as_of=START,
+        newest_feedback_time=START,
+        trained_on=(OffsetRange(topic="samples", partition=0, first=0, next=64),),
+        samples=64,
+        config={},
+        code="test",
+        files=hash_files(partial),
+    )
+    version = write_manifest(partial, manifest)
+    partial.rename(partial.with_name(version))
+    return version
+
+
+def tell(versions: Path, new_id: NewId) -> Story:
+    decision_id, feedback_id = new_id(), new_id()
+    parent = write_version(versions, 1, "base", [])
+    sample_id = derived_id(decision_id, "sample", "0")
+    line = {"sample_id": sample_id, "decision_id": decision_id, "outcome": "used"}
+    version = write_version(versions, 2, parent, [line])
+    assignment = Assignment(
+        policy="assistant", policy_version=parent, arm="canary", probability=0.3, canary_weight=0.3
+    )
+    who: dict[str, Any] = {"session_id": "s-1", "user_id": "u-1"}
+    about: dict[str, Any] = {
+        **who,
+        "decision_id": decision_id,
+        "assignment": assignment,
+        "decided_at": START,
+    }
+    decision = Decision(
+        id=decision_id,
+        time=START,
+        assignment=assignment,
+        messages=(USER,),
+        answer=ANSWER,
+        action="answer",
+        text="it left on Monday",
+        token_ids=(5, 6),
+        logprobs=(-0.5, -0.25),
+        sampling=Sampling(),
+        finish_reason="stop",
+        features={"user_reward_mean": FeatureValue(value=0.25, age_seconds=4.0)},
+        timings=Timings(total_seconds=0.02),
+        engine="test",
+        trace_id="ab" * 16,
+        **who,
+    )
+    later = START + timedelta(seconds=9)
+    feedback = Feedback(
+        id=feedback_id, time=later, decision_id=decision_id, kind="rating", score=1.0, **who
+    )
+    finding = Finding(category="secret", rule="bearer-token", where="answer", score=0.4)
+    safety = Safety(
+        id=derived_id(decision_id, "safety", "0"),
+        time=START,
+        violation=False,
+        risk=0.4,
+        findings=(finding,),
+        **about,
+    )
+    component = Component(
+        name="rating", value=1.0, weight=0.8, rule="rating.v1", event_ids=(feedback_id,)
+    )
+    reward = Reward(
+        id=derived_id(decision_id, "reward", "0"),
+        time=later,
+        status="final",
+        value=0.8,
+        components=(component,),
+        **about,
+    )
+    sample = Sample(
+        id=sample_id,
+        time=later,
+        reward_id=reward.id,
+        messages=(USER,),
+        action="answer",
+        prompt_token_ids=(1,),
+        token_ids=(5, 6),
+        logprobs=(-0.5, -0.25),
+        temperature=1.0,
+        reward=0.8,
+        violation=False,
+        feedback_time=later,
+        **about,
+    )
+    audit = AuditChain("gateway", ManualClock(later), new_id)
+    release = Release(
+        id=new_id(),
+        time=later,
+        policy="assistant",
+        version=version,
+        sequence=2,
+        parent=parent,
+        location="x",
+        newest_feedback_time=later,
+    )
+    rollout = Rollout(
+        id=new_id(),
+        time=later,
+        policy="assistant",
+        epoch=3,
+        phase="promoted",
+        stable=Candidate(version=version, sequence=2, location="x"),
+        candidate=Candidate(version=version, sequence=2, location="x"),
+    )
+    events: tuple[tuple[Topic, Event], ...] = (
+        (DECISIONS, decision),
+        (FEEDBACK, feedback),
+        (REWARDS, safety),
+        (REWARDS, reward),
+        (SAMPLES, sample),
+        (AUDIT, audit.record("served", decision_id, reason="canary")),
+        (AUDIT, audit.record("promoted", version)),
+        (RELEASES, release),
+        (ROLLOUTS, rollout),
+    )
+    return Story(decision, parent, version, events)
+
+
+def write_spans(state_dir: Path, trace_id: str) -> None:
+    (state_dir / "spans").mkdir(parents=True)
+    span = {
+        "name": "chat assistant",
+        "context": {"trace_id": f"0x{trace_id}", "span_id": "0x0123456789abcdef"},
+        "parent_id": None,
+        "start_time": "2026-03-01T12:00:00.000000Z",
+        "end_time": "2026-03-01T12:00:00.020000Z",
+    }
+    (state_dir / "spans" / "gateway.jsonl").write_bytes(to_json(span) + b"\n{half a line")
+
+
+def produce(kafka: Kafka, events: tuple[tuple[Topic, Event], ...]) -> None:
+    producer = make_producer(kafka, "test-story")
+    for topic, event in events:
+        send_and_wait(producer, kafka, encode(topic, event, source="test"))
+    producer.close()
+
+
+@pytest.fixture
+def story(kafka: Kafka, state_dir: Path, new_id: NewId) -> Iterator[Story]:
+    told = tell(state_dir / "versions", new_id)
+    write_spans(state_dir, "ab" * 16)
+    produce(kafka, (*told.events, *tell(state_dir.with_name("other"), new_id).events))
+    yield told
+
+
+def test_the_chain_goes_from_the_features_to_the_version_that_learned(
+    kafka: Kafka, state_dir: Path, story: Story
+) -> None:
+    found = explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
+    assert found.decision == story.decision
+    assert found.action_probability == pytest.approx(0.472366, abs=1e-6)
+    assert found.version.manifest is not None
+    assert found.version.manifest.trained_on[0].next == 64
+    assert found.lineage == ("base",)
+    assert found.safety is not None
+    assert found.safety.findings[0].rule == "bearer-token"
+    assert [event.score for event in found.feedback] == [1.0]
+    assert found.rewards[0].components[0].event_ids == (found.feedback[0].id,)
+    assert [(one.version, one.sequence, one.phase) for one in found.learned] == [
+        (story.version, 2, "promoted")
+    ]
+    assert [record.action for record in found.audit] == ["served", "promoted"]
+    assert [(span.process, span.name) for span in found.spans] == [("gateway", "chat assistant")]
+
+
+def test_the_text_names_every_link(kafka: Kafka, state_dir: Path, story: Story) -> None:
+    text = explanation_text(
+        explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
+    )
+    for part in (
+        "where is order 12?",
+        "user_reward_mean = 0.25  (4.0 s old)",
+        "probability of this answer 0.472",
+        "samples/0 offsets 0 to 63",
+        "secret in the answer: bearer-token",
+        "rating: +1.00 x 0.8 = +0.800  by rating.v1",
+        "score +1.00",
+        f"read for version {story.version[:12]} (number 2, promoted): outcome used",
+        "chat assistant  20.0 ms",
+    ):
+        assert part in text
+
+
+def test_an_unknown_decision_is_said_to_be_unknown(kafka: Kafka, state_dir: Path) -> None:
+    with pytest.raises(UnavailableError, match="no decision 'nobody' in the log"):
+        explain_decision(kafka, Settings(state_dir=state_dir), "nobody")
+
+
+def test_a_stopped_stack_still_explains_from_its_stored_log(
+    state_dir: Path, new_id: NewId, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = tell(state_dir / "versions", new_id)
+    with LocalBroker(state_dir / "broker") as broker:
+        create_topics(broker.kafka)
+        produce(broker.kafka, told.events)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"state_dir: {state_dir}\n")
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    answer = runner.invoke(main, ["--settings", str(settings), "explain", told.decision.id])
+    assert answer.exit_code == 0, answer.output
+    assert f"decision {told.decision.id}" in answer.output
+    unknown = runner.invoke(main, ["--settings", str(settings), "explain", "nobody"])
+    assert unknown.exit_code == 1
+    assert "no decision 'nobody'" in unknown.output
