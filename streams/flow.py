@@ -1,0 +1,248 @@
+"""The story of a record: admit, judge safety, join with feedback, reward, send on.
+
+Nothing here reads a clock, a broker or a store. Each step returns what is to be delivered; once it
+was, `Flow.settle` lets go of the offsets behind it. A step that is repeated after a crash makes
+events with the same ids.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from contracts.audit import AuditChain
+from contracts.broker import Received
+from contracts.codec import Record, encode, trace_headers
+from contracts.errors import CodecError
+from contracts.events import DeadLetter, Decision, Event, Feedback
+from contracts.settings import Settings
+from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES, Topic
+from contracts.tracing import current_trace_headers, span
+from streams.admission import admit, dead_letter
+from streams.attribution import Attribution, Pending
+from streams.offsets import Offsets
+from streams.reward import reward_of, sample_of
+from streams.safety import compile_rules, judge
+from streams.tally import Fact
+
+_log = logging.getLogger(__name__)
+
+Place = tuple[Offsets, int]
+
+
+class Step(Struct):
+    """What one batch leads to: records to deliver, facts to count, offsets that are then done."""
+
+    records: list[Record] = []
+    facts: list[Fact] = []
+    done: list[Place] = []
+    closed: list[tuple[Attribution, Pending]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.facts or self.done or self.closed)
+
+
+class Flow:
+    """The state of one worker: an `Attribution` per partition it owns."""
+
+    def __init__(self, settings: Settings, audit: AuditChain, source: str) -> None:
+        self._settings, self._audit, self._source = settings, audit, source
+        self._judge = judge(settings.streams, compile_rules(settings.streams))
+        self.partitions: dict[int, Attribution] = {}
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def open_decisions(self) -> int:
+        """Return the number of decisions whose windows are open."""
+        return sum(len(partition) for partition in self.partitions.values())
+
+    def assign(self, partitions: Iterable[int]) -> None:
+        """Begin anew with these partitions: what was in work elsewhere will be read again."""
+        seconds = self._settings.streams.window_seconds
+        self.partitions = {number: Attribution(seconds) for number in partitions}
+
+    def read(self, records: Iterable[Received], now: datetime) -> Step:
+        """Take records as they were read; those of partitions not owned are left alone."""
+        step = Step()
+        for record in records:
+            partition = self.partitions.get(record.partition)
+            if partition is None:
+                continue
+            of_decisions = record.topic is DECISIONS
+            reach = partition.decisions if of_decisions else partition.feedback
+            if reach.offsets.read(record.offset):
+                self._take(step, partition, reach.offsets, record, now)
+        return step
+
+    def close(self, now: datetime, limit: int) -> Step:
+        """Close windows whose feedback has all been read, and drop feedback nobody claimed."""
+        step = Step()
+        for partition in self.partitions.values():
+            for pending in partition.due(limit - len(step.closed)):
+                self._reward(step, partition, pending, now)
+            for orphan in partition.unclaimed():
+                step.done.append((partition.feedback.offsets, orphan.offset))
+                self._set_aside(step, orphan.feedback, "unknown")
+        return step
+
+    def settle(self, step: Step) -> None:
+        """Note that a step's records were delivered; adds the facts that may now be counted."""
+        for offsets, offset in step.done:
+            offsets.done(offset)
+        for partition, pending in step.closed:
+            partition.finish(pending)
+        for number, partition in self.partitions.items():
+            step.facts += [_closed_fact(number, pending) for pending in partition.release()]
+
+    def _take(
+        self, step: Step, partition: Attribution, offsets: Offsets, record: Received, now: datetime
+    ) -> None:
+        full_name = record.topic.full_name(self._settings.kafka.prefix)
+        trace = trace_headers(record.headers)
+        with span("admit", parent=trace):
+            event: Event = admit(record, full_name, now)
+            try:
+                if isinstance(event, Decision):
+                    self._open(step, partition, record, event, now)
+                elif isinstance(event, Feedback):
+                    self._join(step, partition, offsets, record, event, now)
+            except Exception as error:  # noqa: BLE001 - a poison record becomes a dead letter
+                _log.exception("%s/%s@%s", full_name, record.partition, record.offset)
+                event = dead_letter(record, full_name, "failed", repr(error), now)
+            if isinstance(event, DeadLetter):
+                self._refuse(step, offsets, record.offset, event)
+
+    def _open(
+        self,
+        step: Step,
+        partition: Attribution,
+        record: Received,
+        decision: Decision,
+        now: datetime,
+    ) -> None:
+        if partition.holds(decision.id):
+            self.counts["duplicates"] += 1
+            step.done.append((partition.decisions.offsets, record.offset))
+            return
+        safety = self._judge(decision, now)
+        trace = trace_headers(record.headers)
+        pending = partition.open(decision, safety, offset=record.offset, trace=trace, now=now)
+        self.counts["decisions"] += 1
+        self._send(step, REWARDS, safety)
+        step.facts.append(_opened_fact(record.partition, pending))
+
+    def _join(
+        self,
+        step: Step,
+        partition: Attribution,
+        offsets: Offsets,
+        record: Received,
+        feedback: Feedback,
+        now: datetime,
+    ) -> None:
+        outcome = partition.join(feedback, offset=record.offset, now=now)
+        if outcome in ("joined", "waiting"):
+            self.counts["feedback"] += 1
+            return
+        step.done.append((offsets, record.offset))
+        if outcome == "duplicate":
+            self.counts["duplicates"] += 1
+        else:
+            self._set_aside(step, feedback, outcome)
+
+    def _reward(self, step: Step, partition: Attribution, pending: Pending, now: datetime) -> None:
+        decision, safety = pending.decision, pending.safety
+        with span("reward", parent=pending.trace, attributes={"headrace.decision_id": decision.id}):
+            weights = self._settings.streams.reward
+            try:
+                reward = reward_of(decision, safety, pending.feedback, weights, now)
+            except Exception as error:  # noqa: BLE001 - poison feedback must not stop the others
+                _log.exception("reward of %s", decision.id)
+                self._record(step, "reward.failed", decision.id, repr(error)[:200])
+                reward = reward_of(decision, safety, (), weights, now)
+            sample = sample_of(decision, reward, safety, pending.feedback, now)
+            sent = sample is not None and self._send(step, SAMPLES, sample)
+            self._send(step, REWARDS, reward)
+            detail = {
+                "reward_id": reward.id,
+                "status": reward.status,
+                "value": reward.value,
+                "policy_version": decision.assignment.policy_version,
+                "feedback": [event.id for event in pending.feedback],
+                "sample_id": sample.id if sample is not None and sent else None,
+            }
+            self._record(step, "reward.closed", decision.id, detail=detail)
+        pending.reward = reward
+        step.closed.append((partition, pending))
+        self.counts["rewards"] += 1
+        self.counts["samples"] += sent
+
+    def _set_aside(self, step: Step, feedback: Feedback, reason: str) -> None:
+        """Drop feedback that cannot count any more, leaving a trace of it."""
+        self.counts["set_aside"] += 1
+        detail = {"feedback_id": feedback.id, "kind": feedback.kind}
+        self._record(step, "feedback.dropped", feedback.decision_id, reason, detail)
+
+    def _refuse(self, step: Step, offsets: Offsets, offset: int, letter: DeadLetter) -> None:
+        self.counts["dead_letters"] += 1
+        self._send(step, DEAD_LETTERS, letter)
+        subject = f"{letter.topic}/{letter.partition}/{letter.offset}"
+        self._record(step, "dead-letter", subject[-128:], letter.reason, {"id": letter.id})
+        step.done.append((offsets, offset))
+
+    def _record(
+        self,
+        step: Step,
+        action: str,
+        subject: str,
+        reason: str = "",
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        self._send(step, AUDIT, self._audit.record(action, subject, reason=reason, detail=detail))
+
+    def _send(self, step: Step, topic: Topic, event: Event) -> bool:
+        """Add an event to the step, in the trace of the current span; False when too large."""
+        try:
+            record = encode(topic, event, source=self._source, trace=current_trace_headers())
+        except CodecError as error:
+            _log.error("%s %s not sent: %s", topic.name, event.id, error)
+            return False
+        step.records.append(record)
+        return True
+
+
+def _opened_fact(partition: int, pending: Pending) -> Fact:
+    decision, safety = pending.decision, pending.safety
+    return Fact(
+        stage="opened",
+        partition=partition,
+        offset=pending.offset,
+        decision_id=decision.id,
+        user_id=decision.user_id,
+        session_id=decision.session_id,
+        policy_version=decision.assignment.policy_version,
+        action=decision.action,
+        risk=safety.risk,
+        violation=safety.violation,
+        time=decision.time,
+    )
+
+
+def _closed_fact(partition: int, pending: Pending) -> Fact:
+    reward = pending.reward
+    assert reward is not None
+    return msgspec.structs.replace(
+        _opened_fact(partition, pending),
+        stage="closed",
+        time=max([pending.decision.time, *(event.time for event in pending.feedback)]),
+        status=reward.status,
+        reward=reward.value,
+        revision=reward.revision,
+        reports=sum(event.kind == "report" for event in pending.feedback),
+    )

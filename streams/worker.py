@@ -1,0 +1,254 @@
+"""The Faust worker: reads both topics, runs the `flow`, delivers, and commits in order.
+
+Offsets are acknowledged to Faust only after all that follows from a record was delivered, and
+strictly in order per partition; so the open windows are rebuilt from the log after a crash or a
+rebalance, and no table is kept. Faust is used here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+import faust
+
+from contracts.audit import AuditChain
+from contracts.broker import Received
+from contracts.clock import Clock
+from contracts.heartbeat import beat
+from contracts.settings import Settings
+from contracts.topics import DECISIONS, FEEDBACK, Topic
+from streams.delivery import Delivery, FeatureLog
+from streams.flow import Flow, Step
+
+_log = logging.getLogger(__name__)
+
+BATCH_SECONDS = 0.05
+CLOSE_LIMIT = 500
+STALL_SECONDS = 45.0
+"""With records to read and none read for this long, the process ends, to be started anew."""
+
+ADMIN_SECONDS = 10.0
+
+
+class Worker:
+    """One member of the consumer group, with everything it holds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        number: int,
+        clock: Clock,
+        audit: AuditChain,
+        features: FeatureLog,
+    ) -> None:
+        self.settings, self.clock, self.features = settings, clock, features
+        self.name = f"streams-{number}"
+        client_id = f"headrace-{self.name}"
+        self.delivery = Delivery(settings.kafka, f"{client_id}-producer")
+        self.flow = Flow(settings, audit, source=f"headrace/{self.name}")
+        self.app = make_app(settings, client_id, number)
+        self._lock = asyncio.Lock()
+        self._held: dict[Any, deque[Any]] = defaultdict(deque)
+        self._lag: int | None = None
+        self._progress = (clock.monotonic(), -1)
+        self._paused = False
+        self._connect()
+
+    def _connect(self) -> None:
+        prefix = self.settings.kafka.prefix
+        self._topics: dict[str, Topic] = {t.full_name(prefix): t for t in (DECISIONS, FEEDBACK)}
+        both = self.app.topic(
+            *self._topics,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            internal=False,
+        )
+        self.app.agent(both, name=f"{prefix}flow")(self._read)
+        self.app.on_partitions_revoked.connect(self._on_revoked)
+        self.app.on_partitions_assigned.connect(self._on_assigned)
+
+    async def _read(self, stream: Any) -> None:
+        """Take batches for as long as the app runs; each batch is retried until delivered."""
+        rows = self.settings.streams.flush_rows
+        async for events in _batches(stream, rows):
+            async with self._lock:
+                current = [event for event in events if self._is_current(event)]
+                for event in current:
+                    self._held[event.message.tp].append(event)
+                now = self.clock.now()
+                await self._finish(self.flow.read(map(self._received, current), now))
+
+    async def close_windows(self) -> None:
+        """Close the windows whose feedback has all been read."""
+        while True:
+            async with self._lock:
+                step = self.flow.close(self.clock.now(), CLOSE_LIMIT)
+                if not step:
+                    break
+                await self._finish(step)
+        self._limit_open()
+
+    async def _finish(self, step: Step) -> None:
+        """Deliver a step, let go of it, write its features, acknowledge what is then done."""
+        await self.delivery.send(step.records)
+        self.flow.settle(step)
+        await self.features.record(step.facts, shared=self._is_shared())
+        for number, partition in self.flow.partitions.items():
+            self._acknowledge(DECISIONS, number, partition.decisions.offsets.committable)
+            self._acknowledge(FEEDBACK, number, partition.feedback.offsets.committable)
+
+    def _acknowledge(self, topic: Topic, partition: int, committable: int | None) -> None:
+        held = self._held.get(self._place(topic, partition))
+        while held and committable is not None and held[0].message.offset < committable:
+            held.popleft().ack()
+
+    async def see_ends(self) -> None:
+        """Ask the broker for the ends of our partitions, and derive the lag."""
+        reaches = {
+            self._place(topic, number): reach
+            for number, partition in self.flow.partitions.items()
+            for topic, reach in ((DECISIONS, partition.decisions), (FEEDBACK, partition.feedback))
+        }
+        if not reaches:
+            self._lag = None
+            return
+        now, consumer = self.clock.now(), self.app.consumer
+        ends = await asyncio.wait_for(consumer.highwaters(*reaches), ADMIN_SECONDS)
+        begins = await asyncio.wait_for(consumer.earliest_offsets(*reaches), ADMIN_SECONDS)
+        lag = 0
+        for place, reach in reaches.items():
+            # Faust sets this when it seeks after an assignment; before, the beginning is a safe
+            # guess: it never makes a partition look read that is not.
+            start = max(consumer._committed_offset[place] or 0, begins[place])
+            reach.see(ends[place], start, now)
+            lag += max(
+                0, ends[place] - (start if reach.offsets.next is None else reach.offsets.next)
+            )
+        self._lag = lag
+
+    def _limit_open(self) -> None:
+        """Stop reading decisions while too many are open; feedback goes on, so that they close."""
+        limit = self.settings.streams.max_open_decisions
+        places = {self._place(DECISIONS, number) for number in self.flow.partitions}
+        if self.flow.open_decisions >= limit:
+            self.app.consumer.pause_partitions(places)
+            self._paused = True
+        elif self._paused and self.flow.open_decisions < 0.9 * limit:
+            self.app.consumer.resume_partitions(places)
+            self._paused = False
+
+    async def _on_revoked(self, _: Any, revoked: Any, **__: Any) -> None:
+        _log.info("partitions revoked: %d", len(revoked))
+        self._begin(())
+
+    async def _on_assigned(self, _: Any, assigned: Any, **__: Any) -> None:
+        by_topic: dict[str, set[int]] = {name: set() for name in self._topics}
+        for place in assigned:
+            if place.topic in by_topic:
+                by_topic[place.topic].add(place.partition)
+        decisions, feedback = by_topic.values()
+        if decisions != feedback:
+            raise RuntimeError(
+                f"assigned decisions {sorted(decisions)} but feedback {sorted(feedback)}: "
+                "both topics need the same number of partitions"
+            )
+        _log.info("partitions assigned: %s", sorted(decisions))
+        self._begin(decisions)
+
+    def _begin(self, partitions: Any) -> None:
+        self.flow.assign(partitions)
+        self._held.clear()
+        self.features.tally.forget()
+        self._paused = False
+
+    def beat(self) -> None:
+        """Write the heartbeat."""
+        counts = {**dict.fromkeys(COUNTED, 0), **self.flow.counts}
+        counts |= {"open": self.flow.open_decisions, "feature_failures": self.features.failures}
+        beat(
+            self.settings.state_dir,
+            self.name,
+            self.clock,
+            ready=bool(self.flow.partitions),
+            lag=self._lag,
+            counts=counts,
+            note=self.delivery.waiting,
+        )
+
+    def is_stalled(self) -> bool:
+        """Say whether nothing was read for long although there is something to read."""
+        now = self.clock.monotonic()
+        read = self.flow.counts.total()
+        since, before = self._progress
+        if read != before or not self._lag or self._paused or self.delivery.waiting:
+            self._progress = (now, read)
+            return False
+        return now - since > STALL_SECONDS
+
+    def _is_current(self, event: Any) -> bool:
+        """Say whether an event is of this assignment: older ones will be read again."""
+        return bool(event.message.generation_id == self.app.consumer_generation_id)
+
+    def _is_shared(self) -> bool:
+        return len(self.flow.partitions) < self.settings.kafka.partitions
+
+    def _place(self, topic: Topic, partition: int) -> Any:
+        return faust.types.TP(topic.full_name(self.settings.kafka.prefix), partition)
+
+    def _received(self, event: Any) -> Received:
+        message = event.message
+        return Received(
+            topic=self._topics[message.topic],
+            partition=message.partition,
+            offset=message.offset,
+            key=message.key,
+            value=message.value,
+            headers=list(message.headers or ()),
+        )
+
+
+COUNTED = ("decisions", "feedback", "rewards", "samples", "dead_letters", "duplicates", "set_aside")
+
+
+async def _batches(stream: Any, rows: int) -> AsyncIterator[list[Any]]:
+    """Yield batches whose events Faust will not acknowledge by itself.
+
+    `take_events` acknowledges each batch when the next is asked for. One more reference per
+    message makes that acknowledgement one short, and ours the last.
+    """
+    async for events in stream.take_events(rows, within=BATCH_SECONDS):
+        for event in events:
+            event.message.incref()
+        yield list(events)
+
+
+def make_app(settings: Settings, client_id: str, number: int) -> Any:
+    """Return the Faust app: a group member without tables, web server or topics of its own."""
+    window = settings.streams.window_seconds
+    brokers = settings.kafka.bootstrap.split(",")
+    folder = settings.state_dir / "streams" / str(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    return faust.App(
+        f"{settings.kafka.prefix}streams",
+        broker=";".join(f"kafka://{broker.strip()}" for broker in brokers),
+        broker_client_id=client_id,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=1.0,
+        broker_commit_interval=1.0,
+        broker_max_poll_records=settings.streams.flush_rows,
+        broker_commit_livelock_soft_timeout=window + 300.0,
+        stream_processing_timeout=window + 300.0,
+        stream_wait_empty=False,  # records wait for their window; a rebalance must not
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=4 << 20,
+        datadir=str(folder),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+    )
