@@ -1,0 +1,136 @@
+"""The real process against the real broker: killed, stopped, and left without a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from console.local_broker import LocalBroker
+from contracts.broker import create_topics, events_to_end
+from contracts.codec import trace_headers
+from contracts.events import Release
+from contracts.heartbeat import Heartbeat, read_heartbeat
+from contracts.manifest import verify
+from contracts.settings import Kafka, Settings, to_environment
+from contracts.topics import RELEASES
+
+SECONDS = 60.0
+SendSamples = Callable[[Kafka, int, int], None]
+
+
+@pytest.fixture
+def start(
+    settings: Settings, tmp_path: Path
+) -> Iterator[Callable[[Kafka], subprocess.Popen[bytes]]]:
+    """Start learners that end with the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def make(kafka: Kafka) -> subprocess.Popen[bytes]:
+        mine = msgspec.structs.replace(settings, kafka=kafka)
+        environment = {**os.environ, **to_environment(mine), "OMP_NUM_THREADS": "1"}
+        with (tmp_path / "learner.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "learner"],
+                env=environment,
+                cwd=tmp_path,
+                stdout=log,
+                stderr=log,
+            )
+        started.append(process)
+        return process
+
+    yield make
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+def _until(settings: Settings, what: str, condition: Callable[[Heartbeat], bool]) -> Heartbeat:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        state = read_heartbeat(settings.state_dir, "learner")
+        if state is not None and condition(state):
+            return state
+        time.sleep(0.1)
+    log = settings.state_dir.parent / "learner.log"
+    raise AssertionError(f"{what}: not within {SECONDS} s; {log.read_text()[-2000:]}")
+
+
+def _releases(kafka: Kafka) -> list[Release]:
+    found = [event for _, event in events_to_end(kafka, (RELEASES,), "test-releases")]
+    return [event for event in found if isinstance(event, Release)]
+
+
+def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
+    settings: Settings,
+    kafka: Kafka,
+    send_samples: SendSamples,
+    start: Callable[[Kafka], subprocess.Popen[bytes]],
+) -> None:
+    send_samples(kafka, 0, 28)
+    first = start(kafka)
+    _until(settings, "three batches", lambda s: s.counts.get("batches", 0) >= 3)
+    first.send_signal(signal.SIGKILL)
+    first.wait(10)
+    send_samples(kafka, 20, 48)
+    second = start(kafka)
+    state = _until(
+        settings,
+        "six batches after the kill",
+        lambda s: s.pid == second.pid and s.counts.get("batches", 0) >= 6 and s.lag == 0,
+    )
+    assert state.ready
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(SECONDS) == 0
+
+    releases = _releases(kafka)
+    manifests = {r.version: verify(Path(r.location), r.version) for r in releases}
+    assert len(manifests) == 3
+    ids = [
+        json.loads(line)["sample_id"]
+        for release in {r.version: r for r in releases}.values()
+        for line in (Path(release.location) / "ledger.jsonl").read_text().splitlines()
+    ]
+    assert len(ids) == len(set(ids)) == 48
+
+    spans = [
+        json.loads(line)
+        for line in (settings.state_dir / "spans" / "learner.jsonl").read_text().splitlines()
+    ]
+    learned = {s["context"]["trace_id"] for s in spans if s["name"] == "learn"}
+    assert f"0x{48:032x}" in learned  # the trace of the last sample ends in the learner
+    batches = [s for s in spans if s["name"] == "learn batch"]
+    assert all(len(s["links"]) == 8 for s in batches)
+
+
+def test_a_broker_that_comes_back_is_found_again(
+    settings: Settings,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    start: Callable[[Kafka], subprocess.Popen[bytes]],
+) -> None:
+    with LocalBroker(tmp_path / "own-broker") as own:
+        create_topics(own.kafka)
+        send_samples(own.kafka, 0, 8)
+        process = start(own.kafka)
+        _until(settings, "one batch", lambda s: s.counts.get("batches") == 1)
+        own.stop()
+        own.start()
+        send_samples(own.kafka, 8, 16)
+        _until(settings, "a release after the restart", lambda s: s.counts.get("releases") == 1)
+
+        assert process.poll() is None
+        ((record, _),) = events_to_end(own.kafka, (RELEASES,), "test-trace")
+        assert trace_headers(record.headers)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
