@@ -45,8 +45,11 @@ class EvidenceCounter:
     `recall` of the same events; without that, duplicates of them would count again.
     """
 
-    def __init__(self, rollout_id: str, evidence: Evidence = EMPTY) -> None:
+    def __init__(
+        self, rollout_id: str, evidence: Evidence = EMPTY, max_decisions: int = MAX_DECISIONS
+    ) -> None:
         self.rollout_id = rollout_id
+        self._max_decisions = max_decisions
         self.evidence = evidence
         self._served: set[int] = set()
         self._rewarded: set[int] = set()
@@ -57,7 +60,7 @@ class EvidenceCounter:
     def full(self) -> bool:
         """Whether the memory's bound is reached; nothing more is counted then."""
         remembered = max(len(self._served), len(self._rewarded))
-        return remembered >= MAX_DECISIONS or len(self._offenders) >= MAX_OFFENDERS
+        return remembered >= self._max_decisions or len(self._offenders) >= MAX_OFFENDERS
 
     def count(self, event: Event) -> bool:
         """Count an event of the rewards topic; return whether the evidence changed."""

@@ -12,7 +12,14 @@ from typing import Any
 from kafka import KafkaProducer
 
 from contracts.audit import AuditChain
-from contracts.broker import Reader, Received, make_producer, read_to_end, send_and_wait
+from contracts.broker import (
+    Reader,
+    Received,
+    make_producer,
+    read_to_end,
+    send_and_wait,
+    wait_for_broker,
+)
 from contracts.codec import Record, encode, trace_headers
 from contracts.errors import CodecError, DeadlineError
 from contracts.events import AuditRecord, Event, Rollout
@@ -22,6 +29,7 @@ from contracts.tracing import current_trace_headers
 
 CLIENT_ID = "headrace-rollout"
 SOURCE = "headrace/rollout"
+PROBE_SECONDS = 1.0
 SEND_SECONDS = 10.0
 RECALL_SECONDS = 30.0
 
@@ -39,6 +47,7 @@ class RolloutLog:
 
     def history(self) -> Iterator[tuple[Rollout, dict[str, str]]]:
         """Yield every state of the policy on the topic with its trace headers, oldest first."""
+        wait_for_broker(self._kafka, PROBE_SECONDS)
         for record in read_to_end(self._kafka, (ROLLOUTS,), CLIENT_ID):
             event = event_or_none(record)
             if isinstance(event, Rollout) and event.policy == self._policy:

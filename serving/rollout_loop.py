@@ -110,6 +110,7 @@ class RolloutLoop:
     def _resume(self) -> None:
         """Find the newest state on the topic, or write the first one."""
         state: Rollout | None = None
+        self._status.waiting("reading the last state from the broker")
         self._status.forget()
         for read, trace in self._log.history():
             self._status.tally(read)

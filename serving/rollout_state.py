@@ -14,7 +14,7 @@ from threading import Event, Thread
 import msgspec
 from kafka.errors import KafkaError
 
-from contracts.broker import Reader, Received
+from contracts.broker import Reader, Received, wait_for_broker
 from contracts.codec import to_json
 from contracts.errors import CodecError, HeadraceError
 from contracts.events import Rollout
@@ -22,8 +22,9 @@ from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
 
 POLL_SECONDS = 0.1
+PROBE_SECONDS = 1.0
 RETRY_SECONDS = 0.5
-STOP_SECONDS = 15.0
+STOP_SECONDS = 5.0
 
 _log = logging.getLogger("headrace.rollout_state")
 
@@ -65,6 +66,7 @@ class RolloutFollower:
     def _follow(self) -> None:
         while not self._stopping.is_set():
             try:
+                wait_for_broker(self._kafka, PROBE_SECONDS)
                 reader = Reader(self._kafka, (ROLLOUTS,), self._client_id)
             except (KafkaError, HeadraceError, OSError) as error:
                 _log.warning("rollout state: %s; going on with the last one", error)

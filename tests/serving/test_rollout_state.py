@@ -1,0 +1,131 @@
+"""Following the state: from the topic, from the cache, through a restart of the broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from console.local_broker import LocalBroker, free_port
+from contracts.broker import create_topics, make_producer, send_and_wait
+from contracts.codec import Record, encode
+from contracts.events import Candidate, Rollout
+from contracts.settings import Kafka
+from contracts.topics import ROLLOUTS
+from serving.rollout_state import RolloutFollower, newer, read_cache, write_cache
+
+
+def state(epoch: int, stable: str = "base", *, policy: str = "desk", ident: str = "x") -> Rollout:
+    return Rollout(
+        id=ident,
+        time=datetime(2026, 1, 1, tzinfo=UTC),
+        policy=policy,
+        epoch=epoch,
+        phase="idle",
+        stable=Candidate(version=stable),
+    )
+
+
+def publish(kafka: Kafka, *states: Rollout) -> None:
+    producer = make_producer(kafka, "test")
+    for each in states:
+        send_and_wait(producer, kafka, encode(ROLLOUTS, each, source="test"))
+    producer.close()
+
+
+@contextmanager
+def following(kafka: Kafka, cache: Path) -> Iterator[RolloutFollower]:
+    follower = RolloutFollower(kafka, "desk", "test-follower", cache).start()
+    try:
+        yield follower
+    finally:
+        follower.stop()
+
+
+def until(what: str, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def epoch_of(follower: RolloutFollower) -> int | None:
+    return follower.current.epoch if follower.current else None
+
+
+def test_the_higher_epoch_holds_and_among_equals_the_later() -> None:
+    assert newer(None, state(0)).epoch == 0
+    assert newer(state(3), state(2)).epoch == 3
+    assert newer(state(3, ident="a"), state(3, ident="b")).id == "b"
+
+
+def test_without_any_state_there_is_none(kafka: Kafka, tmp_path: Path) -> None:
+    with following(kafka, tmp_path / "cache.json") as follower:
+        assert follower.current is None
+
+
+def test_the_newest_state_of_the_own_policy_is_followed(kafka: Kafka, tmp_path: Path) -> None:
+    publish(kafka, state(1, "old"), state(7, "theirs", policy="other"))
+    with following(kafka, tmp_path / "cache.json") as follower:
+        until("epoch 1", lambda: epoch_of(follower) == 1)
+        publish(kafka, state(2, "new"), state(1, "late"))
+        until("epoch 2", lambda: epoch_of(follower) == 2)
+        assert follower.current is not None
+        assert follower.current.stable.version == "new"
+
+
+def test_what_is_no_state_is_passed_over(kafka: Kafka, tmp_path: Path) -> None:
+    producer = make_producer(kafka, "test")
+    send_and_wait(producer, kafka, Record(ROLLOUTS, b"desk", b"{nonsense", []))
+    producer.close()
+    publish(kafka, state(1))
+    with following(kafka, tmp_path / "cache.json") as follower:
+        until("epoch 1", lambda: epoch_of(follower) == 1)
+
+
+def test_with_the_broker_down_the_last_good_state_serves(kafka: Kafka, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    publish(kafka, state(4, "good"))
+    with following(kafka, cache) as follower:
+        until("epoch 4", lambda: epoch_of(follower) == 4)
+        until("the cache", cache.exists)
+    nowhere = Kafka(bootstrap=f"127.0.0.1:{free_port()}")
+    follower = RolloutFollower(nowhere, "desk", "test-follower", cache).start()
+    assert follower.current is not None  # at once, before any connection
+    assert follower.current.stable.version == "good"
+    follower.stop()
+
+
+def test_a_cache_of_an_earlier_broker_gives_way_to_the_topic(kafka: Kafka, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    write_cache(cache, state(99, "forgotten"))
+    publish(kafka, state(1, "present"))
+    with following(kafka, cache) as follower:
+        assert epoch_of(follower) == 99
+        until("epoch 1", lambda: epoch_of(follower) == 1)
+
+
+def test_a_broken_or_foreign_cache_is_no_state(tmp_path: Path) -> None:
+    cache = tmp_path / "deep" / "cache.json"
+    assert read_cache(cache, "desk") is None
+    write_cache(cache, state(1))
+    assert read_cache(cache, "desk") == state(1)
+    assert read_cache(cache, "other") is None
+    cache.write_bytes(cache.read_bytes()[:-20])
+    assert read_cache(cache, "desk") is None
+    assert [path.name for path in cache.parent.iterdir()] == ["cache.json"]
+
+
+def test_a_broker_that_starts_late_and_restarts_is_followed(tmp_path: Path) -> None:
+    broker = LocalBroker(tmp_path / "broker")
+    with following(broker.kafka, tmp_path / "cache.json") as follower:
+        with broker:
+            create_topics(broker.kafka)
+            publish(broker.kafka, state(1))
+            until("epoch 1", lambda: epoch_of(follower) == 1)
+        assert epoch_of(follower) == 1
+        with broker:
+            publish(broker.kafka, state(2))
+            until("epoch 2", lambda: epoch_of(follower) == 2)
