@@ -1,0 +1,83 @@
+"""A worker killed in mid-run and a broker restarted under it: nothing lost, nothing counted twice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from console.local_broker import LocalBroker
+from contracts.clock import SystemClock
+from contracts.events import Reward, Sample
+from contracts.topics import REWARDS, SAMPLES
+from feature_store.writer import FeatureWriter
+
+WINDOW_SECONDS = 2.0
+
+
+def _send_rated(worker: Any, decision: Any, feedback: Any, first: int, last: int) -> dict[str, Any]:
+    expected = {}
+    for number in range(first, last):
+        made = decision(session_id=f"session-{number % 10}", user_id=f"user-{number % 3}")
+        expected[made.id] = (number % 21) / 10 - 1
+        worker.send(made, feedback(made, score=expected[made.id]))
+    return expected
+
+
+def _rewards(worker: Any) -> dict[str, set[tuple[str, float | None]]]:
+    found = defaultdict(set)
+    for event in worker.events(REWARDS):
+        if isinstance(event, Reward):
+            found[event.decision_id].add((event.id, event.value))
+    return found
+
+
+def _assert_one_reward_each(worker: Any, expected: dict[str, float]) -> None:
+    rewards = _rewards(worker)
+    assert rewards.keys() == expected.keys()
+    for decision_id, value in expected.items():
+        ((_, rewarded),) = rewards[decision_id]
+        assert rewarded == value
+    samples = {event.id for event in worker.events(SAMPLES) if isinstance(event, Sample)}
+    assert len(samples) == len(expected)
+
+
+def test_a_killed_worker_is_replaced_without_loss_or_double_counting(
+    streams: Any, decision: Any, feedback: Any
+) -> None:
+    worker = streams(window_seconds=WINDOW_SECONDS)
+    worker.start()
+    expected = _send_rated(worker, decision, feedback, 0, 60)
+    worker.until(lambda: worker.count("rewards") >= 60, "the first windows")
+    expected |= _send_rated(worker, decision, feedback, 60, 120)
+    worker.until(lambda: worker.count("decisions") >= 90, "open windows")
+    worker.kill()
+    expected |= _send_rated(worker, decision, feedback, 120, 150)
+    worker.start()
+    worker.until(lambda: len(_rewards(worker)) >= 150, "all rewards")
+    assert worker.stop() == 0
+    _assert_one_reward_each(worker, expected)
+    latest = FeatureWriter(worker.settings, SystemClock(), "test").latest(
+        "user", ["user-0", "user-1", "user-2"]
+    )
+    assert [values["decisions"] for values, _ in latest.values()] == [50, 50, 50]
+    assert [values["rewards"] for values, _ in latest.values()] == [50, 50, 50]
+
+
+def test_a_worker_outlives_a_restart_of_the_broker(
+    streams: Any, decision: Any, feedback: Any, tmp_path: Path
+) -> None:
+    broker = LocalBroker(tmp_path / "broker").start()
+    try:
+        worker = streams(kafka=broker.kafka, window_seconds=WINDOW_SECONDS)
+        worker.start()
+        expected = _send_rated(worker, decision, feedback, 0, 20)
+        worker.until(lambda: worker.count("decisions") >= 20, "open windows")
+        broker.stop()
+        broker.start()
+        expected |= _send_rated(worker, decision, feedback, 20, 40)
+        worker.until(lambda: len(_rewards(worker)) >= 40, "all rewards")
+        _assert_one_reward_each(worker, expected)
+        worker.close()
+    finally:
+        broker.stop()
