@@ -1,1 +1,1 @@
-"""."""
+"""Serving: the gateway users talk to, the engines it asks, and the rollout controller."""

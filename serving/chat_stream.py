@@ -1,0 +1,220 @@
+"""A streamed answer: engine chunks in, server-sent events in the OpenAI form out.
+
+The whole stream runs in one task inside the request's span, so that the decision is logged in its
+trace however the stream ends: finished, broken off by the engine, or left by the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from opentelemetry.trace import Span
+from starlette.types import Receive, Send
+
+from contracts.codec import to_json
+from contracts.errors import EngineError
+from contracts.events import Assignment, ToolCall
+from serving.engine import EngineAnswer, EngineChunk, EngineRequest
+from serving.gateway import Gateway, end_turn, first_that_answers
+from serving.tool_calls import Piece, answer_message
+from serving.turn import Outcome, Turn, finish_reason, headrace_of, usage_of
+from serving.wire_errors import DECISION_HEADER, ErrorBody, error_body
+
+DISCONNECTED = "disconnected"
+"""Finish reason of a decision whose client left before the end."""
+FAILED = "error"
+"""Finish reason of a decision whose engine broke off after the first chunk."""
+
+
+class OpenStream(Struct):
+    """An engine stream whose first chunk has come."""
+
+    first: EngineChunk
+    rest: AsyncGenerator[EngineChunk, None]
+
+
+async def stream_answer(
+    gateway: Gateway, turn: Turn, current: Span, receive: Receive, send: Send
+) -> None:
+    """Stream one answer and log its decision; Refusal when no version gives a first chunk."""
+
+    async def opened(request: EngineRequest) -> OpenStream:
+        rest = gateway.engine.stream(request)
+        try:
+            return OpenStream(await anext(rest), rest)
+        except StopAsyncIteration as error:
+            raise EngineError("engine sent no chunk") from error
+        except BaseException:
+            await rest.aclose()
+            raise
+
+    assignment, stream, notes = await first_that_answers(gateway, turn, opened)
+    left = asyncio.create_task(_client_left(receive))
+    answer = _Answer(gateway, turn, assignment, current, notes)
+    try:
+        await _start(send, turn.decision_id)
+        await send(_part(answer.opening()))
+        await _forward(stream, answer, send, left)
+        outcome = answer.end()
+        if not left.done():
+            await _finish(answer, outcome, send)
+    finally:
+        answer.end()
+        left.cancel()
+        await stream.rest.aclose()
+
+
+async def _forward(
+    stream: OpenStream, answer: _Answer, send: Send, left: asyncio.Task[None]
+) -> None:
+    """Send what comes until it ends, the engine fails or the client leaves."""
+    chunk: EngineChunk | None = stream.first
+    try:
+        while chunk is not None:
+            if left.done():
+                return
+            for delta in answer.take(chunk):
+                await send(_part(answer.chunk(delta)))
+            chunk = await anext(stream.rest, None)
+    except EngineError as error:
+        answer.fail(str(error))
+
+
+async def _finish(answer: _Answer, outcome: Outcome, send: Send) -> None:
+    for delta in answer.rest():
+        await send(_part(answer.chunk(delta)))
+    if outcome.finish_reason == FAILED:
+        await send(_part(error_body(503, "the engine broke off; ask again", "engine_unavailable")))
+        await send({"type": "http.response.body", "body": b""})
+        return
+    for last in answer.closing(outcome):
+        await send(_part(last))
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+class _Answer:
+    """What has been streamed so far, and the chunks the client sees of it."""
+
+    def __init__(
+        self, gateway: Gateway, turn: Turn, assignment: Assignment, current: Span, notes: str
+    ) -> None:
+        self._gateway = gateway
+        self._turn = turn
+        self._assignment = assignment
+        self._current = current
+        self._notes = notes
+        self._scanner = turn.scanner()
+        self._chunks: list[EngineChunk] = []
+        self._pieces: list[Piece] = []
+        self._calls = 0
+        self._reason = DISCONNECTED
+        self._first_token: float | None = None
+        self._outcome: Outcome | None = None
+        self._rest: list[dict[str, Any]] = []
+
+    def take(self, chunk: EngineChunk) -> list[dict[str, Any]]:
+        """Take an engine chunk; return the deltas that are now certain."""
+        self._chunks.append(chunk)
+        if chunk.token_ids and self._first_token is None:
+            self._first_token = self._gateway.clock.monotonic() - self._turn.arrived
+        if chunk.finish_reason is not None:
+            self._reason = chunk.finish_reason
+        return self._deltas(self._scanner.feed(chunk.text))
+
+    def fail(self, why: str) -> None:
+        """Note that the engine broke off."""
+        self._reason = FAILED
+        version = self._assignment.policy_version[:12]
+        note = f"{self._assignment.arm}: {version}: broke off: {why}"
+        self._notes = "; ".join(filter(None, (self._notes, note)))
+
+    def rest(self) -> list[dict[str, Any]]:
+        """Return the deltas that became certain at the end."""
+        return self._rest
+
+    def end(self) -> Outcome:
+        """Log the decision, once, before the last chunk goes out."""
+        if self._outcome is None:
+            self._rest = self._deltas(self._scanner.finish())
+            message = answer_message(self._pieces)
+            outcome = Outcome(
+                assignment=self._assignment,
+                answer=self._answer(),
+                message=message,
+                finish_reason=finish_reason(message, self._reason),
+                total_seconds=0.0,
+                error=self._notes or None,
+            )
+            if self._reason == DISCONNECTED:
+                self._gateway.metrics.count("disconnects")
+            self._outcome = end_turn(self._gateway, self._turn, outcome, self._current)
+        return self._outcome
+
+    def opening(self) -> dict[str, Any]:
+        """Return the chunk that opens the message."""
+        return self.chunk({"role": "assistant", "content": ""})
+
+    def chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        """Return one chunk in the OpenAI form."""
+        return {
+            "id": f"chatcmpl-{self._turn.decision_id}",
+            "object": "chat.completion.chunk",
+            "created": int(self._turn.arrived_at.timestamp()),
+            "model": self._gateway.settings.policy.name,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
+        }
+
+    def closing(self, outcome: Outcome) -> list[dict[str, Any]]:
+        """Return the chunk with the finish reason, and the usage chunk when it was asked for."""
+        ours = headrace_of(self._turn, outcome, self._gateway.secret)
+        chunks = [{**self.chunk({}, outcome.finish_reason), "headrace": ours}]
+        if self._turn.chat.include_usage:
+            usage = {"choices": [], "usage": usage_of(outcome.answer)}
+            chunks.append({**self.chunk({}), **usage, "headrace": ours})
+        return chunks
+
+    def _answer(self) -> EngineAnswer:
+        chunks = self._chunks
+        return EngineAnswer(
+            text="".join(chunk.text for chunk in chunks),
+            prompt_token_ids=next((c.prompt_token_ids for c in chunks if c.prompt_token_ids), ()),
+            token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+            logprobs=tuple(value for chunk in chunks for value in chunk.logprobs),
+            finish_reason=self._reason,
+            first_token_seconds=self._first_token,
+        )
+
+    def _deltas(self, pieces: list[Piece]) -> list[dict[str, Any]]:
+        self._pieces += pieces
+        deltas: list[dict[str, Any]] = []
+        for piece in pieces:
+            if isinstance(piece, ToolCall):
+                call = {"index": self._calls, **msgspec.to_builtins(piece)}
+                deltas.append({"tool_calls": [call]})
+                self._calls += 1
+            else:
+                deltas.append({"content": piece})
+        return deltas
+
+
+async def _client_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(send: Send, decision_id: str) -> None:
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (DECISION_HEADER.lower().encode(), decision_id.encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _part(value: dict[str, Any] | ErrorBody) -> dict[str, Any]:
+    body = b"data: " + to_json(value) + b"\n\n"
+    return {"type": "http.response.body", "body": body, "more_body": True}

@@ -1,0 +1,364 @@
+"""The inference engine seen from its callers: requests, answers, and the one HTTP client.
+
+It serves vLLM 0.32 and our transformers server alike. It knows nothing of arms, users or tools'
+meaning: the answer is raw text, with the engine's own token ids and log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from contracts.codec import to_json
+from contracts.errors import EngineError
+from contracts.events import Sampling
+
+CONNECT_SECONDS = 5.0
+ADMIN_SECONDS = 60.0
+HEALTH_SECONDS = 5.0
+MAX_CONNECTIONS = 1024
+KEEP_ALIVE_SECONDS = 3.0  # below the 5 s of uvicorn: a reused connection is never half closed
+READ_BUFFER_BYTES = 1 << 20  # one SSE line holds all prompt token ids
+
+_JSON = {"Content-Type": "application/json"}
+
+
+class EngineRequest(Struct, frozen=True):
+    """One generation. ``model`` is "base" or the name of a loaded adapter (its version).
+
+    ``messages`` and ``tools`` are in the OpenAI wire form; ``trace`` holds W3C trace headers.
+    """
+
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    sampling: Sampling
+    trace: dict[str, str] = {}
+
+
+class EngineAnswer(Struct, frozen=True):
+    """A finished generation: ``token_ids`` includes the end token, ``logprobs`` has one per id.
+
+    The log-probabilities are those of the distribution the token was drawn from: after
+    temperature, top_k and top_p (at temperature 0 those of the untempered model). vLLM gives these
+    under ``--logprobs-mode processed_logprobs``.
+    """
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    first_token_seconds: float | None = None
+
+
+class EngineChunk(Struct, frozen=True):
+    """A piece of a generation; ``prompt_token_ids`` is set in the first alone.
+
+    ``text`` may be empty while ``token_ids`` is not: half a character is held back.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    finish_reason: str | None = None
+    prompt_token_ids: tuple[int, ...] = ()
+
+
+class Engine(Protocol):
+    """What the gateway and the rollout controller ask of an engine. All raise EngineError."""
+
+    async def complete(self, request: EngineRequest) -> EngineAnswer:
+        """Generate a whole answer."""
+        ...
+
+    def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Generate piece by piece; closing the generator stops the generation."""
+        ...
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Make the adapter in a directory available under a new name; twice the same is fine."""
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; one that is not loaded is fine."""
+        ...
+
+    async def models(self) -> dict[str, str]:
+        """Return name to adapter path of all served models; the base model's path is ""."""
+        ...
+
+    async def healthy(self) -> bool:
+        """Tell whether the engine answers its health check."""
+        ...
+
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
+
+
+# --- the wire, as far as we read it ----------------------------------------------------------
+
+
+class _Logprob(Struct):
+    logprob: float
+
+
+class _Logprobs(Struct):
+    content: tuple[_Logprob, ...] | None = None
+
+
+class _Text(Struct):
+    content: str | None = None
+
+
+class _Choice(Struct):
+    message: _Text | None = None
+    delta: _Text | None = None
+    logprobs: _Logprobs | None = None
+    finish_reason: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+    def drawn(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Return (token ids, their log-probabilities); EngineError when they do not pair up."""
+        ids = self.token_ids or ()
+        entries = self.logprobs.content if self.logprobs else None
+        logprobs = tuple(entry.logprob for entry in entries or ())
+        if len(ids) != len(logprobs):
+            raise EngineError(
+                f"engine gave {len(ids)} token ids but {len(logprobs)} logprobs; it must be vLLM "
+                "0.32 or 'python -m serving engine', which honour return_token_ids and logprobs"
+            )
+        return ids, logprobs
+
+
+class _Completion(Struct):
+    choices: tuple[_Choice, ...] = ()
+    prompt_token_ids: tuple[int, ...] | None = None
+    error: dict[str, Any] | None = None
+
+
+class _Model(Struct):
+    id: str
+    root: str | None = None
+    parent: str | None = None
+
+
+class _Models(Struct):
+    data: tuple[_Model, ...]
+
+
+class _Refusal(Struct):
+    error: dict[str, Any]
+
+
+_Wire = TypeVar("_Wire")
+_completions = msgspec.json.Decoder(_Completion)
+_models = msgspec.json.Decoder(_Models)
+_refusals = msgspec.json.Decoder(_Refusal)
+
+
+class HttpEngine:
+    """The client of an engine at ``url``; make it and use it in one event loop.
+
+    ``timeout_seconds`` bounds a whole generation, first byte to last.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        self._url = url.rstrip("/")
+        self._timeout = timeout_seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def complete(self, request: EngineRequest) -> EngineAnswer:
+        """Generate a whole answer; see `Engine`."""
+        async with self._chat(request, stream=False) as response:
+            body = _decode(_completions, await response.read())
+        choice = _only_choice(body)
+        ids, logprobs = choice.drawn()
+        return EngineAnswer(
+            text=(choice.message.content if choice.message else None) or "",
+            prompt_token_ids=body.prompt_token_ids or (),
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=choice.finish_reason or "stop",
+        )
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Generate piece by piece; see `Engine`. EngineError when the stream breaks off."""
+        finished = False
+        async with (
+            self._chat(request, stream=True) as response,
+            aclosing(_events(response)) as all_,
+        ):
+            async for data in all_:
+                body = _decode(_completions, data)
+                if body.error is not None:
+                    raise EngineError(f"engine: {body.error.get('message', body.error)}", 500)
+                if not body.choices:
+                    continue
+                choice = body.choices[0]
+                ids, logprobs = choice.drawn()
+                finished = finished or choice.finish_reason is not None
+                yield EngineChunk(
+                    text=(choice.delta.content if choice.delta else None) or "",
+                    token_ids=ids,
+                    logprobs=logprobs,
+                    finish_reason=choice.finish_reason,
+                    prompt_token_ids=body.prompt_token_ids or (),
+                )
+        if not finished:
+            raise EngineError(f"engine {self._url} broke off in the middle of an answer")
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Load an adapter under a new name; see `Engine`."""
+        location = str(path.resolve())  # noqa: ASYNC240 - one look at the file system, off the request path
+        body = {"lora_name": name, "lora_path": location}
+        try:
+            await self._admin("/v1/load_lora_adapter", body)
+        except EngineError as error:
+            if error.status != 400 or (await self.models()).get(name) != location:
+                raise
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; see `Engine`."""
+        try:
+            await self._admin("/v1/unload_lora_adapter", {"lora_name": name})
+        except EngineError as error:
+            if error.status != 404:
+                raise
+
+    async def models(self) -> dict[str, str]:
+        """Return name to adapter path of all served models; see `Engine`."""
+        async with self._call("GET", "/v1/models", None, HEALTH_SECONDS) as response:
+            listing = _decode(_models, await response.read())
+        return {model.id: (model.root or "") if model.parent else "" for model in listing.data}
+
+    async def healthy(self) -> bool:
+        """Tell whether the engine answers its health check."""
+        try:
+            async with self._call("GET", "/health", None, HEALTH_SECONDS):
+                return True
+        except EngineError:
+            return False
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _chat(self, request: EngineRequest, *, stream: bool) -> Any:
+        return self._call(
+            "POST",
+            "/v1/chat/completions",
+            to_json(_chat_body(request, stream=stream)),
+            self._timeout,
+            request.trace,
+        )
+
+    async def _admin(self, path: str, body: dict[str, str]) -> None:
+        async with self._call("POST", path, to_json(body), ADMIN_SECONDS) as response:
+            await response.read()
+
+    @asynccontextmanager
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        seconds: float,
+        headers: dict[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_SECONDS
+                ),
+                auto_decompress=False,
+                read_bufsize=READ_BUFFER_BYTES,
+            )
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
+        try:
+            async with self._session.request(
+                method,
+                self._url + path,
+                data=body,
+                headers={**_JSON, **(headers or {})},
+                timeout=timeout,
+            ) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, await response.read())
+                yield response
+        except TimeoutError as error:
+            raise EngineError(
+                f"engine {self._url}{path}: no answer within {seconds:.3g} s", 504
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise EngineError(
+                f"engine {self._url}{path}: {error or type(error).__name__}"
+            ) from error
+
+
+def _chat_body(request: EngineRequest, *, stream: bool) -> dict[str, Any]:
+    """Return the body that makes vLLM give raw text, token ids and logprobs.
+
+    ``tool_choice`` "none" renders the tools into the prompt and leaves the answer unparsed;
+    ``top_logprobs`` 0 asks for the drawn tokens alone. All sampling values are given, so that no
+    default of the model's generation config can change the distribution.
+    """
+    sampling = request.sampling
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": request.messages,
+        "stream": stream,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+        "logprobs": True,
+        "top_logprobs": 0,
+        "return_token_ids": True,
+        "skip_special_tokens": True,
+    }
+    if request.tools:
+        body["tools"] = request.tools
+        body["tool_choice"] = "none"
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
+    return body
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+    """Yield the data of each server-sent event until ``[DONE]``."""
+    async for line in response.content:
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield data
+
+
+def _only_choice(body: _Completion) -> _Choice:
+    if len(body.choices) != 1:
+        raise EngineError(f"engine answered with {len(body.choices)} choices; expected 1")
+    return body.choices[0]
+
+
+def _decode(decoder: msgspec.json.Decoder[_Wire], data: bytes) -> _Wire:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EngineError(f"engine answered what we cannot read: {error}") from error
+
+
+def _refusal(status: int, data: bytes) -> EngineError:
+    try:
+        message = str(_refusals.decode(data).error.get("message", ""))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        message = data[:200].decode("utf-8", "replace")
+    return EngineError(f"engine refused ({status}): {message}", status)

@@ -1,0 +1,90 @@
+"""The user's features at request time; a store that is missing or fails costs no request.
+
+The store's client is slow to import and to open, so a thread does both and tries again until it
+succeeds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from threading import Event as Flag
+from threading import Thread
+from typing import Protocol
+
+from contracts.events import FeatureValue
+from contracts.settings import Settings
+
+RETRY_SECONDS = 5.0
+LOGGED_FAILURES = 5
+
+log = logging.getLogger("headrace.features")
+
+
+class Reader(Protocol):
+    """What `feature_store.reader.OnlineReader` offers; under 1 ms, never blocks."""
+
+    def read(
+        self, user_id: str, session_id: str, policy_version: str, now: datetime
+    ) -> dict[str, FeatureValue]:
+        """Return feature name to value."""
+        ...
+
+
+def open_online_reader(settings: Settings) -> Reader:
+    """Open the online store."""
+    from feature_store.reader import OnlineReader
+
+    reader: Reader = OnlineReader(settings)
+    return reader
+
+
+class FeatureLookup:
+    """Reads features once the store is open; before that, and on failure, there are none."""
+
+    def __init__(self, settings: Settings, open_reader: Callable[[Settings], Reader]) -> None:
+        self.note = "opening the feature store"
+        self._settings = settings
+        self._open_reader = open_reader
+        self._reader: Reader | None = None
+        self._failures = 0
+        self._stopping = Flag()
+        self._thread = Thread(target=self._open, name="feature-store", daemon=True)
+
+    def start(self) -> None:
+        """Begin opening the store."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop trying to open it."""
+        self._stopping.set()
+
+    def read(
+        self, user_id: str, session_id: str, policy_version: str, now: datetime
+    ) -> dict[str, FeatureValue] | None:
+        """Return the features, None when the store cannot give them now."""
+        if self._reader is None:
+            return None
+        try:
+            return self._reader.read(user_id, session_id, policy_version, now)
+        except Exception as error:  # noqa: BLE001 - edge of the process: no failure of the store may fail a request
+            self._failures += 1
+            self.note = f"feature store: {type(error).__name__}: {error}"
+            if self._failures <= LOGGED_FAILURES:
+                log.warning("%s; answering without features", self.note)
+            return None
+
+    def _open(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._reader = self._open_reader(self._settings)
+            except Exception as error:  # noqa: BLE001 - edge of the thread: any failure is an outage to wait out
+                note = f"feature store: {type(error).__name__}: {error}"
+                if note != self.note:
+                    log.warning("%s; answering without features", note)
+                self.note = note
+            else:
+                self.note = ""
+                return
+            self._stopping.wait(RETRY_SECONDS)

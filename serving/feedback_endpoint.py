@@ -1,0 +1,107 @@
+"""``POST /v1/feedback``: feedback on one served decision, proven by the token it came with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+from opentelemetry.trace import SpanKind
+from starlette.requests import Request
+from starlette.responses import Response
+
+from contracts.codec import to_json
+from contracts.errors import CodecError
+from contracts.events import Feedback, FeedbackKind, Id, Score
+from contracts.tokens import token_is_valid
+from contracts.tracing import span
+from serving.body import read_body
+from serving.chat_request import WireMessage, checked_message, decode_body
+from serving.gateway import Gateway
+from serving.outbox import OutboxFullError
+from serving.wire_errors import JSON, Refusal
+
+SOURCE = "http"
+
+
+class _Body(Struct):
+    decision_id: Id
+    session_id: Id
+    kind: FeedbackKind
+    token: Annotated[str, Meta(max_length=256)]
+    user_id: Id | None = None
+    score: Score | None = None
+    name: Annotated[str, Meta(max_length=64)] | None = None
+    correction: WireMessage | None = None
+    reason: Annotated[str, Meta(max_length=4000)] | None = None
+
+
+_bodies = msgspec.json.Decoder(_Body)
+
+
+class FeedbackEndpoint:
+    """Accepts feedback into the outbox: 202 with its event id."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def post(self, request: Request) -> Response:
+        """Check and accept one feedback."""
+        gateway = self._gateway
+        try:
+            body = await read_body(request, gateway.settings.gateway.max_body_bytes)
+            feedback = self._checked(decode_body(_bodies, body))
+            attributes = {
+                "headrace.decision.id": feedback.decision_id,
+                "headrace.feedback.kind": feedback.kind,
+            }
+            with span("feedback", kind=SpanKind.SERVER, attributes=attributes):
+                self._accept(feedback)
+        except Refusal as refusal:
+            gateway.metrics.count("feedback_refused")
+            return refusal.response()
+        gateway.metrics.count("feedback")
+        return Response(to_json({"event_id": feedback.id}), 202, media_type=JSON)
+
+    def _checked(self, body: _Body) -> Feedback:
+        gateway = self._gateway
+        user_id = body.user_id or body.session_id
+        if not token_is_valid(
+            gateway.secret, body.token, body.decision_id, body.session_id, user_id
+        ):
+            raise Refusal(
+                403,
+                "token does not belong to this decision, session and user; "
+                "send the headrace.feedback_token that came with the answer",
+                param="token",
+                code="invalid_token",
+            )
+        try:
+            return Feedback(
+                id=gateway.new_id(),
+                time=gateway.clock.now(),
+                decision_id=body.decision_id,
+                session_id=body.session_id,
+                user_id=user_id,
+                kind=body.kind,
+                score=body.score,
+                name=body.name,
+                correction=checked_message(body.correction, "correction")
+                if body.correction
+                else None,
+                reason=body.reason,
+                token=body.token,
+                source=SOURCE,
+            )
+        except ValueError as error:
+            raise Refusal(400, str(error)) from error
+
+    def _accept(self, feedback: Feedback) -> None:
+        try:
+            self._gateway.log.feedback(feedback)
+        except CodecError as error:
+            raise Refusal(400, str(error)) from error
+        except OutboxFullError as error:
+            raise Refusal(
+                503, "no room for feedback now; send it again later", retry_after=10
+            ) from error

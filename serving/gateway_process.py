@@ -1,0 +1,238 @@
+"""The gateway process: its parts put together, its routes, its heartbeat, its clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import uvicorn
+from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from contracts.audit import AuditChain
+from contracts.clock import SystemClock
+from contracts.codec import to_json
+from contracts.errors import SettingsError
+from contracts.heartbeat import beat
+from contracts.ids import uuid7_ids
+from contracts.settings import Settings, load_settings
+from contracts.tracing import start_tracing
+from serving.chat_endpoint import ChatEndpoint
+from serving.decision_log import DecisionLog
+from serving.engine import HttpEngine
+from serving.feature_lookup import FeatureLookup, Reader, open_online_reader
+from serving.feedback_endpoint import FeedbackEndpoint
+from serving.gateway import Gateway
+from serving.metrics import CONTENT_TYPE, Metrics
+from serving.outbox import Outbox
+from serving.outbox_delivery import Delivery
+from serving.rollout_state import RolloutFollower
+from serving.wire_errors import JSON, error_body
+
+PROCESS = "gateway"
+BEAT_SECONDS = 1.0
+DRAIN_SECONDS = 10
+DELIVER_SECONDS = 5.0
+SECRET_LENGTH = 16
+
+log = logging.getLogger("headrace.gateway")
+
+
+class Running(Struct, frozen=True):
+    """A gateway with the parts that run beside its requests."""
+
+    gateway: Gateway
+    outbox: Outbox
+    delivery: Delivery
+    follower: RolloutFollower
+
+    def status(self) -> dict[str, object]:
+        """Return what ``/healthz`` says; "degraded" still answers requests."""
+        notes = [self.delivery.note, self.gateway.features.note]
+        if self.gateway.log.losing:
+            notes.append("outbox full: events of served requests are lost")
+        return {
+            "status": "degraded" if any(notes) else "ok",
+            "notes": [note for note in notes if note],
+            "undelivered": self.outbox.undelivered,
+        }
+
+    def gauges(self) -> dict[str, float]:
+        """Return the values of this moment for ``/metrics``."""
+        return {
+            "outbox_undelivered": self.outbox.undelivered,
+            "outbox_bytes": self.outbox.bytes_on_disk,
+            "outbox_refused": self.delivery.refused,
+        }
+
+
+def check_secret(settings: Settings) -> bytes:
+    """Return the secret of feedback tokens; SettingsError when it is missing or short."""
+    secret = settings.gateway.feedback_secret
+    if len(secret) < SECRET_LENGTH:
+        raise SettingsError(
+            f"gateway.feedback_secret has {len(secret)} characters, allowed {SECRET_LENGTH} or "
+            "more; set HEADRACE_GATEWAY__FEEDBACK_SECRET to a random text, e.g. from "
+            "'openssl rand -hex 32', the same for every gateway"
+        )
+    return secret.encode()
+
+
+def assemble(
+    settings: Settings, open_reader: Callable[[Settings], Reader] = open_online_reader
+) -> Running:
+    """Make the parts; nothing is started and no server is asked yet."""
+    secret = check_secret(settings)
+    clock = SystemClock()
+    new_id = uuid7_ids(clock)
+    metrics = Metrics()
+    outbox = Outbox(settings.state_dir / "outbox", settings.gateway.outbox_max_bytes)
+    follower = RolloutFollower(
+        settings.kafka,
+        settings.policy.name,
+        "headrace-gateway-rollouts",
+        settings.state_dir / "run" / f"rollout-{settings.policy.name}.json",
+    )
+    url = settings.engine.url or f"http://127.0.0.1:{settings.engine.port}"
+    gateway = Gateway(
+        settings=settings,
+        secret=secret,
+        clock=clock,
+        new_id=new_id,
+        engine=HttpEngine(url, settings.engine.timeout_seconds),
+        rollout=lambda: follower.current,
+        features=FeatureLookup(settings, open_reader),
+        log=DecisionLog(outbox, AuditChain(PROCESS, clock, new_id), metrics),
+        metrics=metrics,
+        room=asyncio.Semaphore(settings.gateway.max_concurrent),
+    )
+    return Running(
+        gateway, outbox, Delivery(outbox, settings.kafka, "headrace-gateway-outbox"), follower
+    )
+
+
+def make_app(running: Running) -> Starlette:
+    """Return the ASGI application; its lifespan starts and stops the parts."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        running.follower.start()
+        running.delivery.start()
+        running.gateway.features.start()
+        heart = asyncio.create_task(_heartbeat(running))
+        try:
+            yield
+        finally:
+            heart.cancel()
+            await running.gateway.engine.close()
+            await asyncio.to_thread(_stop, running)
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", ChatEndpoint(running.gateway), methods=["POST"]),
+            Route("/v1/feedback", FeedbackEndpoint(running.gateway).post, methods=["POST"]),
+            Route("/v1/models", _models, methods=["GET"]),
+            Route("/healthz", _health, methods=["GET"]),
+            Route("/metrics", _metrics, methods=["GET"]),
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _fault},
+        lifespan=lifespan,
+    )
+    app.state.running = running
+    return app
+
+
+def main() -> None:
+    """Run the gateway of the settings until SIGTERM or SIGINT."""
+    settings = load_settings()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # we state outages ourselves, once
+    running = assemble(settings)
+    tracing = start_tracing(
+        PROCESS,
+        otlp_endpoint=settings.tracing.otlp_endpoint or None,
+        span_file=settings.state_dir / "spans" / f"{PROCESS}.jsonl",
+    )
+    config = uvicorn.Config(
+        make_app(running),
+        host=settings.gateway.host,
+        port=settings.gateway.port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    # uvicorn raises the signal again after its clean end; the exit code is then 0, not the signal's
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        tracing.shutdown()
+
+
+def _exit(*_: object) -> None:
+    raise SystemExit(0)
+
+
+async def _heartbeat(running: Running) -> None:
+    gateway = running.gateway
+    while True:
+        undelivered = running.outbox.undelivered
+        notes = running.status()["notes"]
+        beat(
+            gateway.settings.state_dir,
+            PROCESS,
+            gateway.clock,
+            ready=True,
+            lag=undelivered,
+            counts={**gateway.metrics.counts, "undelivered": undelivered},
+            note="; ".join(notes) if isinstance(notes, list) else "",
+        )
+        await asyncio.sleep(BEAT_SECONDS)
+
+
+def _stop(running: Running) -> None:
+    running.gateway.features.stop()
+    running.delivery.stop(DELIVER_SECONDS)
+    running.outbox.close()
+    running.follower.stop()
+
+
+async def _models(request: Request) -> Response:
+    policy = _running(request).gateway.settings.policy.name
+    model = {"id": policy, "object": "model", "created": 0, "owned_by": "headrace"}
+    return Response(to_json({"object": "list", "data": [model]}), media_type=JSON)
+
+
+async def _health(request: Request) -> Response:
+    return Response(to_json(_running(request).status()), media_type=JSON)
+
+
+async def _metrics(request: Request) -> Response:
+    running = _running(request)
+    text = running.gateway.metrics.text(running.gauges())
+    return Response(text, media_type=CONTENT_TYPE)
+
+
+def _running(request: Request) -> Running:
+    running: Running = request.app.state.running
+    return running
+
+
+def _http_error(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    message = f"{getattr(error, 'detail', error)}; see /v1/chat/completions, /v1/feedback"
+    return Response(to_json(error_body(status, message)), status, media_type=JSON)
+
+
+def _fault(_: Request, error: Exception) -> Response:
+    body = error_body(500, f"fault in the gateway ({type(error).__name__}); see its log")
+    return Response(to_json(body), 500, media_type=JSON)

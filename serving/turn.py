@@ -1,0 +1,200 @@
+"""One chat request on its way through the gateway: what is known of it, and what it becomes.
+
+Plain functions and frozen values; nothing here waits, reads or writes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+from opentelemetry.util.types import AttributeValue
+
+from contracts.events import (
+    BASE_VERSION,
+    Assignment,
+    Decision,
+    FeatureValue,
+    Message,
+    Rollout,
+    Timings,
+)
+from contracts.settings import Settings
+from contracts.tokens import feedback_token
+from serving.chat_request import ChatRequest
+from serving.engine import EngineAnswer
+from serving.tool_calls import ToolCallScanner, action_of, answer_message
+
+
+class Turn(Struct, frozen=True, kw_only=True):
+    """A request after assignment and feature look-up. ``candidates`` are tried in order."""
+
+    decision_id: str
+    session_id: str
+    user_id: str
+    chat: ChatRequest
+    candidates: tuple[Assignment, ...]
+    features: dict[str, FeatureValue]
+    features_seconds: float
+    arrived: float
+    arrived_at: datetime
+
+    def scanner(self) -> ToolCallScanner:
+        """Return a fresh scanner for this request's tools."""
+        return ToolCallScanner(self.chat.tool_names, self.decision_id[-12:])
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What came of a turn. ``answer.text`` may be cut short; ``error`` says which arm failed."""
+
+    assignment: Assignment
+    answer: EngineAnswer
+    message: Message
+    finish_reason: str
+    total_seconds: float
+    error: str | None = None
+
+
+class Headrace(Struct, frozen=True):
+    """Our part of a response body: what feedback must name, and what was decided."""
+
+    decision_id: str
+    session_id: str
+    user_id: str
+    policy_version: str
+    arm: str
+    action: str
+    feedback_token: str
+
+
+def candidates(assignment: Assignment, state: Rollout | None) -> tuple[Assignment, ...]:
+    """Return the assigned version and those that may answer in its place: stable, then base.
+
+    A fallback carries the probability of the arm it answers for.
+    """
+    found = [assignment]
+    if assignment.arm == "canary" and state is not None:
+        found.append(_instead(assignment, state.stable.version))
+    if found[-1].policy_version != BASE_VERSION:
+        found.append(_instead(assignment, BASE_VERSION))
+    return tuple(found)
+
+
+def finished(turn: Turn, assignment: Assignment, answer: EngineAnswer, notes: str) -> Outcome:
+    """Return the outcome of a whole, unstreamed answer; ``total_seconds`` is still to be set."""
+    scanner = turn.scanner()
+    message = answer_message([*scanner.feed(answer.text), *scanner.finish()])
+    return Outcome(
+        assignment=assignment,
+        answer=answer,
+        message=message,
+        finish_reason=finish_reason(message, answer.finish_reason),
+        total_seconds=0.0,
+        error=notes or None,
+    )
+
+
+def finish_reason(message: Message, engine_reason: str) -> str:
+    """Return "tool_calls" for a finished answer with calls, else the engine's reason."""
+    return "tool_calls" if message.tool_calls and engine_reason == "stop" else engine_reason
+
+
+def decision_of(turn: Turn, outcome: Outcome, engine: str, trace_id: str | None) -> Decision:
+    """Return the event of an answered turn."""
+    answer = outcome.answer
+    return Decision(
+        id=turn.decision_id,
+        time=turn.arrived_at,
+        session_id=turn.session_id,
+        user_id=turn.user_id,
+        assignment=outcome.assignment,
+        messages=turn.chat.messages,
+        tools=turn.chat.tool_names,
+        answer=outcome.message,
+        action=action_of(outcome.message),
+        text=answer.text,
+        prompt_token_ids=answer.prompt_token_ids,
+        token_ids=answer.token_ids,
+        logprobs=answer.logprobs,
+        sampling=turn.chat.sampling,
+        finish_reason=outcome.finish_reason,
+        features=turn.features,
+        timings=Timings(
+            features_seconds=turn.features_seconds,
+            first_token_seconds=answer.first_token_seconds,
+            total_seconds=outcome.total_seconds,
+        ),
+        engine=engine,
+        streamed=turn.chat.stream,
+        error=outcome.error,
+        trace_id=trace_id,
+    )
+
+
+def headrace_of(turn: Turn, outcome: Outcome, secret: bytes) -> Headrace:
+    """Return our part of the response body."""
+    return Headrace(
+        decision_id=turn.decision_id,
+        session_id=turn.session_id,
+        user_id=turn.user_id,
+        policy_version=outcome.assignment.policy_version,
+        arm=outcome.assignment.arm,
+        action=action_of(outcome.message),
+        feedback_token=feedback_token(secret, turn.decision_id, turn.session_id, turn.user_id),
+    )
+
+
+def request_attributes(turn: Turn, settings: Settings) -> dict[str, AttributeValue]:
+    """Return the span attributes known before the answer (GenAI conventions)."""
+    sampling = turn.chat.sampling
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": settings.engine.kind,
+        "gen_ai.request.model": settings.policy.name,
+        "gen_ai.request.stream": turn.chat.stream,
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.conversation.id": turn.session_id,
+        "headrace.decision.id": turn.decision_id,
+    }
+    if sampling.seed is not None:
+        attributes["gen_ai.request.seed"] = sampling.seed
+    return attributes
+
+
+def response_attributes(turn: Turn, outcome: Outcome) -> dict[str, AttributeValue]:
+    """Return the span attributes known after the answer."""
+    answer = outcome.answer
+    attributes: dict[str, AttributeValue] = {
+        "gen_ai.response.id": turn.decision_id,
+        "gen_ai.response.model": outcome.assignment.policy_version,
+        "gen_ai.response.finish_reasons": [outcome.finish_reason],
+        "gen_ai.usage.input_tokens": len(answer.prompt_token_ids),
+        "gen_ai.usage.output_tokens": len(answer.token_ids),
+        "headrace.arm": outcome.assignment.arm,
+        "headrace.action": action_of(outcome.message),
+    }
+    if answer.first_token_seconds is not None:
+        attributes["gen_ai.response.time_to_first_chunk"] = answer.first_token_seconds
+    if outcome.error:
+        attributes["error.type"] = outcome.error.partition(":")[0]
+    return attributes
+
+
+def usage_of(answer: EngineAnswer) -> dict[str, Any]:
+    """Return the token counts of an answer in the OpenAI form."""
+    asked, drawn = len(answer.prompt_token_ids), len(answer.token_ids)
+    return {"prompt_tokens": asked, "completion_tokens": drawn, "total_tokens": asked + drawn}
+
+
+def _instead(assignment: Assignment, version: str) -> Assignment:
+    return Assignment(
+        policy=assignment.policy,
+        policy_version=version,
+        arm="stable",
+        probability=1.0 - assignment.canary_weight,
+        canary_weight=assignment.canary_weight,
+        rollout_id=assignment.rollout_id,
+    )

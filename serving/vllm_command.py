@@ -1,0 +1,51 @@
+"""The command line and environment of the vLLM server; whoever starts it is not its business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contracts.events import BASE_VERSION
+from contracts.settings import Settings
+
+MAX_SEQUENCES = 16
+
+
+def vllm_command(settings: Settings, port: int, python: Path) -> tuple[list[str], dict[str, str]]:
+    """Return (argv, additions to the environment) of a vLLM 0.32 server on loopback.
+
+    ``python`` is the interpreter of the environment that has vLLM. The development endpoints stay
+    off: loading adapters does not need them, and they run arbitrary code.
+
+    ``processed_logprobs`` reports each drawn token under the distribution it was drawn from
+    (after temperature, top_k, top_p), which is what an importance weight divides by; vLLM's own
+    default is the raw model's. ``--generation-config vllm`` keeps the model's recommended sampling
+    values (a repetition penalty, say) out of requests.
+    """
+    engine = settings.engine
+    argv = [
+        *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", settings.policy.model),
+        *("--served-model-name", BASE_VERSION),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", engine.dtype),
+        *("--max-model-len", str(engine.max_model_len)),
+        *("--max-num-seqs", str(MAX_SEQUENCES)),
+        "--enforce-eager",
+        "--enable-lora",
+        *("--max-loras", str(engine.max_adapters)),
+        *("--max-cpu-loras", str(2 * engine.max_adapters)),
+        *("--max-lora-rank", str(engine.max_lora_rank)),
+        *("--logprobs-mode", "processed_logprobs"),
+        *("--generation-config", "vllm"),
+        "--disable-uvicorn-access-log",
+    ]
+    environment = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "0",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return argv, environment

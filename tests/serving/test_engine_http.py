@@ -1,0 +1,249 @@
+"""One check over every engine: raw text, token ids, logprobs, adapters, errors, broken wires."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from console.local_broker import free_port
+from contracts import settings as s
+from contracts.errors import EngineError
+from contracts.events import Sampling
+from serving.engine import EngineAnswer, EngineRequest, HttpEngine
+from serving.vllm_command import vllm_command
+
+ROOT = Path(__file__).parents[2]
+VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+GREEDY = Sampling(temperature=0.0, max_tokens=200)
+TOOLS = [{"type": "function", "function": {"name": "escalate"}}]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "transformers",
+        pytest.param(
+            "vllm",
+            marks=[
+                pytest.mark.vllm,
+                pytest.mark.skipif(not VLLM_PYTHON.exists(), reason=f"no {VLLM_PYTHON}"),
+            ],
+        ),
+    ],
+)
+def engine_url(
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    if request.param == "transformers":
+        yield request.getfixturevalue("tiny_engine").url
+        return
+    port = free_port()
+    settings = s.Settings(
+        policy=s.Policy(model=str(tiny_model)), engine=s.Engine(dtype="float32", max_lora_rank=8)
+    )
+    argv, environment = vllm_command(settings, port, VLLM_PYTHON)
+    server_type = type(request.getfixturevalue("tiny_engine"))
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    server = server_type(argv, environment, port, log)
+    yield server.wait("/health").url
+    server.stop()
+
+
+@pytest.fixture
+async def engine(engine_url: str) -> AsyncIterator[HttpEngine]:
+    client = HttpEngine(engine_url, timeout_seconds=60.0)
+    yield client
+    await client.close()
+
+
+def asks(text: str, model: str = "base", sampling: Sampling = GREEDY, **more: Any) -> EngineRequest:
+    return EngineRequest(
+        model, [{"role": "user", "content": text}], more.get("tools", []), sampling
+    )
+
+
+async def streamed(engine: HttpEngine, request: EngineRequest) -> EngineAnswer:
+    chunks = [chunk async for chunk in engine.stream(request)]
+    return EngineAnswer(
+        "".join(chunk.text for chunk in chunks),
+        next(chunk.prompt_token_ids for chunk in chunks if chunk.prompt_token_ids),
+        tuple(token for chunk in chunks for token in chunk.token_ids),
+        tuple(value for chunk in chunks for value in chunk.logprobs),
+        next(chunk.finish_reason for chunk in reversed(chunks) if chunk.finish_reason),
+    )
+
+
+async def test_an_answer_comes_with_its_token_ids_and_their_logprobs(engine: HttpEngine) -> None:
+    answer = await engine.complete(asks("hello"))
+    assert answer.text == "Grüße from a small model."
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids[-1] == 2  # the end token is part of what was drawn
+    assert len(answer.logprobs) == len(answer.token_ids)
+    assert all(-0.5 < value <= 0 for value in answer.logprobs)
+    assert len(answer.prompt_token_ids) > 5
+
+
+async def test_a_stream_gives_the_same_as_a_plain_answer(engine: HttpEngine) -> None:
+    plain, parts = await engine.complete(asks("hello")), await streamed(engine, asks("hello"))
+    assert parts.text == plain.text
+    assert parts.token_ids == plain.token_ids
+    assert parts.prompt_token_ids == plain.prompt_token_ids
+    assert parts.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+    assert parts.finish_reason == "stop"
+
+
+async def test_tools_reach_the_template_and_calls_stay_raw_text(engine: HttpEngine) -> None:
+    answer = await engine.complete(asks("help me", tools=TOOLS))
+    assert answer.text.startswith("<tool_call>")
+    assert '"escalate"' in answer.text
+
+
+async def test_a_conversation_with_tool_calls_is_rendered(engine: HttpEngine) -> None:
+    call = {"name": "escalate", "arguments": '{"to": "human"}'}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "help me"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": call}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "done"},
+        {"role": "user", "content": "hello"},
+    ]
+    answer = await engine.complete(EngineRequest("base", messages, TOOLS, GREEDY))
+    assert len(answer.prompt_token_ids) > 40
+
+
+async def test_logprobs_are_those_of_the_tempered_distribution(engine: HttpEngine) -> None:
+    """At a high temperature all 384 tokens are nearly equally likely."""
+    hot = Sampling(temperature=100.0, max_tokens=20, seed=5)
+    answer = await engine.complete(asks("hello", sampling=hot))
+    assert all(abs(value + math.log(384)) < 1.0 for value in answer.logprobs)
+
+
+async def test_logprobs_are_those_after_top_p(engine: HttpEngine) -> None:
+    """Of a nucleus of one token, the one token has probability 1."""
+    narrow = Sampling(temperature=1.0, top_p=1e-6, max_tokens=5)
+    answer = await engine.complete(asks("hello", sampling=narrow))
+    assert answer.logprobs == pytest.approx([0.0] * len(answer.logprobs), abs=1e-6)
+
+
+async def test_the_same_seed_draws_the_same_tokens(engine: HttpEngine) -> None:
+    seeded = Sampling(temperature=1.5, max_tokens=20, seed=11)
+    first, second = [await engine.complete(asks("tell", sampling=seeded)) for _ in range(2)]
+    assert first.token_ids == second.token_ids
+
+
+async def test_an_answer_that_reaches_its_bound_says_so(engine: HttpEngine) -> None:
+    answer = await engine.complete(asks("count", sampling=Sampling(temperature=0, max_tokens=3)))
+    assert (answer.finish_reason, len(answer.token_ids)) == ("length", 3)
+
+
+async def test_concurrent_answers_do_not_mix(engine: HttpEngine) -> None:
+    questions = ["hello", "count"] * 8
+    answers = await asyncio.gather(*(engine.complete(asks(text)) for text in questions))
+    for question, answer in zip(questions, answers, strict=True):
+        assert answer.text.startswith("Grüße" if question == "hello" else "1 2 3")
+
+
+async def test_adapters_come_go_and_change_the_answer(
+    engine: HttpEngine, tiny_adapters: tuple[Path, Path]
+) -> None:
+    before = await engine.complete(asks("hello"))
+    for name, path in zip(("one", "two"), tiny_adapters, strict=True):
+        await engine.load_adapter(name, path)
+        await engine.load_adapter(name, path)
+    models = await engine.models()
+    assert models == {"base": "", "one": str(tiny_adapters[0]), "two": str(tiny_adapters[1])}
+    one = await engine.complete(asks("hello", "one"))
+    two = await engine.complete(asks("hello", "two"))
+    assert len({before.logprobs[:3], one.logprobs[:3], two.logprobs[:3]}) == 3
+    assert (await engine.complete(asks("hello"))).logprobs == pytest.approx(
+        before.logprobs, abs=1e-4
+    )
+    for name in ("one", "two", "one"):
+        await engine.unload_adapter(name)
+    assert await engine.models() == {"base": ""}
+    assert (await engine.complete(asks("hello"))).text == before.text
+
+
+async def test_an_adapter_name_is_never_given_to_other_files(
+    engine: HttpEngine, tiny_adapters: tuple[Path, Path]
+) -> None:
+    await engine.load_adapter("fixed", tiny_adapters[0])
+    with pytest.raises(EngineError, match="already been loaded"):
+        await engine.load_adapter("fixed", tiny_adapters[1])
+    await engine.unload_adapter("fixed")
+
+
+async def test_refusals_carry_the_status(engine: HttpEngine, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as unknown:
+        await engine.complete(asks("hello", "nobody"))
+    with pytest.raises(EngineError) as unknown_stream:
+        await anext(engine.stream(asks("hello", "nobody")))
+    with pytest.raises(EngineError) as too_long:
+        await engine.complete(asks("zq " * 600))
+    with pytest.raises(EngineError) as no_files:
+        await engine.load_adapter("empty", tmp_path)
+    assert (unknown.value.status, unknown_stream.value.status) == (404, 404)
+    assert (too_long.value.status, no_files.value.status // 100) == (400, 4)
+
+
+async def test_a_stream_left_early_frees_the_engine(engine: HttpEngine) -> None:
+    async with aclosing(engine.stream(asks("count"))) as chunks:
+        await anext(chunks)
+    assert (await engine.complete(asks("hello"))).finish_reason == "stop"
+
+
+async def test_the_engine_says_that_it_is_healthy(engine: HttpEngine) -> None:
+    assert await engine.healthy()
+
+
+async def test_an_engine_that_is_not_there_is_unhealthy_and_refuses_with_status_0() -> None:
+    engine = HttpEngine(f"http://127.0.0.1:{free_port()}", timeout_seconds=2.0)
+    assert not await engine.healthy()
+    with pytest.raises(EngineError) as refused:
+        await engine.complete(asks("hello"))
+    assert refused.value.status == 0
+    await engine.close()
+
+
+async def test_an_engine_that_says_nothing_meets_its_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = HttpEngine(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_seconds=0.2)
+        with pytest.raises(EngineError, match=r"no answer within 0\.2 s") as late:
+            await engine.complete(asks("hello"))
+        assert late.value.status == 504
+        await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"no json", "cannot read"),
+        (b'{"choices": []}', "0 choices"),
+        (b'{"choices": [{"message": {"content": "x"}, "token_ids": [1]}]}', "1 token ids but 0"),
+    ],
+)
+async def test_nonsense_from_an_engine_is_an_engine_error(body: bytes, message: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        engine = HttpEngine(f"http://127.0.0.1:{port}", timeout_seconds=5.0)
+        with pytest.raises(EngineError, match=message):
+            await engine.complete(asks("hello"))
+        await engine.close()
