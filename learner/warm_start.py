@@ -46,6 +46,9 @@ FRAMES = (
 """Fixed parts of a tool call, one token each. They are not special tokens: a special token is cut
 from the text an engine returns, and the call with it."""
 
+WORDS = r"\d{1,3}| ?[\p{L}_]+| ?[^\s\p{L}\d_]+|\s+"
+"""What byte pairs are never merged across."""
+
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|' + message.role + '|>' -}}
@@ -68,10 +71,10 @@ CHAT_TEMPLATE = """\
 class Recipe(Struct, frozen=True, kw_only=True):
     """Size of the policy and of its supervised training; ``threads`` is part of the result."""
 
-    hidden: int = 192
-    layers: int = 3
-    intermediate: int = 512
-    vocabulary: int = 1536
+    hidden: int = 128
+    layers: int = 2
+    intermediate: int = 256
+    vocabulary: int = 2048
     max_length: int = 512
     batch: int = 64
     learning_rate: float = 2e-3
@@ -154,12 +157,13 @@ def train_tokenizer(
 
     Numbers of up to three digits are split from what surrounds them, so that the same number is
     the same token in a question and in the arguments of a call: copying is then attention alone.
+    Identifiers with underscores are words, so that a frequent one is few tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d{1,3}"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
@@ -212,6 +216,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> LlamaForCau
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            initializer_range=recipe.hidden**-0.5,
             dtype="float32",
         )
     )

@@ -128,8 +128,9 @@ class Banking77:
     ) -> list[Signal]:
         """Draw the signals that follow an answer."""
         worked = None if action_of(answer) in ("clarify", "escalate") else self.tool_runs(answer)
+        wanted = None if same_answer(answer, prompt.right) else prompt.right
         verdict = self.judge(prompt, answer)
-        return draw_signals(verdict, prompt.right, rng, bias=bias, tool_worked=worked)
+        return draw_signals(verdict, wanted, rng, bias=bias, tool_worked=worked)
 
 
 def _prompt(text: str, topic: str) -> Prompt:

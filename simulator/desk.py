@@ -140,8 +140,9 @@ class Desk:
         worked = None if action_of(answer) not in ("search", "calc") else tool_runs(answer)
         if is_broken(answer):
             worked = False
+        wanted = None if same_answer(answer, prompt.right) else prompt.right
         verdict = self.judge(prompt, answer)
-        return draw_signals(verdict, prompt.right, rng, bias=bias, tool_worked=worked)
+        return draw_signals(verdict, wanted, rng, bias=bias, tool_worked=worked)
 
 
 def draw_prompt(rng: random.Random) -> Prompt:

@@ -33,7 +33,7 @@ class Habits(Struct, frozen=True, kw_only=True):
 
 def draw_signals(
     verdict: Verdict,
-    right: Message,
+    correction: Message | None,
     rng: random.Random,
     *,
     bias: float = 0.0,
@@ -42,9 +42,10 @@ def draw_signals(
 ) -> list[Signal]:
     """Return the signals that follow one answer, in no order; often none.
 
-    ``tool_worked`` None means that no tool ran. A call that ran well says little, so its score is
-    small; one that could not run says much. Strong feelings are rated more often than weak ones:
-    ratings are not missing at random.
+    ``correction`` is what should have been said, None when that was said. ``tool_worked`` None
+    means that no tool ran. A call that ran well says little, so its score is small; one that could
+    not run says much. Strong feelings are rated more often than weak ones: ratings are not missing
+    at random.
     """
     habits = habits or Habits()
     utility = verdict.utility
@@ -75,10 +76,12 @@ def draw_signals(
                 kind="outcome", name="re-ask", score=-1.0, delay_seconds=late(habits.re_ask_seconds)
             )
         )
-    if utility < 1 and rng.random() < habits.correction:
+    if correction is not None and rng.random() < habits.correction:
         signals.append(
             Signal(
-                kind="correction", correction=right, delay_seconds=late(habits.correction_seconds)
+                kind="correction",
+                correction=correction,
+                delay_seconds=late(habits.correction_seconds),
             )
         )
     if utility < habits.report_below and rng.random() < habits.report:
