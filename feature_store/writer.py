@@ -23,7 +23,10 @@ MAX_BATCH = 1000
 MAX_REMEMBERED = 200_000
 
 SIMULTANEOUS = timedelta(milliseconds=10)
-"""Events of one key closer than this count as simultaneous: the one written last holds."""
+"""Events of one key closer than this count as simultaneous: the one written last holds.
+
+For keys not written by this process yet it is a second on sqlite, which keeps whole seconds.
+"""
 
 _TICK = timedelta(microseconds=1)
 

@@ -2,6 +2,7 @@
 
 A count is a function of the log: beside the values stands, per partition, the next offset to count
 (column ``counted``), written in the same row. A record read again after a crash is below it.
+The newest time counted stands there too, exactly: an online store may keep whole seconds only.
 """
 
 from __future__ import annotations
@@ -57,12 +58,18 @@ class Counts(Struct, array_like=True):
     reports: int = 0
 
 
+class Counted(Struct, array_like=True):
+    """The column ``counted``: newest time counted, and counts per partition."""
+
+    time: datetime | None = None
+    counts: dict[str, Counts] = {}
+
+
 class Entity(Struct):
     """All that is known of one user, session or version."""
 
-    counts: dict[str, Counts]
+    counted: Counted
     values: dict[str, Value]
-    time: datetime | None = None
 
 
 class Tally:
@@ -102,13 +109,13 @@ class Tally:
         wanted = keys if shared else [key for key in keys if (view, key) not in self._cache]
         stored = self._latest(view, wanted)
         for key in wanted:
-            values, time = stored.get(key, ({}, None))
-            counts = _parse(values.pop("counted", None))
+            values = dict(stored[key][0]) if key in stored else {}
+            counted = _parse(values.pop("counted", None))
             known = self._cache.get((view, key))
             if known is not None:
-                known.counts = {**counts, **known.counts}
+                known.counted.counts = {**counted.counts, **known.counted.counts}
             else:
-                self._cache[view, key] = Entity(counts, values, time)
+                self._cache[view, key] = Entity(counted, values)
         for key in keys:
             self._cache.move_to_end((view, key))
 
@@ -121,9 +128,10 @@ _KEYS: dict[str, Callable[[Fact], str]] = {
 
 
 def _count(entity: Entity, fact: Fact) -> bool:
-    counts = entity.counts.setdefault(str(fact.partition), Counts())
+    newest = entity.counted.time
+    counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     counted_to = counts.opened if fact.stage == "opened" else counts.closed
-    known = entity.time is not None and fact.time <= entity.time
+    known = newest is not None and fact.time <= newest
     if fact.offset < counted_to and known:
         return False  # offsets below with newer times are of a log that began anew
     if fact.stage == "opened":
@@ -139,12 +147,12 @@ def _count(entity: Entity, fact: Fact) -> bool:
             counts.rewards += 1
             counts.reward_sum += fact.reward
             entity.values["last_reward"] = fact.reward
-    entity.time = fact.time if entity.time is None else max(entity.time, fact.time)
+    entity.counted.time = fact.time if newest is None else max(newest, fact.time)
     return True
 
 
 def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
-    total = list(entity.counts.values())
+    total = list(entity.counted.counts.values())
     rewards = sum(counts.rewards for counts in total)
     decisions = sum(counts.decisions for counts in total)
     values: dict[str, Value]
@@ -164,9 +172,9 @@ def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
         }
     if view == "user":
         values["reports"] = sum(counts.reports for counts in total)
-    values["counted"] = msgspec.json.encode(entity.counts).decode()
-    assert entity.time is not None
-    return FeatureRow(view=view, key=key, values=values, event_time=entity.time)
+    values["counted"] = msgspec.json.encode(entity.counted).decode()
+    assert entity.counted.time is not None
+    return FeatureRow(view=view, key=key, values=values, event_time=entity.counted.time)
 
 
 def _decision_row(fact: Fact) -> FeatureRow:
@@ -176,7 +184,7 @@ def _decision_row(fact: Fact) -> FeatureRow:
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)
 
 
-def _parse(text: Value) -> dict[str, Counts]:
+def _parse(text: Value) -> Counted:
     if not isinstance(text, str):
-        return {}
-    return msgspec.json.decode(text, type=dict[str, Counts])
+        return Counted()
+    return msgspec.json.decode(text, type=Counted)
