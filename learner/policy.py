@@ -52,6 +52,11 @@ class Policy:
         """Return the width of the hidden state."""
         return int(self.model.get_base_model().config.get_text_config().hidden_size)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Return the number of token ids the model knows."""
+        return int(self.model.get_base_model().get_input_embeddings().num_embeddings)
+
     def adapters(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name, sorted: A and B of every adapted module."""
         return {

@@ -35,14 +35,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import torch
 from msgspec import Struct
-from torch import Tensor
 
 from contracts.settings import Learner
-from learner.buckets import Bucket, TokenSequence, bucketed, padded
+from learner.buckets import TokenSequence
 from learner.experience import Experience
-from learner.losses import anchor_penalty, clipped_surrogate, importance_weights, is_clipped
+from learner.objective import Objective, Scored, StepStats, descend, score
 from learner.policy import Policy
 from learner.value import Spread, ValueHead, advantages
 
@@ -73,23 +73,16 @@ class Outcome(Struct, frozen=True, kw_only=True):
     user_reward_mean: float | None
 
 
-class UpdateStats(Struct, frozen=True, kw_only=True):
-    """Figures of one update; losses are those of the last inner epoch, before its step."""
+class UpdateStats(StepStats, frozen=True, kw_only=True):
+    """Figures of one update; those of the step are of the last inner epoch."""
 
-    policy_loss: float = 0.0
-    kl: float = 0.0
-    correction_loss: float = 0.0
     value_loss: float = 0.0
-    clip_share: float = 0.0
-    mean_weight: float = 1.0
-    grad_norm: float = 0.0
     reward_mean: float = 0.0
     advantage_scale: float = 1.0
     used: int = 0
     replayed: int = 0
     corrections: int = 0
-    tokens: int = 0
-    dropped: dict[str, int] = {}
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class UpdateResult(Struct, frozen=True):
@@ -117,21 +110,6 @@ class TrainState:
         self.spread = Spread()
 
 
-class _Scored(Struct, frozen=True):
-    """A usable experience with what the frozen parts say of it."""
-
-    experience: Experience
-    prox: list[float]
-    anchor: list[float]
-    end_h: Tensor
-
-
-class _Weighted(Struct, frozen=True):
-    scored: tuple[_Scored, ...]
-    advantage_b: Tensor
-    weight_b: Tensor
-
-
 def new_train_state(policy: Policy, config: Learner) -> TrainState:
     """Return a fresh state around a policy; equal seeds give equal states."""
     return TrainState(policy, config)
@@ -143,25 +121,28 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     ``max_tokens`` bounds prompt and response together; longer experiences are dropped.
     """
     reasons: dict[str, str] = {}
-    candidates = [*batch.fresh, *batch.replayed]
+    vocabulary = state.policy.vocabulary_size
     usable = []
-    for experience in candidates:
-        reason = _unusable(experience, batch.served_sequence, config, max_tokens)
+    for experience in (*batch.fresh, *batch.replayed):
+        reason = _unusable(experience, max_tokens, vocabulary)
+        if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
+            reason = "stale"
         if reason:
             reasons[experience.sample_id] = reason
         else:
             usable.append(experience)
     scored = []
-    for one in _score(state.policy, usable, config.bucket):
+    for one in score(state.policy, usable, config.bucket):
         if _log_ratio(one) > config.max_log_ratio:
             reasons[one.experience.sample_id] = "log-ratio"
         else:
             scored.append(one)
-    weighted, value_loss = _weigh(state, scored, reasons, config)
-    corrections = _correction_sequences(batch.corrections, max_tokens)
-    stats = UpdateStats()
+    weighed, value_loss = _weigh(state, scored, reasons, config)
+    corrections = _correction_sequences(batch.corrections, max_tokens, vocabulary)
+    objective = msgspec.structs.replace(weighed, corrections=corrections)
+    step = StepStats()
     for _ in range(config.inner_epochs):
-        stats = _step(state, weighted, corrections, config)
+        step = descend(state.policy, state.optimizer, objective, config)
     outcomes = tuple(
         Outcome(
             sample_id=e.sample_id,
@@ -172,7 +153,9 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
         )
         for e in batch.fresh
     )
-    return UpdateResult(_account(stats, weighted, batch, outcomes, value_loss, state), outcomes)
+    return UpdateResult(
+        _account(step, objective, batch, outcomes, value_loss, state.spread), outcomes
+    )
 
 
 def user_weights(users: Sequence[str]) -> list[float]:
@@ -181,46 +164,27 @@ def user_weights(users: Sequence[str]) -> list[float]:
     return [1.0 / (counts[user] * len(counts)) for user in users]
 
 
-def _unusable(
-    experience: Experience, served_sequence: int, config: Learner, max_tokens: int
-) -> str | None:
+def _unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
     if not experience.prompt_ids or not experience.token_ids:
         return "no-tokens"
-    if len(experience.prompt_ids) + len(experience.token_ids) > max_tokens:
+    ids = (*experience.prompt_ids, *experience.token_ids)
+    if len(ids) > max_tokens:
         return "too-long"
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        return "unknown-token"
     if experience.temperature <= 0.0:
         return "greedy"  # a choice without chance has no probability to correct for
-    if served_sequence - experience.behaviour_sequence > config.max_version_lag:
-        return "stale"
     return None
 
 
-def _score(policy: Policy, experiences: Sequence[Experience], size: int) -> list[_Scored]:
-    sequences = [TokenSequence(e.prompt_ids, e.token_ids, e.temperature) for e in experiences]
-    found: dict[int, _Scored] = {}
-    with torch.no_grad():
-        for bucket in bucketed(sequences, size):
-            prox_bt, _ = policy.score(bucket)
-            anchor_bt, end_bh = policy.score(bucket, adapted=False)
-            for row, place in enumerate(bucket.members):
-                mask = bucket.mask_bt[row]
-                found[place] = _Scored(
-                    experiences[place],
-                    prox_bt[row][mask].tolist(),
-                    anchor_bt[row][mask].tolist(),
-                    end_bh[row],
-                )
-    return [found[place] for place in range(len(experiences))]
-
-
-def _log_ratio(scored: _Scored) -> float:
+def _log_ratio(scored: Scored) -> float:
     mu = scored.experience.logprobs
     return abs(sum(scored.prox) - sum(mu)) if mu else 0.0
 
 
 def _weigh(
-    state: TrainState, scored: Sequence[_Scored], reasons: dict[str, str], config: Learner
-) -> tuple[_Weighted, float]:
+    state: TrainState, scored: Sequence[Scored], reasons: dict[str, str], config: Learner
+) -> tuple[Objective, float]:
     """Return advantages and weights of what is used, after one lesson of the baseline.
 
     The advantage uses the baseline from before it saw these rewards. Without logged probabilities
@@ -228,7 +192,7 @@ def _weigh(
     1 (TOPR, arXiv 2503.14286: the ratio matters for negatives alone).
     """
     if not scored:
-        return _Weighted((), torch.zeros(0), torch.zeros(0)), 0.0
+        return Objective((), torch.zeros(0), torch.zeros(0)), 0.0
     ends_bh = torch.stack([one.end_h for one in scored])
     features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
     reward_b = torch.tensor([one.experience.reward for one in scored])
@@ -253,114 +217,43 @@ def _weigh(
             reasons[one.experience.sample_id] = "no-logprobs"
     chosen = tuple(scored[place] for place in kept)
     weights = user_weights([one.experience.user_id for one in chosen])
-    return _Weighted(chosen, advantage_b[kept], torch.tensor(weights)), value_loss
+    return Objective(chosen, advantage_b[kept], torch.tensor(weights)), value_loss
 
 
 def _correction_sequences(
-    corrections: Sequence[Experience], max_tokens: int
-) -> list[TokenSequence]:
+    corrections: Sequence[Experience], max_tokens: int, vocabulary: int
+) -> tuple[TokenSequence, ...]:
     sequences = [TokenSequence(e.prompt_ids, e.correction_ids) for e in corrections]
-    return [s for s in sequences if s.prompt_ids and s.response_ids and len(s) <= max_tokens]
-
-
-def _step(
-    state: TrainState,
-    weighted: _Weighted,
-    corrections: Sequence[TokenSequence],
-    config: Learner,
-) -> UpdateStats:
-    """Take one optimizer step over the whole micro-batch, bucket by bucket."""
-    parameters = list(state.policy.adapters().values())
-    state.optimizer.zero_grad()
-    policy_loss = kl = clipped = weight_sum = correction_loss = 0.0
-    tokens = 0
-    sequences = [
-        TokenSequence(
-            one.experience.prompt_ids, one.experience.token_ids, one.experience.temperature
-        )
-        for one in weighted.scored
-    ]
-    for bucket in bucketed(sequences, config.bucket):
-        part = _bucket_loss(state.policy, weighted, bucket, config)
-        (part.policy + config.kl_weight * part.kl).backward()
-        policy_loss += float(part.policy.detach())
-        kl += float(part.kl.detach())
-        clipped += part.clipped
-        weight_sum += part.weight_sum
-        tokens += int(bucket.mask_bt.sum())
-    for bucket in bucketed(corrections, config.bucket):
-        logp_bt, _ = state.policy.score(bucket)
-        loss = -(logp_bt * bucket.mask_bt).sum() / (len(corrections) * config.length_scale)
-        (config.correction_weight * loss).backward()
-        correction_loss += float(loss.detach())
-    norm = 0.0
-    if sequences or corrections:
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-        state.optimizer.step()
-    return UpdateStats(
-        policy_loss=policy_loss,
-        kl=kl,
-        correction_loss=correction_loss,
-        clip_share=clipped / max(tokens, 1),
-        mean_weight=weight_sum / tokens if tokens else 1.0,
-        grad_norm=norm,
-        corrections=len(corrections),
-        tokens=tokens,
-    )
-
-
-class _Part(Struct, frozen=True):
-    policy: Tensor
-    kl: Tensor
-    clipped: float
-    weight_sum: float
-
-
-def _bucket_loss(policy: Policy, weighted: _Weighted, bucket: Bucket, config: Learner) -> _Part:
-    members = list(bucket.members)
-    width = bucket.rows_bt.shape[1]
-    chosen = [weighted.scored[place] for place in members]
-    prox_bt = padded([one.prox for one in chosen], width)
-    mu_bt = padded([one.experience.logprobs or one.prox for one in chosen], width)
-    anchor_bt = padded([one.anchor for one in chosen], width)
-    advantage_b = weighted.advantage_b[members]
-    logp_bt, _ = policy.score(bucket)
-    weights_bt = importance_weights(prox_bt, mu_bt, config.importance_cap)
-    surrogate_bt = clipped_surrogate(
-        logp_bt, prox_bt, advantage_b, config.clip_low, config.clip_high
-    )
-    share_bt = bucket.mask_bt * weighted.weight_b[members][:, None] / config.length_scale
-    with torch.no_grad():
-        clip_bt = is_clipped(logp_bt, prox_bt, advantage_b, config.clip_low, config.clip_high)
-    return _Part(
-        (share_bt * weights_bt * surrogate_bt).sum(),
-        (share_bt * anchor_penalty(logp_bt, anchor_bt)).sum(),
-        float((clip_bt & bucket.mask_bt).sum()),
-        float((weights_bt * bucket.mask_bt).sum()),
+    return tuple(
+        sequence
+        for sequence in sequences
+        if sequence.prompt_ids
+        and sequence.response_ids
+        and len(sequence) <= max_tokens
+        and min(sequence.prompt_ids) >= 0
+        and max(sequence.prompt_ids) < vocabulary
     )
 
 
 def _account(
-    stats: UpdateStats,
-    weighted: _Weighted,
+    step: StepStats,
+    objective: Objective,
     batch: MicroBatch,
     outcomes: Sequence[Outcome],
     value_loss: float,
-    state: TrainState,
+    spread: Spread,
 ) -> UpdateStats:
     fresh = {experience.sample_id for experience in batch.fresh}
-    ids = [one.experience.sample_id for one in weighted.scored]
+    ids = [one.experience.sample_id for one in objective.scored]
     used = sum(1 for sample_id in ids if sample_id in fresh)
     rewards = [experience.reward for experience in batch.fresh]
-    fields = {name: getattr(stats, name) for name in stats.__struct_fields__}
     return UpdateStats(
-        **fields
-        | {
-            "value_loss": value_loss,
-            "reward_mean": sum(rewards) / max(len(rewards), 1),
-            "advantage_scale": state.spread.scale(),
-            "used": used,
-            "replayed": len(ids) - used,
-            "dropped": dict(Counter(o.outcome for o in outcomes if o.outcome != "used")),
-        }
+        **msgspec.structs.asdict(step),
+        corrections=len(objective.corrections),
+        value_loss=value_loss,
+        reward_mean=sum(rewards) / max(len(rewards), 1),
+        advantage_scale=spread.scale(),
+        used=used,
+        replayed=len(ids) - used,
+        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome != "used")),
     )

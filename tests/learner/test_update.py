@@ -181,6 +181,7 @@ def test_what_cannot_be_learned_from_is_dropped_with_its_reason(
         _experience(make_sample, 4, reward=-1.0, logprobs=()),
         _experience(make_sample, 5, logprobs=unlikely),
         _experience(make_sample, 6, reward=1.0, logprobs=()),
+        _experience(make_sample, 8, token_ids=(10_000,), logprobs=(-1.0,)),
     )
     recent = [msgspec.structs.replace(e, behaviour_sequence=5) for e in fresh]
     stale = msgspec.structs.replace(_experience(make_sample, 7), behaviour_sequence=1)
@@ -201,9 +202,10 @@ def test_what_cannot_be_learned_from_is_dropped_with_its_reason(
         5: "log-ratio",
         6: "used",
         7: "stale",
+        8: "unknown-token",
     }
     assert result.stats.used == 2
-    assert sum(result.stats.dropped.values()) == 6
+    assert sum(result.stats.dropped.values()) == 7
 
 
 def test_a_batch_of_nothing_usable_changes_nothing(

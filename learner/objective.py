@@ -1,0 +1,152 @@
+"""The objective of one micro-batch and one optimizer step on it, bucket by bucket.
+
+Shape suffixes: b experiences, t response tokens (padded and masked).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from contracts.settings import Learner
+from learner.buckets import Bucket, TokenSequence, bucketed, padded
+from learner.experience import Experience
+from learner.losses import anchor_penalty, clipped_surrogate, importance_weights, is_clipped
+from learner.policy import Policy
+
+
+class Scored(Struct, frozen=True):
+    """A usable experience with what policy and base said of it before the update.
+
+    ``prox`` and ``anchor`` are log-probabilities per response token; ``end_h`` is the base's
+    hidden state at the end of the prompt.
+    """
+
+    experience: Experience
+    prox: list[float]
+    anchor: list[float]
+    end_h: Tensor
+
+
+class Objective(Struct, frozen=True):
+    """What a step descends: weighted experiences, and corrections to imitate."""
+
+    scored: tuple[Scored, ...]
+    advantage_b: Tensor
+    weight_b: Tensor
+    corrections: tuple[TokenSequence, ...] = ()
+
+
+class StepStats(Struct, frozen=True, kw_only=True):
+    """Figures of one step; losses are those before it."""
+
+    policy_loss: float = 0.0
+    kl: float = 0.0
+    correction_loss: float = 0.0
+    clip_share: float = 0.0
+    mean_weight: float = 1.0
+    grad_norm: float = 0.0
+    tokens: int = 0
+    skipped: bool = False
+
+
+def score(policy: Policy, experiences: list[Experience], size: int) -> list[Scored]:
+    """Return every experience with its log-probabilities under the policy and under the base."""
+    sequences = [_sequence(experience) for experience in experiences]
+    found: dict[int, Scored] = {}
+    with torch.no_grad():
+        for bucket in bucketed(sequences, size):
+            prox_bt, _ = policy.score(bucket)
+            anchor_bt, end_bh = policy.score(bucket, adapted=False)
+            for row, place in enumerate(bucket.members):
+                mask = bucket.mask_bt[row]
+                found[place] = Scored(
+                    experiences[place],
+                    prox_bt[row][mask].tolist(),
+                    anchor_bt[row][mask].tolist(),
+                    end_bh[row],
+                )
+    return [found[place] for place in range(len(experiences))]
+
+
+def descend(
+    policy: Policy, optimizer: torch.optim.Optimizer, objective: Objective, config: Learner
+) -> StepStats:
+    """Take one optimizer step over the whole micro-batch.
+
+    Gradients add up over the buckets, so the result does not depend on their size beyond rounding.
+    A step whose gradient is not finite is skipped.
+    """
+    optimizer.zero_grad()
+    sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
+    tokens, correction_loss = 0, 0.0
+    for bucket in bucketed([_sequence(one.experience) for one in objective.scored], config.bucket):
+        part = _bucket_loss(policy, objective, bucket, config)
+        (part.policy + config.kl_weight * part.kl).backward()
+        sums = _Part(
+            sums.policy + part.policy.detach(),
+            sums.kl + part.kl.detach(),
+            sums.clipped + part.clipped,
+            sums.weight_sum + part.weight_sum,
+        )
+        tokens += int(bucket.mask_bt.sum())
+    for bucket in bucketed(objective.corrections, config.bucket):
+        logp_bt, _ = policy.score(bucket)
+        count = len(objective.corrections)
+        loss = -(logp_bt * bucket.mask_bt).sum() / (count * config.length_scale)
+        (config.correction_weight * loss).backward()
+        correction_loss += float(loss.detach())
+    if not objective.scored and not objective.corrections:
+        return StepStats()
+    parameters = list(policy.adapters().values())
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    if not math.isfinite(norm):
+        return StepStats(tokens=tokens, skipped=True)
+    optimizer.step()
+    return StepStats(
+        policy_loss=float(sums.policy),
+        kl=float(sums.kl),
+        correction_loss=correction_loss,
+        clip_share=sums.clipped / max(tokens, 1),
+        mean_weight=sums.weight_sum / tokens if tokens else 1.0,
+        grad_norm=norm,
+        tokens=tokens,
+    )
+
+
+def _sequence(experience: Experience) -> TokenSequence:
+    return TokenSequence(experience.prompt_ids, experience.token_ids, experience.temperature)
+
+
+class _Part(Struct, frozen=True):
+    policy: Tensor
+    kl: Tensor
+    clipped: float
+    weight_sum: float
+
+
+def _bucket_loss(policy: Policy, objective: Objective, bucket: Bucket, config: Learner) -> _Part:
+    members = list(bucket.members)
+    width = bucket.rows_bt.shape[1]
+    chosen = [objective.scored[place] for place in members]
+    prox_bt = padded([one.prox for one in chosen], width)
+    mu_bt = padded([one.experience.logprobs or one.prox for one in chosen], width)
+    anchor_bt = padded([one.anchor for one in chosen], width)
+    advantage_b = objective.advantage_b[members]
+    logp_bt, _ = policy.score(bucket)
+    weights_bt = importance_weights(prox_bt, mu_bt, config.importance_cap)
+    surrogate_bt = clipped_surrogate(
+        logp_bt, prox_bt, advantage_b, config.clip_low, config.clip_high
+    )
+    share_bt = bucket.mask_bt * objective.weight_b[members][:, None] / config.length_scale
+    with torch.no_grad():
+        clip_bt = is_clipped(logp_bt, prox_bt, advantage_b, config.clip_low, config.clip_high)
+    return _Part(
+        (share_bt * weights_bt * surrogate_bt).sum(),
+        (share_bt * anchor_penalty(logp_bt, anchor_bt)).sum(),
+        float((clip_bt & bucket.mask_bt).sum()),
+        float((weights_bt * bucket.mask_bt).sum()),
+    )
