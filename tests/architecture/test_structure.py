@@ -134,13 +134,17 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert broken == []
 
 
-def test_decision_records_have_a_number_of_their_own_and_a_known_form() -> None:
+def test_decision_records_have_a_number_of_their_own_and_say_what_was_decided() -> None:
     records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
     numbers = [path.name[:4] for path in records]
     assert len(set(numbers)) == len(numbers)
     for path in records:
         text = path.read_text()
-        assert re.match(r"# \S", text), path.name
-        assert re.search(r"(?mi)^(##|\*\*).*(alternative|instead|rejected|considered)", text), (
-            path.name
-        )
+        assert text.startswith(f"# {path.name[:4]}"), path.name
+        assert re.search(r"(?mi)^(#+ |\*\*)decision", text), path.name
+
+
+def test_general_decisions_are_all_listed() -> None:
+    folder = ROOT / "docs" / "decisions"
+    listed = set(re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", (folder / "README.md").read_text()))
+    assert {path.name for path in folder.glob("00*.md")} <= listed
