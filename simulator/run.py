@@ -41,7 +41,10 @@ SHOWN = 200
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """What a run is asked to do. ``kafka`` without bootstrap: all feedback goes over HTTP."""
+    """What a run is asked to do. ``kafka`` without bootstrap: all feedback goes over HTTP.
+
+    ``delay_scale`` multiplies the delay of every feedback.
+    """
 
     gateway: str
     kafka: Kafka
@@ -50,6 +53,7 @@ class Options(Struct, frozen=True, kw_only=True):
     concurrency: int
     seed: int
     truth: Path
+    delay_scale: float = 1.0
 
 
 class Truth(Struct, frozen=True, kw_only=True):
@@ -176,7 +180,8 @@ class Run:
             task.add_done_callback(self._outstanding.discard)
 
     async def _send(self, decision: Ours, user_id: str, signal: Signal, *, over_http: bool) -> None:
-        await asyncio.sleep(min(signal.delay_seconds, LONGEST_DELAY_SECONDS))
+        delay = min(signal.delay_seconds, LONGEST_DELAY_SECONDS) * self._options.delay_scale
+        await asyncio.sleep(delay)
         try:
             if over_http or self._kafka is None:
                 await self._client.give_feedback(decision, user_id, signal)

@@ -49,3 +49,22 @@ def rng() -> random.Random:
 @pytest.fixture
 def state_dir(tmp_path: Path) -> Path:
     return tmp_path / "state"
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base policy of the support desk in Hugging Face format, trained just enough to speak."""
+    from itertools import islice
+
+    from learner.warm_start import Demonstration, Recipe, make_policy
+    from simulator.desk import Desk
+
+    raw = list(islice(Desk().demonstrations(0), 600))
+    return make_policy(
+        msgspec.convert(raw, list[Demonstration]),
+        tmp_path_factory.mktemp("policy") / "tiny",
+        seed=0,
+        steps=120,
+        recipe=Recipe(hidden=64, layers=1, intermediate=128, batch=32, threads=1),
+        progress=False,
+    )

@@ -1,0 +1,29 @@
+"""The products under test, and a stand-in gateway that answers like a scripted policy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from contracts.settings import Settings
+from simulator.banking77 import Banking77
+from simulator.desk import Desk
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture(scope="session")
+def bank() -> Banking77:
+    data = Settings().data_dir
+    if not (data / "banking77" / "train.csv").exists():
+        pytest.skip(f"{data / 'banking77'} is missing; see the README on data_dir")
+    return Banking77(data)
+
+
+@pytest.fixture
+def truth_file(tmp_path: Path) -> Path:
+    return tmp_path / "truth.jsonl"
