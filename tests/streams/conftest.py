@@ -126,6 +126,15 @@ class RunningStreams:
         found = self.heartbeat()
         return found.counts[name] if found else 0
 
+    def is_done(self, after: int) -> bool:
+        """Say whether nothing is left to read or to close, with that many decisions read."""
+        found = self.heartbeat()
+        return (
+            found is not None
+            and found.counts["decisions"] >= after
+            and (found.lag, found.counts["open"]) == (0, 0)
+        )
+
     def until(
         self, condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS
     ) -> None:
@@ -153,7 +162,11 @@ class RunningStreams:
     def send(self, *events: Event, trace: dict[str, str] | None = None) -> None:
         for event in events:
             topic = DECISIONS if isinstance(event, Decision) else FEEDBACK
-            self.send_record(encode(topic, event, source="test", trace=trace))
+            send(
+                self._producer,
+                self.settings.kafka,
+                encode(topic, event, source="test", trace=trace),
+            )
         self._producer.flush(30)
 
     def send_record(self, record: Record) -> tuple[int, int]:

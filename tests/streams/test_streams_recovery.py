@@ -16,11 +16,12 @@ WINDOW_SECONDS = 2.0
 
 
 def _send_rated(worker: Any, decision: Any, feedback: Any, first: int, last: int) -> dict[str, Any]:
-    expected = {}
+    expected, events = {}, []
     for number in range(first, last):
         made = decision(session_id=f"session-{number % 10}", user_id=f"user-{number % 3}")
         expected[made.id] = (number % 21) / 10 - 1
-        worker.send(made, feedback(made, score=expected[made.id]))
+        events += [made, feedback(made, score=expected[made.id])]
+    worker.send(*events)
     return expected
 
 
@@ -54,7 +55,7 @@ def test_a_killed_worker_is_replaced_without_loss_or_double_counting(
     worker.kill()
     expected |= _send_rated(worker, decision, feedback, 120, 150)
     worker.start()
-    worker.until(lambda: len(_rewards(worker)) >= 150, "all rewards")
+    worker.until(lambda: worker.is_done(after=30), "all rewards")
     assert worker.stop() == 0
     _assert_one_reward_each(worker, expected)
     latest = FeatureWriter(worker.settings, SystemClock(), "test").latest(
@@ -76,7 +77,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(
         broker.stop()
         broker.start()
         expected |= _send_rated(worker, decision, feedback, 20, 40)
-        worker.until(lambda: len(_rewards(worker)) >= 40, "all rewards")
+        worker.until(lambda: worker.is_done(after=40), "all rewards")
         _assert_one_reward_each(worker, expected)
         worker.close()
     finally:
