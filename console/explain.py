@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
+from console.releases import read_versions
 from contracts.errors import CodecError, ManifestError, UnavailableError
 from contracts.events import (
     BASE_VERSION,
@@ -21,15 +22,13 @@ from contracts.events import (
     Decision,
     Event,
     Feedback,
-    Release,
     Reward,
-    Rollout,
     Safety,
     Sample,
 )
 from contracts.manifest import Manifest, read_manifest
 from contracts.settings import Kafka, Settings
-from contracts.topics import AUDIT, DECISIONS, FEEDBACK, RELEASES, REWARDS, ROLLOUTS, SAMPLES
+from contracts.topics import AUDIT, DECISIONS, FEEDBACK, REWARDS, SAMPLES
 
 CLIENT_ID = "headrace-explain"
 LEDGER = "ledger.jsonl"
@@ -183,15 +182,7 @@ def ledger_lines(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _phases(kafka: Kafka) -> dict[str, str]:
-    from contracts.broker import events_to_end
-
-    found: dict[str, str] = {}
-    for _, event in events_to_end(kafka, (RELEASES, ROLLOUTS), CLIENT_ID):
-        if isinstance(event, Release):
-            found.setdefault(event.version, "released")
-        elif isinstance(event, Rollout) and event.candidate is not None:
-            found[event.candidate.version] = event.phase
-    return found
+    return {row.version: row.phase for row in read_versions(kafka)}
 
 
 def _audit(about: list[Event], kafka: Kafka, versions: set[str]) -> tuple[AuditRecord, ...]:

@@ -14,7 +14,8 @@ from contracts.topics import RELEASES, ROLLOUTS
 
 
 class VersionRow(Struct, frozen=True, kw_only=True):
-    """One version; ``phase`` is the last the rollout controller gave it, "waiting" before any."""
+    """One version; ``phase`` is the last the rollout controller gave it, "waiting" before any and
+    "superseded" when a newer one was taken instead."""
 
     sequence: int
     version: str
@@ -34,39 +35,43 @@ def read_versions(kafka: Kafka) -> list[VersionRow]:
     return version_rows(event for _, event in events)
 
 
+def version_under_test(state: Rollout) -> str:
+    """Return the version a rollout state is about: its candidate, or the one just judged."""
+    return state.candidate.version if state.candidate is not None else state.judged
+
+
 def version_rows(events: Iterable[Event]) -> list[VersionRow]:
     """Return the versions that releases and rollout states tell of."""
     releases: dict[str, Release] = {}
-    phases: dict[str, Rollout] = {}
+    states: dict[str, Rollout] = {}
     newest: Rollout | None = None
     for event in events:
         if isinstance(event, Release):
             releases[event.version] = event
         elif isinstance(event, Rollout):
             newest = event if newest is None or event.epoch >= newest.epoch else newest
-            if event.candidate is not None:
-                phases[event.candidate.version] = event
+            states[version_under_test(event)] = event
     stable = newest.stable.version if newest else BASE_VERSION
-    base = VersionRow(
-        sequence=0,
-        version=BASE_VERSION,
-        parent="",
-        phase="base",
-        stable=stable == BASE_VERSION,
-        reason="",
-    )
-    rows = [base]
+    rows = [
+        VersionRow(
+            sequence=0,
+            version=BASE_VERSION,
+            parent="",
+            phase="base",
+            stable=stable == BASE_VERSION,
+            reason="",
+        )
+    ]
+    tested = max((releases[v].sequence for v in states if v in releases), default=0)
     for release in sorted(releases.values(), key=lambda found: found.sequence):
-        state = phases.get(release.version)
-        phase = state.phase if state else "waiting"
-        if phase == "idle" or (phase == "canary" and release.version == stable):
-            phase = "promoted" if release.version == stable else phase
+        state = states.get(release.version)
+        untested = "superseded" if release.sequence < tested else "waiting"
         rows.append(
             VersionRow(
                 sequence=release.sequence,
                 version=release.version,
                 parent=release.parent,
-                phase=phase,
+                phase=state.phase if state else untested,
                 stable=release.version == stable,
                 reason=state.reason if state else "",
                 time=release.time,

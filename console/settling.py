@@ -20,7 +20,8 @@ from contracts.topics import DEAD_LETTERS, DECISIONS, RELEASES, REWARDS, ROLLOUT
 FOLLOWED = (DECISIONS, REWARDS, SAMPLES, RELEASES, ROLLOUTS, DEAD_LETTERS)
 WINDOW_EXTRA_SECONDS = 60.0
 LEARNER_SECONDS = 180.0
-ROLLOUT_EXTRA_SECONDS = 30.0
+ROLLOUT_SECONDS = 20.0
+"""Time for a verdict on evidence that is there; a canary that lacks it gets no more without users."""
 
 
 class Follower:
@@ -111,7 +112,7 @@ def settle(settings: Settings, follower: Follower, answered: int, shown: Shown, 
         ("the decisions", decisions, WINDOW_EXTRA_SECONDS),
         ("the attribution windows", windows, window + WINDOW_EXTRA_SECONDS),
         ("the learner", learner, LEARNER_SECONDS),
-        ("the rollout", rollout, settings.rollout.max_wait_seconds + ROLLOUT_EXTRA_SECONDS),
+        ("the rollout", rollout, ROLLOUT_SECONDS),
     )
     for name, missing, seconds in waits:
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from console.demo_settings import demo_settings, merge
 from console.plot import plot_run
+from console.releases import version_rows
 from console.report import freshness, quantiles, run_figures, run_log, stable_version
 from contracts.events import (
     Assignment,
@@ -85,7 +86,7 @@ def release(version: str, sequence: int, parent: str) -> Release:
     )
 
 
-def rollout(epoch: int, phase: str, stable: str, candidate: str | None) -> Rollout:
+def rollout(epoch: int, phase: str, stable: str, candidate: str) -> Rollout:
     return Rollout(
         id=f"rollout-{epoch}",
         time=at(epoch),
@@ -93,7 +94,8 @@ def rollout(epoch: int, phase: str, stable: str, candidate: str | None) -> Rollo
         epoch=epoch,
         phase=phase,  # type: ignore[arg-type] # the tests write phases as plain text
         stable=Candidate(version=stable),
-        candidate=Candidate(version=candidate) if candidate else None,
+        candidate=Candidate(version=candidate) if phase == "canary" else None,
+        judged=candidate,
     )
 
 
@@ -150,6 +152,12 @@ def test_the_figures_follow_from_the_log_and_the_ledgers() -> None:
         ("b", "promoted", 2),
     ]
     assert stable_version(log) == "b"
+
+
+def test_a_release_that_a_newer_one_overtook_is_superseded() -> None:
+    events = [release(v, n, "base") for n, v in enumerate("abc", start=1)]
+    rows = version_rows([*events, rollout(1, "canary", "base", "b")])
+    assert [row.phase for row in rows] == ["base", "superseded", "canary", "waiting"]
 
 
 def test_a_sample_learned_twice_is_seen() -> None:
