@@ -26,13 +26,16 @@ from simulator.product import (
     same_answer,
     tool,
 )
-from simulator.satisfaction import draw_signals
+from simulator.satisfaction import Habits, draw_signals
 
 HOME = "https://github.com/PolyAI-LDN/task-specific-datasets"
 SPLIT_SEED = 77
-DEMONSTRATION_QUESTIONS, HELD_OUT_QUESTIONS = 3_000, 1_500
-DEMONSTRATIONS_PER_QUESTION = 3
+DEMONSTRATION_QUESTIONS, HELD_OUT_QUESTIONS = 5_000, 1_500
+DEMONSTRATIONS_PER_QUESTION = 2
 LEGACY_RIGHT, LEGACY_HANDS_OVER = 0.5, 0.1
+
+HABITS = Habits(correction=0.2)
+"""A customer who got the wrong article often picks the right one from the list."""
 
 RIGHT, WRONG_TOPIC, NO_TOPIC, BROKEN = 1.0, -0.5, -0.2, -1.0
 
@@ -130,7 +133,7 @@ class Banking77:
         worked = None if action_of(answer) in ("clarify", "escalate") else self.tool_runs(answer)
         wanted = None if same_answer(answer, prompt.right) else prompt.right
         verdict = self.judge(prompt, answer)
-        return draw_signals(verdict, wanted, rng, bias=bias, tool_worked=worked)
+        return draw_signals(verdict, wanted, rng, bias=bias, tool_worked=worked, habits=HABITS)
 
 
 def _prompt(text: str, topic: str) -> Prompt:
