@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from contracts.codec import to_json
 from contracts.errors import CodecError
-from contracts.events import Feedback, FeedbackKind, Id, Score
+from contracts.events import Feedback, FeedbackKind, Id, Message, Score
 from contracts.tokens import token_is_valid
 from contracts.tracing import span
 from serving.body import read_body
@@ -86,9 +86,7 @@ class FeedbackEndpoint:
                 kind=body.kind,
                 score=body.score,
                 name=body.name,
-                correction=checked_message(body.correction, "correction")
-                if body.correction
-                else None,
+                correction=_correction(body.correction),
                 reason=body.reason,
                 token=body.token,
                 source=SOURCE,
@@ -105,3 +103,15 @@ class FeedbackEndpoint:
             raise Refusal(
                 503, "no room for feedback now; send it again later", retry_after=10
             ) from error
+
+
+def _correction(wire: WireMessage | None) -> Message | None:
+    if wire is None:
+        return None
+    if wire.role != "assistant":
+        raise Refusal(
+            400,
+            f"correction has role {wire.role!r}; give the assistant message you wanted",
+            param="correction",
+        )
+    return checked_message(wire, "correction")

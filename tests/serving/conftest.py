@@ -9,20 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import msgspec
 import pytest
 
-from console.local_broker import free_port
+from console.local_broker import LocalBroker, free_port
 from contracts import settings as s
+from contracts.broker import create_topics
 
 SECRET = "a secret of the tests"
-START_SECONDS = 120.0
-STOP_SECONDS = 20.0
+START_SECONDS = 300.0  # vLLM on a busy machine takes minutes
+STOP_SECONDS = 30.0
+MAX_CONCURRENT = 50
 TOOLS: list[dict[str, Any]] = [
     {
         "type": "function",
@@ -73,11 +74,11 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                with urlopen(self.url + path, timeout=2) as response:
-                    if response.status == 200:
-                        return self
-            except (URLError, OSError):
+                self.get(path)
+            except (HTTPException, OSError):
                 time.sleep(0.05)
+            else:
+                return self
         self.kill()
         raise AssertionError(f"{self.url}{path} never answered:\n{self.log()[-4000:]}")
 
@@ -85,9 +86,20 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def get(self, path: str) -> bytes:
-        with urlopen(self.url + path, timeout=10) as response:
-            content: bytes = response.read()
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            content = response.read()
+            if response.status != 200:
+                raise HTTPException(f"{path}: {response.status} {content!r}")
             return content
+        finally:
+            connection.close()
+
+    def health(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.get("/healthz"))
+        return found
 
     def stop(self) -> int:
         """End the process with SIGTERM; return its exit code."""
@@ -237,6 +249,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
         kafka: s.Kafka, engine_url: str, state_dir: Path | None = None, **values: Any
     ) -> Server:
         folder = state_dir or tmp_path_factory.mktemp("gateway")
+        folder.mkdir(exist_ok=True)
         port = free_port()
         defaults = {"port": port, "feedback_secret": SECRET, "temperature": 0.0, "max_tokens": 200}
         settings = s.Settings(
@@ -259,6 +272,21 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
         server.stop()
 
 
+@pytest.fixture(scope="session")
+def gateway_topics(broker: LocalBroker) -> s.Kafka:
+    settings = s.Kafka(bootstrap=broker.kafka.bootstrap, prefix="gateway-")
+    create_topics(settings)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def gateway(gateway_topics: s.Kafka, tiny_engine: Server, start_gateway: StartGateway) -> Server:
+    """One gateway for all tests that only send it requests."""
+    return start_gateway(
+        gateway_topics, tiny_engine.url, max_body_bytes=20_000, max_concurrent=MAX_CONCURRENT
+    )
+
+
 def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
     """Poll until the condition is true and return its value; fail naming the wait."""
     deadline = time.monotonic() + seconds
@@ -273,8 +301,3 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any
 @pytest.fixture(name="until")
 def until_fixture() -> Callable[..., Any]:
     return until
-
-
-def health(server: Server) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(server.get("/healthz"))
-    return found

@@ -1,0 +1,254 @@
+"""Hostile and mistaken requests: each gets a clear answer, and the gateway goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+
+from contracts.broker import events_to_end
+from contracts.events import Feedback
+from contracts.settings import Kafka
+from contracts.tokens import feedback_token
+from contracts.topics import FEEDBACK
+
+SECRET = b"a secret of the tests"
+HELLO = {"model": "assistant", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture
+def topics(gateway_topics: Kafka) -> Kafka:
+    return gateway_topics
+
+
+def post(gateway: Any, path: str, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Return (status, decoded body)."""
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
+        connection.request("POST", path, data, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    found: dict[str, Any] = json.loads(response.read())
+    connection.close()
+    return response.status, found
+
+
+def chat(gateway: Any, **changes: Any) -> tuple[int, dict[str, Any]]:
+    return post(gateway, "/v1/chat/completions", {**HELLO, **changes})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"not json", "not JSON"),
+        (b"[]", "Expected `object`"),
+        (b'{"model": "\xff\xfe", "messages": []}', "not UTF-8"),
+        (b'{"a":' * 3000 + b"1" + b"}" * 3000, "nested too deeply"),
+        (b'{"model": "assistant"}', "missing required field `messages`"),
+        (b'{"model": 1, "messages": []}', "Expected `str`, got `int` at model"),
+    ],
+)
+def test_a_body_that_is_no_request_is_a_400(gateway: Any, body: bytes, message: str) -> None:
+    status, answer = post(gateway, "/v1/chat/completions", body)
+    assert status == 400
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert message in answer["error"]["message"]
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"n": 2}, "n"),
+        ({"stop": "x"}, "stop"),
+        ({"logprobs": True}, "logprobs"),
+        ({"frequency_penalty": 1}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"user": "u" * 129}, "user"),
+        ({"metadata": {"session_id": ""}}, "metadata.session_id"),
+        ({"seed": 2**70}, "seed"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(
+    gateway: Any, changes: dict[str, Any], param: str
+) -> None:
+    status, answer = chat(gateway, **changes)
+    assert (status, answer["error"]["param"]) == (400, param)
+
+
+def test_nulls_and_unknown_fields_do_no_harm(gateway: Any) -> None:
+    message = {"role": "user", "content": "hello", "name": None, "tool_calls": None, "x": 1}
+    nothing = dict.fromkeys(("tools", "tool_choice", "n", "stop", "user", "seed", "stream"))
+    status, _ = chat(gateway, messages=[message], **nothing, parallel_tool_calls=True)
+    assert status == 200
+
+
+def test_another_model_is_a_404(gateway: Any) -> None:
+    status, answer = chat(gateway, model="gpt-5")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    assert "'assistant'" in answer["error"]["message"]
+
+
+def test_an_unknown_path_and_method_have_the_same_shape(gateway: Any) -> None:
+    assert post(gateway, "/v1/embeddings", {})[0] == 404
+    assert post(gateway, "/healthz", {})[0] == 405
+    assert "message" in post(gateway, "/v1/embeddings", {})[1]["error"]
+
+
+def test_ten_megabytes_are_a_413_with_and_without_a_declared_length(gateway: Any) -> None:
+    status, answer = post(gateway, "/v1/chat/completions", b"x" * 10_000_000)
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as raw:
+        raw.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(6):
+            raw.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_prompt_longer_than_the_model_is_a_400(gateway: Any) -> None:
+    long = [{"role": "user", "content": "zq " * 600}]
+    for stream in (False, True):
+        status, answer = chat(gateway, messages=long, stream=stream)
+        assert (status, answer["error"]["code"]) == (400, "engine_refused")
+
+
+def test_one_too_many_at_once_is_a_429(gateway: Any) -> None:
+    """Fifty requests hold all places while their bodies are awaited."""
+    held = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(50)]
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    for connection in held:
+        connection.sendall(head)
+    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    for _ in range(100):
+        connection.request("POST", "/v1/chat/completions", json.dumps(HELLO))
+        response = connection.getresponse()
+        body = json.loads(response.read())
+        if response.status == 429:
+            break
+    assert (response.status, response.headers["Retry-After"]) == (429, "1")
+    assert body["error"]["type"] == "rate_limit_error"
+    for open_ in [*held, connection]:
+        open_.close()
+
+
+@pytest.fixture(scope="module")
+def served(gateway: Any) -> dict[str, str]:
+    """Our part of an answer to user u1."""
+    for _ in range(100):
+        status, answer = chat(gateway, user="u1", metadata={"session_id": "s1"})
+        if status == 200:
+            ours: dict[str, str] = answer["headrace"]
+            return ours
+    raise AssertionError(answer)
+
+
+def feedback(served: dict[str, str], **changes: Any) -> dict[str, Any]:
+    body = {
+        "decision_id": served["decision_id"],
+        "session_id": served["session_id"],
+        "user_id": served["user_id"],
+        "token": served["feedback_token"],
+        "kind": "rating",
+        "score": 1.0,
+    }
+    return {**body, **changes}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"kind": "rating", "score": -1},
+        {"kind": "outcome", "score": 1, "name": "ticket"},
+        {"kind": "correction", "correction": {"role": "assistant", "content": "better"}},
+        {"kind": "report", "reason": "rude"},
+    ],
+)
+def test_feedback_of_every_kind_reaches_kafka(
+    gateway: Any,
+    served: dict[str, str],
+    topics: Kafka,
+    until: Callable[..., Any],
+    what: dict[str, Any],
+) -> None:
+    status, answer = post(gateway, "/v1/feedback", feedback(served, **what))
+    assert status == 202
+
+    def found() -> Feedback | None:
+        for _, event in events_to_end(topics, (FEEDBACK,), "test"):
+            if isinstance(event, Feedback) and event.id == answer["event_id"]:
+                return event
+        return None
+
+    event: Feedback = until(found, "the feedback event")
+    assert (event.kind, event.source, event.user_id) == (what["kind"], "http", "u1")
+    assert event.decision_id == served["decision_id"]
+
+
+@pytest.mark.parametrize(
+    "theft",
+    [
+        {"token": "0" * 64},
+        {"token": ""},
+        {"token": "Ünicode"},
+        {"user_id": "u2"},
+        {"user_id": None},
+        {"session_id": "s2"},
+        {"decision_id": "another"},
+    ],
+)
+def test_a_token_is_good_for_its_own_decision_alone(
+    gateway: Any, served: dict[str, str], theft: dict[str, Any]
+) -> None:
+    status, answer = post(gateway, "/v1/feedback", feedback(served, **theft))
+    assert (status, answer["error"]["code"]) == (403, "invalid_token")
+
+
+def test_a_token_of_another_secret_is_refused(gateway: Any, served: dict[str, str]) -> None:
+    forged = feedback_token(b"guess", served["decision_id"], "s1", "u1")
+    assert post(gateway, "/v1/feedback", feedback(served, token=forged))[0] == 403
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score": 2},
+        {"score": None},
+        {"kind": "praise"},
+        {"kind": "report", "reason": "x" * 4001},
+        {"kind": "correction", "correction": {"role": "user", "content": "x"}},
+        {"kind": "correction", "correction": {"role": "assistant"}},
+        {"name": "n" * 65},
+        {"token": 5},
+    ],
+)
+def test_feedback_that_is_not_valid_is_a_400(
+    gateway: Any, served: dict[str, str], changes: dict[str, Any]
+) -> None:
+    assert post(gateway, "/v1/feedback", feedback(served, **changes))[0] == 400
+
+
+def test_the_gateway_is_unharmed_by_all_this(gateway: Any) -> None:
+    assert chat(gateway)[0] == 200
+    assert "Traceback" not in gateway.log()
