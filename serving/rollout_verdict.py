@@ -21,6 +21,13 @@ from serving.eprocess import ODDS_RATIOS
 
 Z_ONE_SIDED_95 = 1.6449
 
+SILENT = 1.0
+"""Up to here the violations seen do not speak against the canary; with none at all E is 1.
+
+Between this and ``1/alpha`` nothing is proved and nothing is promoted: a minimum sample is reached
+long before the test can have spoken.
+"""
+
 
 class Verdict(Struct, frozen=True):
     """What to do now and why, in words that carry the figures.
@@ -58,7 +65,7 @@ def decide(
         )
     doubts = missing(evidence, rules)
     if not doubts:
-        return Verdict("promote", _case_for(evidence, threshold))
+        return Verdict("promote", _case_for(evidence))
     if full:
         return Verdict("roll-back", f"inconclusive: the counter is full; {'; '.join(doubts)}")
     if elapsed_seconds >= rules.max_wait_seconds:
@@ -82,6 +89,8 @@ def missing(evidence: Evidence, rules: Rules) -> list[str]:
         ("stable rewards", evidence.reward_count.get("stable", 0), rules.min_rewards),
     )
     doubts = [f"{have} of {need} {what}" for what, have, need in needs if have < need]
+    if evidence.e_value > SILENT:
+        doubts.append(f"safety in doubt: e-value {evidence.e_value:.4g}, silent up to {SILENT:g}")
     if not doubts:
         difference = reward_difference(evidence)
         if difference.lower_bound < -rules.reward_margin:
@@ -121,6 +130,7 @@ def plan_hash(
         "reward_quantile": Z_ONE_SIDED_95,
         "rollout_id": rollout_id,
         "salt": salt,
+        "silent": SILENT,
         "stable": stable.version,
     }
     return sha256(to_json(plan)).hexdigest()
@@ -134,10 +144,10 @@ def _mean_and_error(evidence: Evidence, arm: Arm) -> tuple[float, float]:
     return mean, math.sqrt(variance / count)
 
 
-def _case_for(evidence: Evidence, threshold: float) -> str:
+def _case_for(evidence: Evidence) -> str:
     difference = reward_difference(evidence)
     return (
-        f"e-value {evidence.e_value:.4g} below {threshold:.4g} after requests "
+        f"safety silent (e-value {evidence.e_value:.4g}) after requests "
         f"{_both(evidence.requests)}; reward difference {difference.mean:+.3f}, at 95 % not below "
         f"{difference.lower_bound:+.3f}"
     )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from console.local_broker import LocalBroker, free_port
-from contracts.broker import create_topics, make_producer, send_and_wait
+from contracts.broker import create_topics, make_producer, send, send_and_wait
 from contracts.codec import Record, encode
 from contracts.events import Candidate, Rollout
 from contracts.settings import Kafka
@@ -48,7 +48,7 @@ def until(what: str, condition: Callable[[], bool], seconds: float = 20.0) -> No
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.002)
 
 
 def epoch_of(follower: RolloutFollower) -> int | None:
@@ -105,6 +105,26 @@ def test_a_cache_of_an_earlier_broker_gives_way_to_the_topic(kafka: Kafka, tmp_p
     with following(kafka, cache) as follower:
         assert epoch_of(follower) == 99
         until("epoch 1", lambda: epoch_of(follower) == 1)
+
+
+def test_while_history_is_read_no_request_sees_an_older_state(kafka: Kafka, tmp_path: Path) -> None:
+    cache, last = tmp_path / "cache.json", 3000
+    write_cache(cache, state(last, ident="cached"))
+    producer = make_producer(kafka, "test")
+    for epoch in range(1, last + 1):
+        send(producer, kafka, encode(ROLLOUTS, state(epoch), source="test"))
+    producer.flush(20)
+    producer.close()
+    with following(kafka, cache) as follower:
+        seen = set()
+
+        def shown() -> bool:
+            now = follower.current
+            seen.add(now.epoch if now else None)
+            return now is not None and now.id != "cached"
+
+        until("the topic's own state", shown)
+    assert seen == {last}
 
 
 def test_a_broken_or_foreign_cache_is_no_state(tmp_path: Path) -> None:

@@ -54,8 +54,13 @@ def test_harm_rolls_back_at_once_whatever_else_is_known() -> None:
     assert decide(little, RULES, 0.0).action == "roll-back"
 
 
-def test_an_e_value_below_the_threshold_is_silence_of_the_test() -> None:
-    assert decide(msgspec.structs.replace(evidence(), e_value=99.9), RULES, 0.0).action == "promote"
+def test_while_violations_lean_to_the_canary_without_proof_nothing_is_promoted() -> None:
+    doubtful = msgspec.structs.replace(evidence(), e_value=1.5)
+    assert decide(doubtful, RULES, 0.0).action == "continue"
+    late = decide(doubtful, RULES, 600.0)
+    assert late.reason == "inconclusive after 600 s: safety in doubt: e-value 1.5, silent up to 1"
+    fewer = msgspec.structs.replace(evidence(), e_value=0.2)
+    assert decide(fewer, RULES, 0.0).action == "promote"
 
 
 @pytest.mark.parametrize(
