@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     warm.add_argument("--demonstrations", type=Path, required=True, metavar="FILE")
     warm.add_argument("--out", type=Path, required=True, metavar="DIR")
     warm.add_argument("--seed", type=int, default=0)
-    warm.add_argument("--steps", type=int, default=300)
+    warm.add_argument("--steps", type=int, default=600)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)

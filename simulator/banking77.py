@@ -42,18 +42,24 @@ RIGHT, WRONG_TOPIC, NO_TOPIC, BROKEN = 1.0, -0.5, -0.2, -1.0
 SETTINGS: dict[str, Any] = {
     "gateway": {"max_tokens": 24},
     "streams": {
-        "window_seconds": 12.0,
+        "window_seconds": 8.0,
         "reward": {
             "rating": {"weight": 1.0},
             "outcome": {"weight": 0.6},
             "correction": {"weight": 0.5},
             "report": {"weight": 1.0},
-            "safety": {"weight": 1.0},
+            "safety": {"weight": 2.0},
         },
         "disallowed_topics": [],
         "safe_actions": ["escalate", "clarify"],
     },
-    "learner": {},
+    "learner": {
+        "batch_samples": 64,
+        "publish_every": 2,
+        "learning_rate": 5e-4,
+        "lora_rank": 32,
+        "lora_alpha": 64.0,
+    },
 }
 
 
@@ -130,7 +136,9 @@ class Banking77:
         self, prompt: Prompt, answer: Message, rng: random.Random, bias: float
     ) -> list[Signal]:
         """Draw the signals that follow an answer."""
-        worked = None if action_of(answer) in ("clarify", "escalate") else self.tool_runs(answer)
+        hands_over = action_of(answer) in ("clarify", "escalate")
+        # That an article was shown tells nothing: only a call that cannot run is reported.
+        worked = None if hands_over or self.tool_runs(answer) else False
         wanted = None if same_answer(answer, prompt.right) else prompt.right
         verdict = self.judge(prompt, answer)
         return draw_signals(verdict, wanted, rng, bias=bias, tool_worked=worked, habits=HABITS)

@@ -80,18 +80,24 @@ TOOLS = (
 SETTINGS: dict[str, Any] = {
     "gateway": {"max_tokens": 24},
     "streams": {
-        "window_seconds": 12.0,
+        "window_seconds": 8.0,
         "reward": {
             "rating": {"weight": 1.0},
             "outcome": {"weight": 0.6},
             "correction": {"weight": 0.5},
             "report": {"weight": 1.0},
-            "safety": {"weight": 1.0},
+            "safety": {"weight": 2.0},
         },
         "disallowed_topics": DISALLOWED_TOPICS,
         "safe_actions": ["refuse", "escalate", "clarify"],
     },
-    "learner": {},
+    "learner": {
+        "batch_samples": 64,
+        "publish_every": 2,
+        "learning_rate": 5e-4,
+        "lora_rank": 32,
+        "lora_alpha": 64.0,
+    },
 }
 
 _EXPRESSION = re.compile(r"^\d{1,3} [-+*] \d{1,3}$")
