@@ -6,6 +6,7 @@ Importing this file imports Feast (about four seconds of CPU); other files do so
 from __future__ import annotations
 
 import fcntl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -13,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from feast import FeatureStore, RepoConfig
-from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
-from feast.repo_config import RegistryConfig
 
 from contracts.settings import Settings
-from feature_store.definitions import SERVICE, definitions
 from feature_store.parts import ensure_parts
 from feature_store.views import VIEWS
+
+# Feast imports torch, where installed, for one annotation: 180 MB in every process that serves.
+_hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # None: "not installed"
+try:
+    from feast import FeatureStore, RepoConfig
+    from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
+    from feast.repo_config import RegistryConfig
+
+    from feature_store.definitions import SERVICE, definitions
+finally:
+    if _hidden is None:
+        del sys.modules["torch"]
 
 PROJECT = "headrace"
 

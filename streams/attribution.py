@@ -163,6 +163,11 @@ class Attribution:
         pending.feedback_offsets.append(offset)
         return "joined"
 
+    def awaits_ends(self, now: datetime) -> bool:
+        """Say whether knowing the ends of the log now may close the oldest window."""
+        oldest = next(iter(self._open.values()), None)
+        return oldest is not None and oldest.ready_at <= now
+
     def due(self, limit: int) -> list[Pending]:
         """Take out at most ``limit`` decisions whose windows have closed, oldest first."""
         passed = (p for p in self._open.values() if self.feedback.passed(p.ready_at))

@@ -113,7 +113,8 @@ class Tally:
             counted = _parse(values.pop("counted", None))
             known = self._cache.get((view, key))
             if known is not None:
-                known.counted.counts = {**counted.counts, **known.counted.counts}
+                known.counted.counts = _merged(known.counted.counts, counted.counts)
+                known.counted.time = max(filter(None, (known.counted.time, counted.time)))
             else:
                 self._cache[view, key] = Entity(counted, values)
         for key in keys:
@@ -182,6 +183,18 @@ def _decision_row(fact: Fact) -> FeatureRow:
     if fact.stage == "closed":
         values |= {"reward": fact.reward, "status": fact.status, "revision": fact.revision}
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)
+
+
+def _merged(ours: dict[str, Counts], stored: dict[str, Counts]) -> dict[str, Counts]:
+    """Keep, of each partition, the entry that has counted more: counts never fall."""
+
+    def progress(counts: Counts) -> tuple[int, int, int]:
+        return counts.decisions, counts.rewards, counts.closed
+
+    merged = {**stored, **ours}
+    for partition in ours.keys() & stored.keys():
+        merged[partition] = max(ours[partition], stored[partition], key=progress)
+    return merged
 
 
 def _parse(text: Value) -> Counted:

@@ -26,12 +26,13 @@ from streams.flow import Flow, Step
 
 _log = logging.getLogger(__name__)
 
-BATCH_SECONDS = 0.05
+BATCH_SECONDS = 0.1
 CLOSE_LIMIT = 500
 STALL_SECONDS = 45.0
 """With records to read and none read for this long, the process ends, to be started anew."""
 
 ADMIN_SECONDS = 10.0
+LAG_SECONDS = 1.0
 
 
 class Worker:
@@ -56,6 +57,8 @@ class Worker:
         self._lag: int | None = None
         self._progress = (clock.monotonic(), -1)
         self._paused = False
+        self._begins: dict[Any, int] = {}
+        self._look_again_at = 0.0
         self._connect()
 
     def _connect(self) -> None:
@@ -109,27 +112,32 @@ class Worker:
             held.popleft().ack()
 
     async def see_ends(self) -> None:
-        """Ask the broker for the ends of our partitions, and derive the lag."""
+        """Ask the broker for the ends of our partitions, when a window may close by it and at
+        least once a second for the lag."""
         reaches = {
             self._place(topic, number): reach
             for number, partition in self.flow.partitions.items()
             for topic, reach in ((DECISIONS, partition.decisions), (FEEDBACK, partition.feedback))
         }
-        if not reaches:
-            self._lag = None
+        now, monotonic = self.clock.now(), self.clock.monotonic()
+        may_close = any(p.awaits_ends(now) for p in self.flow.partitions.values())
+        if not reaches or not (may_close or monotonic >= self._look_again_at):
             return
-        now, consumer = self.clock.now(), self.app.consumer
+        self._look_again_at = monotonic + LAG_SECONDS
+        consumer = self.app.consumer
         ends = await asyncio.wait_for(consumer.highwaters(*reaches), ADMIN_SECONDS)
-        begins = await asyncio.wait_for(consumer.earliest_offsets(*reaches), ADMIN_SECONDS)
+        unknown = reaches.keys() - self._begins.keys()
+        if unknown:
+            begins = await asyncio.wait_for(consumer.earliest_offsets(*unknown), ADMIN_SECONDS)
+            self._begins.update(begins)
         lag = 0
         for place, reach in reaches.items():
             # Faust sets this when it seeks after an assignment; before, the beginning is a safe
             # guess: it never makes a partition look read that is not.
-            start = max(consumer._committed_offset[place] or 0, begins[place])
+            start = max(consumer._committed_offset[place] or 0, self._begins[place])
             reach.see(ends[place], start, now)
-            lag += max(
-                0, ends[place] - (start if reach.offsets.next is None else reach.offsets.next)
-            )
+            position = start if reach.offsets.next is None else reach.offsets.next
+            lag += max(0, ends[place] - position)
         self._lag = lag
 
     def _limit_open(self) -> None:
@@ -164,6 +172,8 @@ class Worker:
     def _begin(self, partitions: Any) -> None:
         self.flow.assign(partitions)
         self._held.clear()
+        self._begins.clear()
+        self._lag = None
         self.features.tally.forget()
         self._paused = False
 

@@ -1,4 +1,4 @@
-"""A worker killed in mid-run and a broker restarted under it: nothing lost, nothing counted twice."""
+"""A worker killed in mid-run, a broker restarted under it: none lost, none counted twice."""
 
 from __future__ import annotations
 

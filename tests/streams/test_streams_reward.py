@@ -1,0 +1,125 @@
+"""The arithmetic of a reward: which signals count, how much, and where they came from."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from contracts.clock import ManualClock
+from contracts.events import Feedback, FunctionCall, Message, Reward, Safety, Sampling, ToolCall
+from contracts.settings import RewardComponent, Streams
+from streams.reward import logprobs_are_usable, reward_of, sample_of, similarity
+from streams.safety import judge
+
+NOW = ManualClock().now()
+WEIGHTS = Streams().reward
+
+
+def _safety(decision: Any) -> Safety:
+    return judge(Streams(), ())(decision, NOW)
+
+
+def _reward(decision: Any, *feedback: Feedback, **weights: RewardComponent) -> Reward:
+    return reward_of(decision, _safety(decision), feedback, weights or WEIGHTS, NOW)
+
+
+def _call(name: str, arguments: str) -> Message:
+    call = ToolCall(id="1", function=FunctionCall(name=name, arguments=arguments))
+    return Message(role="assistant", tool_calls=(call,))
+
+
+def test_without_a_signal_the_reward_is_censored(decision: Any) -> None:
+    reward = _reward(decision())
+    assert (reward.status, reward.value, reward.components) == ("censored", None, ())
+
+
+def test_the_newest_rating_holds_whatever_the_order(decision: Any, feedback: Any) -> None:
+    made = decision()
+    first = feedback(made, score=1.0)
+    second = feedback(made, score=-0.5, time=made.time + timedelta(seconds=1))
+    assert _reward(made, first, second).value == _reward(made, second, first).value == -0.5
+    assert _reward(made, first, second).components[0].event_ids == (second.id,)
+
+
+def test_outcomes_are_averaged_over_names(decision: Any, feedback: Any) -> None:
+    made = decision()
+    events = [
+        feedback(made, "outcome", name="tool", score=-1.0),
+        feedback(made, "outcome", name="tool", score=1.0, time=made.time + timedelta(seconds=1)),
+        feedback(made, "outcome", name="re-ask", score=0.0),
+    ]
+    assert _reward(made, *events).components[0].value == 0.5
+
+
+def test_many_reports_count_once_and_are_all_named(decision: Any, feedback: Any) -> None:
+    made = decision()
+    reports = [feedback(made, "report") for _ in range(3)]
+    (component,) = _reward(made, *reports).components
+    assert component.value == -1.0
+    assert set(component.event_ids) == {report.id for report in reports}
+
+
+def test_the_sum_is_weighted_clipped_per_signal_and_in_total(decision: Any, feedback: Any) -> None:
+    made = decision()
+    events = feedback(made, score=1.0), feedback(made, "outcome", score=1.0)
+    part = RewardComponent(weight=0.5, clip=0.4)
+    assert _reward(made, *events, rating=part).value == pytest.approx(0.2)
+    assert _reward(made, *events).value == 1.0
+
+
+def test_a_violation_alone_makes_a_final_reward(decision: Any) -> None:
+    made = decision(answer="Write to jane.doe@example.org")
+    reward = _reward(made)
+    assert (reward.status, reward.value) == ("final", -1.0)
+    assert reward.components[0].event_ids == (_safety(made).id,)
+
+
+def test_a_signal_without_a_weight_does_not_count(decision: Any, feedback: Any) -> None:
+    made = decision()
+    only_rating = {"rating": RewardComponent(weight=1.0)}
+    assert _reward(made, feedback(made, "report"), **only_rating).status == "censored"
+
+
+def test_a_correction_is_worth_what_it_kept_of_the_answer(decision: Any, feedback: Any) -> None:
+    made = decision(answer="one two three four")
+    for text, kept in (("one two three four", 1.0), ("one two", 2 / 3), ("none of it", 0.0)):
+        wanted = Message(role="assistant", content=text)
+        (component,) = _reward(made, feedback(made, "correction", correction=wanted)).components
+        assert component.value == pytest.approx(2 * kept - 1)
+
+
+def test_tool_calls_are_compared_by_name_and_canonical_arguments() -> None:
+    one = _call("search", '{"query": "reset", "limit": 5}')
+    assert similarity(one, _call("search", '{"limit":5,"query":"reset"}')) == 1.0
+    assert 0.0 < similarity(one, _call("search", '{"limit":5,"query":"start"}')) < 1.0
+    assert similarity(one, _call("escalate", '{"query": "reset", "limit": 5}')) == 0.0
+    assert similarity(one, Message(role="assistant", content="reset")) == 0.0
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sampling": Sampling(top_p=0.9)},
+        {"sampling": Sampling(top_k=20)},
+        {"sampling": Sampling(temperature=0.0)},
+        {"logprobs": (-0.5,)},
+    ],
+)
+def test_logprobs_of_another_distribution_are_not_usable(
+    decision: Any, feedback: Any, changed: dict[str, Any]
+) -> None:
+    assert logprobs_are_usable(decision())
+    made = decision(**changed)
+    assert not logprobs_are_usable(made)
+    rating = feedback(made)
+    sample = sample_of(made, _reward(made, rating), _safety(made), [rating], NOW)
+    assert sample is not None
+    assert sample.logprobs == ()
+
+
+def test_equal_input_gives_equal_ids(decision: Any, feedback: Any) -> None:
+    made = decision()
+    rating = feedback(made)
+    assert _reward(made, rating) == _reward(made, rating)
