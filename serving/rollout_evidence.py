@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
-from contracts.events import Arm, Event, Evidence, Reward, Safety
+from contracts.events import Arm, Event, Evidence, Reward, Rollout, Safety
+from serving.assignment import assign
 from serving.eprocess import add_event, e_value
 
 MAX_DECISIONS = 500_000
@@ -39,22 +40,20 @@ EMPTY = Evidence(
 
 
 class EvidenceCounter:
-    """Counts each decision of one rollout once, and each user's first violation.
+    """Counts each decision of the rollout in ``state`` once, and each user's first violation.
 
-    ``evidence`` is where to go on from. What was already counted into it is learned by
-    `recall` of the same events; without that, duplicates of them would count again.
+    It goes on from the state's evidence. What was already counted into it is learned by `recall`
+    of the same events; without that, duplicates of them would count again.
     """
 
-    def __init__(
-        self, rollout_id: str, evidence: Evidence = EMPTY, max_decisions: int = MAX_DECISIONS
-    ) -> None:
-        self.rollout_id = rollout_id
+    def __init__(self, state: Rollout, max_decisions: int = MAX_DECISIONS) -> None:
+        self.evidence = state.evidence
+        self._state = state
         self._max_decisions = max_decisions
-        self.evidence = evidence
         self._served: set[int] = set()
         self._rewarded: set[int] = set()
         self._users: set[int] = set()
-        self._offenders: set[str] = set(evidence.offenders)
+        self._offenders: set[str] = set(state.evidence.offenders)
 
     @property
     def full(self) -> bool:
@@ -82,13 +81,25 @@ class EvidenceCounter:
             self._is_new(event, self._rewarded)
 
     def _is_new(self, event: Safety | Reward, seen: set[int]) -> bool:
-        if event.assignment.rollout_id != self.rollout_id:
+        if not self._served_as_assigned(event):
             return False
         key = _key(event.decision_id)
         if key in seen:
             return False
         seen.add(key)
         return True
+
+    def _served_as_assigned(self, event: Safety | Reward) -> bool:
+        """Whether the user's own arm answered: a fallback is no evidence about either version.
+
+        Canary users whose answers came from the stable version would otherwise fill the control
+        exactly where the canary fails.
+        """
+        given = event.assignment
+        if given.rollout_id != self._state.rollout_id:
+            return False
+        state = msgspec.structs.replace(self._state, weight=given.canary_weight)
+        return given == assign(state, given.policy, event.user_id)
 
     def _with_safety(self, event: Safety) -> Evidence:
         evidence, arm = self.evidence, event.assignment.arm
@@ -133,7 +144,7 @@ def _with_reward(evidence: Evidence, event: Reward) -> Evidence:
 
 
 def _plus(counts: dict[Arm, _Number], arm: Arm, amount: _Number) -> dict[Arm, _Number]:
-    return {**counts, arm: counts[arm] + amount}
+    return {**counts, arm: counts.get(arm, 0) + amount}
 
 
 def _key(identity: str) -> int:

@@ -135,7 +135,7 @@ class RolloutLoop:
 
     def _recount(self, state: Rollout) -> EvidenceCounter:
         """Go on from the published evidence, knowing again which events are in it."""
-        counter = EvidenceCounter(state.rollout_id or "", state.evidence)
+        counter = EvidenceCounter(state)
         for event in self._log.between(state.first_positions, state.positions):
             counter.recall(event)
         return counter
@@ -294,7 +294,7 @@ class RolloutLoop:
             plan=plan,
             judged=candidate.version,
         )
-        self._counter = EvidenceCounter(rollout_id)
+        self._counter = EvidenceCounter(self.state)
 
     def _refuse(self, candidate: Candidate, reason: str) -> None:
         self._log.audit(

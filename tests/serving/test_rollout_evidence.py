@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from datetime import UTC, datetime
 
@@ -11,39 +12,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.codec import to_json
-from contracts.events import Arm, Assignment, Event, Evidence, Reward, Safety
+from contracts.events import Arm, Candidate, Event, Evidence, Reward, Rollout, Safety
+from serving.assignment import assign
 from serving.eprocess import add_event, e_value
 from serving.rollout_evidence import EMPTY, MAX_OFFENDERS, EvidenceCounter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def given_to(arm: Arm, rollout: str | None = "r") -> Assignment:
-    return Assignment(
-        policy="p",
-        policy_version="v",
-        arm=arm,
-        probability=0.5,
-        canary_weight=0.1,
-        rollout_id=rollout,
+STATE = Rollout(
+    id="state",
+    time=NOW,
+    policy="p",
+    epoch=1,
+    phase="canary",
+    stable=Candidate(version="old"),
+    candidate=Candidate(version="new"),
+    rollout_id="r",
+    salt="salt",
+    weight=0.1,
+    evidence=EMPTY,
+)
+
+
+def user_in(arm: Arm, name: str) -> str:
+    """A user of that name whom the hash puts into the arm."""
+    return next(
+        user for n in itertools.count() if assign(STATE, "p", user := f"{name}/{n}").arm == arm
     )
 
 
 def safety(
-    decision: str,
-    arm: Arm = "canary",
-    *,
-    user: str | None = None,
-    violation: bool = False,
-    rollout: str | None = "r",
+    decision: str, arm: Arm = "canary", *, user: str | None = None, violation: bool = False
 ) -> Safety:
+    user_id = user_in(arm, user or decision)
     return Safety(
         id=f"s-{decision}",
         time=NOW,
         decision_id=decision,
         session_id="s",
-        user_id=user or f"user of {decision}",
-        assignment=given_to(arm, rollout),
+        user_id=user_id,
+        assignment=assign(STATE, "p", user_id),
         violation=violation,
         risk=0.0,
         decided_at=NOW,
@@ -51,13 +60,14 @@ def safety(
 
 
 def reward(decision: str, value: float | None, arm: Arm = "canary", revision: int = 0) -> Reward:
+    user_id = user_in(arm, decision)
     return Reward(
         id=f"r-{decision}-{revision}",
         time=NOW,
         decision_id=decision,
         session_id="s",
-        user_id="u",
-        assignment=given_to(arm),
+        user_id=user_id,
+        assignment=assign(STATE, "p", user_id),
         revision=revision,
         status="censored" if value is None else "final",
         value=value,
@@ -66,7 +76,7 @@ def reward(decision: str, value: float | None, arm: Arm = "canary", revision: in
 
 
 def count(events: list[Event]) -> Evidence:
-    counter = EvidenceCounter("r")
+    counter = EvidenceCounter(STATE)
     for event in events:
         counter.count(event)
     return counter.evidence
@@ -100,9 +110,31 @@ def test_a_user_who_violates_again_and_again_is_one_event_for_the_test() -> None
     assert (often.log_wealth, often.offenders) == (once.log_wealth, once.offenders)
 
 
-@pytest.mark.parametrize("rollout", ["another", None])
-def test_events_of_other_rollouts_do_not_count(rollout: str | None) -> None:
-    assert count([safety("1", rollout=rollout, violation=True)]) == EMPTY
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollout_id": "another"},
+        {"rollout_id": None},
+        {"arm": "stable", "policy_version": "old", "probability": 0.9},
+        {"policy_version": "base"},
+    ],
+    ids=["another rollout", "no rollout", "answered by stable instead", "answered by base instead"],
+)
+def test_only_what_the_users_own_arm_of_this_rollout_answered_counts(
+    changes: dict[str, object],
+) -> None:
+    event = safety("1", "canary", violation=True)
+    given = msgspec.structs.replace(event.assignment, **changes)
+    assert count([msgspec.structs.replace(event, assignment=given)]) == EMPTY
+
+
+def test_an_event_counts_under_the_weight_of_its_own_time() -> None:
+    smaller = msgspec.structs.replace(STATE, weight=0.05)
+    user = next(u for n in range(999) if assign(smaller, "p", u := f"u{n}").arm == "canary")
+    event = msgspec.structs.replace(
+        safety("1", violation=True), user_id=user, assignment=assign(smaller, "p", user)
+    )
+    assert count([event]).log_wealth == add_event((), canary=True, weight=0.05)
 
 
 def test_only_the_reward_of_the_closing_window_counts() -> None:
@@ -152,7 +184,7 @@ def test_going_on_from_published_evidence_gives_what_never_stopping_gives(
 ) -> None:
     before, again = history[:cut], history[max(cut - 5, 0) :]  # some events come twice
     published = msgspec.json.decode(to_json(count(before)), type=Evidence)
-    counter = EvidenceCounter("r", published)
+    counter = EvidenceCounter(msgspec.structs.replace(STATE, evidence=published))
     for event in before:
         counter.recall(event)
     for event in again:
@@ -161,7 +193,7 @@ def test_going_on_from_published_evidence_gives_what_never_stopping_gives(
 
 
 def test_a_full_counter_stops_counting() -> None:
-    counter = EvidenceCounter("r", max_decisions=3)
+    counter = EvidenceCounter(STATE, max_decisions=3)
     changed = [counter.count(safety(str(n))) for n in range(5)]
     assert changed == [True, True, True, False, False]
     assert counter.full
@@ -170,5 +202,5 @@ def test_a_full_counter_stops_counting() -> None:
 def test_a_full_table_of_offenders_fits_into_one_record() -> None:
     offenders = tuple(f"{n:016x}" for n in range(MAX_OFFENDERS))
     evidence = msgspec.structs.replace(EMPTY, offenders=offenders)
-    assert EvidenceCounter("r", evidence).full
+    assert EvidenceCounter(msgspec.structs.replace(STATE, evidence=evidence)).full
     assert len(to_json(evidence)) < 100_000
