@@ -104,7 +104,11 @@ class Reader:
             max_poll_records=1000,
             **_PATIENCE,
         )
-        self._assign(positions or {}, from_end)
+        try:
+            self._assign(positions or {}, from_end)
+        except BaseException:
+            self._consumer.close()
+            raise
 
     def _assign(self, positions: Mapping[str, int], from_end: bool) -> None:
         partitions = []

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import random
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -41,6 +44,7 @@ BEAT_SECONDS = 1.0
 DRAIN_SECONDS = 10
 DELIVER_SECONDS = 5.0
 SECRET_LENGTH = 16
+SWITCH_SECONDS = 0.001  # requests wait no longer than this for the delivery and span threads
 
 log = logging.getLogger("headrace.gateway")
 
@@ -91,7 +95,7 @@ def assemble(
     """Make the parts; nothing is started and no server is asked yet."""
     secret = check_secret(settings)
     clock = SystemClock()
-    new_id = uuid7_ids(clock)
+    new_id = uuid7_ids(clock, random.Random(os.urandom(32)))  # a system call per id costs the GIL
     metrics = Metrics()
     outbox = Outbox(settings.state_dir / "outbox", settings.gateway.outbox_max_bytes)
     follower = RolloutFollower(
@@ -154,6 +158,7 @@ def main() -> None:
     settings = load_settings()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # we state outages ourselves, once
+    sys.setswitchinterval(SWITCH_SECONDS)
     running = assemble(settings)
     tracing = start_tracing(
         PROCESS,

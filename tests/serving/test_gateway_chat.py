@@ -163,11 +163,9 @@ def test_a_tool_call_is_parsed_and_becomes_the_action(
 def test_a_conversation_goes_on_after_a_tool_call(client: openai.OpenAI) -> None:
     first = ask(client, "help me", tools=TOOLS).choices[0].message
     result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "done"}
+    messages: list[Any] = [{"role": "user", "content": "help me"}, first, result]
     second = client.chat.completions.create(
-        model="assistant",
-        messages=[{"role": "user", "content": "help me"}, first, result],  # type: ignore[list-item] # the shape users send
-        tools=TOOLS,
-        tool_choice="auto",
+        model="assistant", messages=messages, tools=TOOLS, tool_choice="auto"
     )
     assert second.choices[0].finish_reason
 

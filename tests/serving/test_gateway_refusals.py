@@ -138,8 +138,8 @@ def test_one_too_many_at_once_is_a_429(gateway: Any) -> None:
     """Fifty requests hold all places while their bodies are awaited."""
     held = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(50)]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-    for connection in held:
-        connection.sendall(head)
+    for holder in held:
+        holder.sendall(head)
     connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     for _ in range(100):
         connection.request("POST", "/v1/chat/completions", json.dumps(HELLO))
@@ -149,8 +149,9 @@ def test_one_too_many_at_once_is_a_429(gateway: Any) -> None:
             break
     assert (response.status, response.headers["Retry-After"]) == (429, "1")
     assert body["error"]["type"] == "rate_limit_error"
-    for open_ in [*held, connection]:
-        open_.close()
+    connection.close()
+    for holder in held:
+        holder.close()
 
 
 @pytest.fixture(scope="module")
