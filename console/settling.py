@@ -21,7 +21,7 @@ FOLLOWED = (DECISIONS, REWARDS, SAMPLES, RELEASES, ROLLOUTS, DEAD_LETTERS)
 WINDOW_EXTRA_SECONDS = 60.0
 LEARNER_SECONDS = 180.0
 ROLLOUT_SECONDS = 20.0
-"""Time for a verdict on evidence that is there; a canary that lacks it gets no more without users."""
+"""Time for a verdict on what is there: without users a canary gets no more evidence."""
 
 
 class Follower:

@@ -1,0 +1,258 @@
+"""The whole stack on real processes, hurt in mid-run: what was acknowledged must not be lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from console.demo_users import UserCounts
+from console.explain import explain_decision, ledger_lines, version_directories
+from console.log_access import open_log
+from console.releases import version_rows
+from console.report import RunLog, run_log
+from console.settling import Follower, learner_missing
+from console.stack_file import ProcessEntry, StackFile, is_same_process, read_stack
+from contracts.broker import events_to_end
+from contracts.events import Feedback
+from contracts.settings import Kafka, Settings, load_settings
+from contracts.topics import FEEDBACK
+from simulator.desk import Desk
+from simulator.run import Truth, read_truth
+
+pytestmark = pytest.mark.loop
+
+INTERACTIONS = 400
+START_SECONDS, USERS_SECONDS, REST_SECONDS = 240.0, 420.0, 240.0
+
+
+def until(
+    condition: Callable[[], object], what: str, seconds: float, state: Callable[[], str] = str
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s; {state()}"
+        time.sleep(0.2)
+
+
+def write_settings(directory: Path, policy: Path) -> Path:
+    product = dict(Desk().settings)
+    settings: dict[str, Any] = {
+        "state_dir": str(directory / "state"),
+        "policy": {"model": str(policy)},
+        "engine": {"kind": "transformers"},
+        "gateway": {**product["gateway"], "port": 0},
+        "streams": {**product["streams"], "window_seconds": 4.0},
+        "learner": {"batch_samples": 24, "publish_every": 1},
+        "rollout": {
+            "canary_weight": 0.4,
+            "min_canary_requests": 10,
+            "min_canary_users": 5,
+            "min_rewards": 3,
+            "max_wait_seconds": 30.0,
+            "publish_seconds": 0.5,
+        },
+    }
+    path = directory / "headrace.yaml"
+    path.write_bytes(msgspec.json.encode(settings))
+    return path
+
+
+def stack_of(settings: Settings) -> StackFile:
+    stack = read_stack(settings.state_dir)
+    assert stack is not None
+    return stack
+
+
+def process(settings: Settings, name: str) -> ProcessEntry:
+    return next(entry for entry in stack_of(settings).processes if entry.name == name)
+
+
+class Stack(msgspec.Struct, frozen=True):
+    """A running ``headrace up`` and its settings."""
+
+    settings: Settings
+    path: Path
+
+
+@pytest.fixture
+def stack(tmp_path: Path, tiny_policy: Path) -> Iterator[Stack]:
+    path = write_settings(tmp_path, tiny_policy)
+    settings = load_settings(path, {})
+    output = tmp_path / "up.txt"
+    with output.open("w") as log:
+        up = subprocess.Popen(
+            [sys.executable, "-m", "console", "--settings", str(path), "up"],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    try:
+
+        def runs() -> bool:
+            assert up.poll() is None, output.read_text()
+            found = read_stack(settings.state_dir)
+            return found is not None and found.phase == "running"
+
+        until(runs, "start of the stack", START_SECONDS)
+        yield Stack(settings, path)
+    finally:
+        up.send_signal(signal.SIGTERM)
+        up.wait(120)
+
+
+def start_users(settings: Settings, truth: Path) -> subprocess.Popen[bytes]:
+    found = stack_of(settings)
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "simulator", "run", "--users", "desk", "--seed", "3"),
+            *("--interactions", str(INTERACTIONS), "--concurrency", "3"),
+            *("--gateway", found.gateway, "--kafka", found.kafka, "--truth", str(truth)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def hurt(settings: Settings, name: str, number: signal.Signals) -> None:
+    """End one process of the stack by the pid in its file, and see it come back as another."""
+    before = process(settings, name)
+    os.kill(before.pid, number)
+    until(
+        lambda: process(settings, name).restarts > before.restarts,
+        f"{name} starts again",
+        60.0,
+    )
+
+
+def rest(settings: Settings, kafka: Kafka, answered: int) -> RunLog:
+    """Follow the log until every window is closed and the learner has read all; return it."""
+    follower = Follower(kafka)
+
+    def quiet() -> bool:
+        follower.follow()
+        complete = follower.decisions >= answered and not follower.open_windows()
+        return complete and not learner_missing(settings, follower.samples)
+
+    def state() -> str:
+        learner = learner_missing(settings, follower.samples)
+        return f"{follower.decisions} decisions, {follower.open_windows()} open, {learner}"
+
+    try:
+        until(quiet, "the loop comes to rest", REST_SECONDS, state)
+        return run_log(follower.events)
+    finally:
+        follower.close()
+
+
+def test_the_loop_recovers_when_worker_learner_and_broker_die_in_mid_run(
+    stack: Stack, tmp_path: Path
+) -> None:
+    settings, truth = stack.settings, tmp_path / "truth.jsonl"
+    users = start_users(settings, truth)
+    try:
+
+        def answered(count: int) -> Callable[[], bool]:
+            return lambda: truth.exists() and len(truth.read_bytes().splitlines()) >= count
+
+        until(answered(60), "the first answers", USERS_SECONDS)
+        hurt(settings, "streams-1", signal.SIGKILL)
+        until(answered(140), "answers without the worker", USERS_SECONDS)
+        hurt(settings, "learner", signal.SIGKILL)
+        until(answered(220), "answers without the learner", USERS_SECONDS)
+        hurt(settings, "broker", signal.SIGTERM)
+        users.wait(USERS_SECONDS)
+    finally:
+        users.kill()
+        users.wait()
+    assert users.stdout is not None
+    *said, summary = users.stdout.read().decode().splitlines()
+    print(*said, sep="\n")
+    counts = msgspec.json.decode(summary, type=UserCounts)
+    users.stdout.close()
+    assert counts.failed_requests == 0
+    lines = read_truth(truth)
+    kafka = msgspec.structs.replace(settings.kafka, bootstrap=stack_of(settings).kafka)
+    log = rest(settings, kafka, len(lines))
+    nothing_acknowledged_is_lost(log, lines, kafka, counts)
+    nothing_is_learned_twice(settings, log)
+    assert {name: process(settings, name).restarts for name in ("streams-1", "learner")} == {
+        "streams-1": 1,
+        "learner": 1,
+    }
+    every_kind_of_decision_is_explained(settings, log)
+
+
+def nothing_acknowledged_is_lost(
+    log: RunLog, truth: list[Truth], kafka: Kafka, counts: UserCounts
+) -> None:
+    answered = {line.decision_id for line in truth}
+    assert len(answered) == INTERACTIONS
+    assert {decision.id for decision in log.decisions} == answered
+    first = Counter(reward.decision_id for reward in log.rewards if reward.revision == 0)
+    assert first == dict.fromkeys(answered, 1)
+    events = events_to_end(kafka, (FEEDBACK,), "test-loop")
+    feedback = {event.id for _, event in events if isinstance(event, Feedback)}
+    # What the producer could not confirm while the broker was away may have arrived all the same.
+    assert counts.feedback <= len(feedback) <= counts.feedback + counts.failed_feedback
+    assert counts.failed_feedback <= 5
+
+
+def nothing_is_learned_twice(settings: Settings, log: RunLog) -> None:
+    directories = version_directories(settings.state_dir / "versions")
+    lines = [line for path in directories.values() for line in ledger_lines(path)]
+    read = Counter(line["sample_id"] for line in lines)
+    assert read
+    assert set(read.values()) == {1}
+    assert set(read) <= {sample.id for sample in log.samples}
+    rows = version_rows([*log.releases, *log.rollouts])
+    assert len({release.id for release in log.releases}) == len(rows) - 1 >= 1
+
+
+def every_kind_of_decision_is_explained(settings: Settings, log: RunLog) -> None:
+    with open_log(settings) as kafka:
+        for decision in (log.decisions[0], log.decisions[-1]):
+            found = explain_decision(kafka, settings, decision.id)
+            assert found.rewards
+            assert found.safety is not None
+            assert found.audit
+        learned = explain_decision(kafka, settings, log.samples[0].decision_id)
+    assert learned.learned[0].outcome["decision_id"] == learned.decision.id
+    assert {span.process for span in learned.spans} >= {"gateway", "engine", "streams-1"}
+
+
+def test_down_stops_the_stack_and_its_log_can_still_be_asked(stack: Stack, tmp_path: Path) -> None:
+    settings, truth = stack.settings, tmp_path / "truth.jsonl"
+    users = start_users(settings, truth)
+    until(lambda: truth.exists() and truth.read_bytes(), "the first answer", USERS_SECONDS)
+    users.terminate()
+    users.wait()
+    assert users.stdout is not None
+    users.stdout.close()
+    decision = read_truth(truth)[0].decision_id
+    kafka = msgspec.structs.replace(settings.kafka, bootstrap=stack_of(settings).kafka)
+    follower = Follower(kafka)
+
+    def logged() -> bool:
+        follower.follow()
+        return follower.decisions > 0
+
+    until(logged, "the decision in the log", 60.0)
+    follower.close()
+    before = stack_of(settings)
+    command = [sys.executable, "-m", "console", "--settings", str(stack.path)]
+    subprocess.run([*command, "down"], check=True, stdout=subprocess.DEVNULL)
+    assert not any(is_same_process(entry.pid, entry.started) for entry in before.processes)
+    answer = subprocess.run(
+        [*command, "explain", decision], check=True, capture_output=True, text=True
+    )
+    assert f"decision {decision}" in answer.stdout
