@@ -63,7 +63,9 @@ def publish(
         save_adapter(policy, directory)
         lines = b"".join(to_json(outcome) + b"\n" for outcome in progress.ledger)
         (directory / LEDGER).write_bytes(lines)
-        return write_manifest(directory, _manifest(settings, progress, hash_files(directory)))
+        return write_manifest(
+            directory, _manifest(settings, policy, progress, hash_files(directory))
+        )
 
     root.mkdir(parents=True, exist_ok=True)
     clear_partial(root)
@@ -97,7 +99,9 @@ def release_event(
     )
 
 
-def _manifest(settings: Settings, progress: Progress, files: dict[str, str]) -> Manifest:
+def _manifest(
+    settings: Settings, policy: Policy, progress: Progress, files: dict[str, str]
+) -> Manifest:
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
     return Manifest(
@@ -120,6 +124,7 @@ def _manifest(settings: Settings, progress: Progress, files: dict[str, str]) -> 
         config={
             "learner": msgspec.to_builtins(settings.learner),
             "max_model_len": settings.engine.max_model_len,
+            "base_dtype": str(policy.model.dtype).removeprefix("torch."),
         },
         code=code_version(),
         files=files,
