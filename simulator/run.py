@@ -43,7 +43,8 @@ SHOWN = 200
 class Options(Struct, frozen=True, kw_only=True):
     """What a run is asked to do. ``kafka`` without bootstrap: all feedback goes over HTTP.
 
-    ``delay_scale`` multiplies the delay of every feedback.
+    ``delay_scale`` multiplies the delay of every feedback; ``rate`` bounds the questions per
+    second, None: as fast as the answers come.
     """
 
     gateway: str
@@ -54,6 +55,7 @@ class Options(Struct, frozen=True, kw_only=True):
     seed: int
     truth: Path
     delay_scale: float = 1.0
+    rate: float | None = None
 
 
 class Truth(Struct, frozen=True, kw_only=True):
@@ -92,6 +94,7 @@ class Run:
         self._population = Population(options.seed)
         self._questions: Iterator[Prompt] = product.live(options.seed)
         self._client: GatewayClient
+        self._began = clock.monotonic()
         self._kafka = Channel(options.kafka) if options.kafka.bootstrap else None
         self._outstanding: set[asyncio.Task[None]] = set()
         self._recent: deque[Truth] = deque(maxlen=SHOWN)
@@ -101,6 +104,7 @@ class Run:
         """Ask all questions with at most ``concurrency`` at a time, then await the feedback."""
         options = self._options
         self._client = GatewayClient(options.gateway, options.model, options.concurrency)
+        self._began = self._clock.monotonic()
         numbers = iter(range(options.interactions))
         options.truth.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -125,6 +129,7 @@ class Run:
 
     async def _use(self, numbers: Iterator[int], truth: BinaryIO, bar: tqdm[Any]) -> None:
         for number in numbers:
+            await self._turn(number)
             line = await self._interact(number, next(self._questions))
             truth.write(to_json(line) + b"\n")
             truth.flush()
@@ -132,6 +137,12 @@ class Run:
             self._recent.append(line)
             bar.set_postfix_str(_shown(self._recent, self._failed), refresh=False)
             bar.update()
+
+    async def _turn(self, number: int) -> None:
+        """Wait until the rate allows question ``number``."""
+        if self._options.rate is not None:
+            due = self._began + number / self._options.rate
+            await asyncio.sleep(max(0.0, due - self._clock.monotonic()))
 
     async def _interact(self, number: int, prompt: Prompt) -> Truth:
         """Ask one question, judge the answer and let the user react to it."""

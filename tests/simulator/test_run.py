@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -132,6 +133,16 @@ async def test_a_failed_request_is_counted_and_never_asked_again(
     failed = [line for line in read_truth(truth_file) if line.failed]
     assert len(failed) == 2
     assert all("500" in line.error and line.decision_id == "" for line in failed)
+
+
+async def test_a_rate_spreads_the_questions_over_time(new_id: NewId, truth_file: Path) -> None:
+    gateway = Gateway()
+    async with TestServer(gateway.app()) as server:
+        asked = options(str(server.make_url("/")), Kafka(), truth_file, 10)
+        asked = msgspec.structs.replace(asked, rate=50.0)
+        await Run(Desk(), asked, SystemClock(), new_id).start()
+    times = sorted(line.time for line in read_truth(truth_file))
+    assert (times[-1] - times[0]).total_seconds() > 0.1
 
 
 def test_the_same_seed_asks_the_same_questions_of_the_same_users(truth_file: Path) -> None:
