@@ -1,14 +1,16 @@
 """The development broker: noida-db as a child process, one per local stack or test.
 
-It keeps records in memory and writes them to its data directory on SIGTERM; it never evicts a dead
-group member, so whoever ends a worker must call `remove_dead_members`.
+It keeps records in memory and writes them to its data directory when `console.broker_process` ends
+it; it never evicts a dead group member, so whoever ends a worker must call `remove_dead_members`.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def broker_command(port: int, data_dir: Path) -> list[str]:
         ) from error
     program = Path(noida_db.__file__).parent / "noida-db"
     return [
+        *(sys.executable, "-m", "console.broker_process", "--data-dir", str(data_dir), "--"),
         *(str(program), "start", "--only", "kafka"),
         *("--kafka-port", str(port), "--data-dir", str(data_dir)),
     ]
@@ -68,13 +71,13 @@ class LocalBroker:
         return self
 
     def stop(self) -> None:
-        """End the process with SIGTERM, on which it writes its records to disk."""
+        """End the process with SIGTERM, on which it saves its records to disk."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._process = None
 
