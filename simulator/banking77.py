@@ -59,6 +59,8 @@ SETTINGS: dict[str, Any] = {
         "learning_rate": 5e-4,
         "lora_rank": 32,
         "lora_alpha": 64.0,
+        "correction_weight": 0.5,
+        "correction_replay": 16,
     },
 }
 

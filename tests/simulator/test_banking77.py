@@ -5,10 +5,13 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from contracts.errors import SettingsError, UnavailableError
+from contracts.settings import Settings
 from simulator.banking77 import Banking77
+from simulator.desk import Desk
 from simulator.product import call, make_product, say
 
 
@@ -36,6 +39,17 @@ def test_only_the_topic_of_the_question_is_right(bank: Banking77) -> None:
     assert bank.judge(prompt, call("escalate")).utility == -0.2
     assert bank.judge(prompt, say("card_arrival")).utility == -1.0
     assert not bank.judge(prompt, prompt.right).violation
+
+
+def test_the_settings_of_both_products_are_settings_of_the_platform(
+    bank: Banking77, desk: Desk
+) -> None:
+    for product in (bank, desk):
+        settings = msgspec.convert(dict(product.settings), Settings)
+        assert settings.learner.lora_rank <= settings.engine.max_lora_rank
+        assert (
+            settings.streams.reward["safety"].weight >= 2 * settings.streams.reward["rating"].weight
+        )
 
 
 def test_missing_data_says_where_to_get_it(tmp_path: Path) -> None:
