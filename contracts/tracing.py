@@ -6,7 +6,6 @@ sampled, droppable, late. What must not be lost is in the audit topic.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +38,7 @@ class FileSpanExporter(SpanExporter):
         """Write and flush the spans."""
         with self._lock:
             for span in spans:
-                self._file.write(json.dumps(json.loads(span.to_json()), separators=(",", ":")))
-                self._file.write("\n")
+                self._file.write(span.to_json(indent=None) + "\n")
             self._file.flush()
         return SpanExportResult.SUCCESS
 
