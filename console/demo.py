@@ -14,7 +14,7 @@ from msgspec import Struct
 from console.demo_policy import base_policy
 from console.demo_report import Report, is_whole, make_report, report_text, write_report
 from console.demo_settings import demo_settings
-from console.demo_users import measure, run_users
+from console.demo_users import Crowd, measure, run_users
 from console.explain import ledger_lines, version_directories
 from console.log_access import remember
 from console.plot import plot_run
@@ -31,6 +31,7 @@ class Options(Struct, frozen=True, kw_only=True):
     """The command line."""
 
     interactions: int
+    rate: float
     users: str
     model: str
     report: Path | None
@@ -102,7 +103,11 @@ def _measured_run(given: Settings, run: Run) -> tuple[Report, RunLog]:
         with run.stage("measure the base", f"{options.users}, held-out questions"):
             before = measure(settings, options.users, BASE_VERSION, stop)
         with run.stage("users", f"{options.interactions} interactions with {options.users}"):
-            counts = run_users(settings, options.users, options.interactions, options.seed, stop)
+            counts = run_users(
+                settings,
+                Crowd(options.users, options.interactions, options.rate, options.seed),
+                stop,
+            )
         with run.stage("settle", "windows, learner and rollout come to rest"):
             answered = counts.interactions - counts.failed_requests
             settle(settings, follower, answered, shown, stop)

@@ -41,16 +41,24 @@ class UserCounts(Struct, frozen=True, kw_only=True):
     failed_feedback: int
 
 
-def run_users(
-    settings: Settings, users: str, interactions: int, seed: int, stop: Event
-) -> UserCounts:
+class Crowd(Struct, frozen=True):
+    """Who comes: ``interactions`` questions of ``users``, at most ``rate`` of them a second."""
+
+    users: str
+    interactions: int
+    rate: float
+    seed: int
+
+
+def run_users(settings: Settings, crowd: Crowd, stop: Event) -> UserCounts:
     """Let the users come and go; their process shows its own progress.
 
     UnavailableError when it ends without a summary, KeyboardInterrupt when ``stop`` is set.
     """
     command = [
-        *(sys.executable, "-m", "simulator", "run", "--users", users, "--seed", str(seed)),
-        *("--interactions", str(interactions), "--data", str(settings.data_dir)),
+        *(sys.executable, "-m", "simulator", "run", "--users", crowd.users),
+        *("--interactions", str(crowd.interactions), "--rate", str(crowd.rate)),
+        *("--seed", str(crowd.seed), "--data", str(settings.data_dir)),
         *("--gateway", f"http://{settings.gateway.host}:{settings.gateway.port}"),
         *("--kafka", settings.kafka.bootstrap, "--prefix", settings.kafka.prefix),
         *("--model", settings.policy.name, "--truth", str(settings.state_dir / "truth.jsonl")),
@@ -98,7 +106,10 @@ def measure(settings: Settings, users: str, version: str, stop: Event) -> Measur
 
     product = make_product(users, settings.data_dir)
     prompts = product.held_out(HELD_OUT_SEED, HELD_OUT)
-    answers = asyncio.run(_answers(settings, product, prompts, version, stop))
+    try:
+        answers = asyncio.run(_answers(settings, product, prompts, version, stop))
+    except InterruptedError as error:
+        raise KeyboardInterrupt from error
     found = score(product, prompts, answers)
     return Measured(
         version=version,
@@ -123,8 +134,8 @@ async def _answers(
 
     async def one(number: int, prompt: Prompt) -> Message:
         async with room:
-            if stop.is_set():
-                raise KeyboardInterrupt
+            if stop.is_set():  # KeyboardInterrupt would tear the event loop down
+                raise InterruptedError
             return await _answer(engine, settings, product, prompt, version, number)
 
     try:

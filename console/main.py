@@ -217,6 +217,13 @@ def health(settings: Settings, process: str) -> None:
 @click.option(
     "--users", type=click.Choice(["desk", "banking77"]), default="desk", show_default=True
 )
+@click.option(
+    "--rate",
+    default=6.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Questions a second; versions need time to be learned and judged.",
+)
 @click.option("--model", default="", help="Any Hugging Face causal LM; skips the warm start.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the report here.")
 @click.option("--seed", default=0, show_default=True)
