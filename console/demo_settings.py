@@ -17,10 +17,11 @@ FAST: dict[str, Any] = {
     "learner": {"batch_samples": 64, "publish_every": 2},
     "rollout": {
         "canary_weight": 0.3,
-        "min_canary_requests": 60,
-        "min_canary_users": 15,
+        "min_canary_requests": 40,
+        "min_canary_users": 10,
         "min_rewards": 20,
-        "max_wait_seconds": 90.0,
+        "max_wait_seconds": 60.0,
+        "reward_margin": 0.2,
         "publish_seconds": 0.5,
     },
 }
