@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from console.report import RunLog, VersionFigures
 
 BINS = 40
+MAX_LABELS = 20
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +30,9 @@ def plot_run(log: RunLog, versions: Sequence[VersionFigures], path: Path) -> Non
     decided = _seconds([decision.time for decision in log.decisions], start)
     edges = np.linspace(0.0, max(float(decided.max()), 1.0), BINS + 1)
     middles = (edges[1:] + edges[:-1]) / 2
-    figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(10, 9), sharex=True)
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(10, 10), sharex=True, layout="constrained"
+    )
 
     rewards = [r for r in log.rewards if r.value is not None and r.revision == 0]
     at = _seconds([reward.decided_at for reward in rewards], start)
@@ -47,14 +50,15 @@ def plot_run(log: RunLog, versions: Sequence[VersionFigures], path: Path) -> Non
     served = [row for row in versions if row.decisions]
     shares = _shares(log, [row.version for row in served], decided, edges)
     labels = [f"{row.sequence} {row.version[:8]} {row.phase}" for row in served]
-    bottom.stackplot(middles, shares, labels=labels, baseline="zero")
+    colors = mpl.colormaps["tab20"](np.arange(len(labels)) % 20)
+    bottom.stackplot(middles, shares, labels=labels, colors=colors)
     bottom.set_ylabel("share of answers")
     bottom.set_xlabel("seconds since the first answer")
     bottom.set_ylim(0.0, 1.0)
-    if len(labels) <= 14:
-        bottom.legend(loc="upper left", fontsize="x-small", ncols=2)
+    if len(labels) <= MAX_LABELS:
+        handles, names = bottom.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", fontsize="x-small", ncols=5)
     figure.suptitle(f"{len(log.decisions)} answers, {len(served)} versions")
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

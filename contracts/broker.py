@@ -21,6 +21,7 @@ from contracts.settings import Kafka
 from contracts.topics import TOPICS, Topic
 
 CONNECT_SECONDS = 10.0
+_PAUSE_SECONDS = 0.02  # a broker that answers empty fetches at once would keep a core busy
 _PATIENCE: dict[str, int] = {
     "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
     "reconnect_backoff_max_ms": 1000,  # a broker that comes back is found within a second
@@ -129,7 +130,11 @@ class Reader:
 
     def poll(self, seconds: float) -> list[Received]:
         """Return the records that arrive within ``seconds``, in offset order per partition."""
-        batches = self._consumer.poll(timeout_ms=int(seconds * 1000))
+        deadline = time.monotonic() + seconds
+        batches = self._consumer.poll(timeout_ms=0)
+        while not batches and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+            batches = self._consumer.poll(timeout_ms=0)
         return [
             Received(
                 self._topics[record.topic],
