@@ -5,6 +5,7 @@ Each wait is named and bounded; one that runs out is said and the run goes on to
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from threading import Event as Flag
 
@@ -18,6 +19,7 @@ from contracts.settings import Kafka, Settings
 from contracts.topics import DEAD_LETTERS, DECISIONS, RELEASES, REWARDS, ROLLOUTS, SAMPLES
 
 FOLLOWED = (DECISIONS, REWARDS, SAMPLES, RELEASES, ROLLOUTS, DEAD_LETTERS)
+FOLLOW_SECONDS = 30.0
 WINDOW_EXTRA_SECONDS = 60.0
 LEARNER_SECONDS = 180.0
 ROLLOUT_SECONDS = 20.0
@@ -37,9 +39,14 @@ class Follower:
         self.releases = 0
 
     def follow(self) -> None:
-        """Take in what is there now."""
-        while records := self._reader.poll(0.05):
-            for record in records:
+        """Take in all that is in the log now; DeadlineError when the broker gives nothing."""
+        ends = self._reader.ends()
+        deadline = time.monotonic() + FOLLOW_SECONDS
+        while any(at < ends[place] for place, at in self._reader.positions().items()):
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"following the log of the run: nothing for {FOLLOW_SECONDS} s")
+            for record in self._reader.poll(0.2):
+                deadline = time.monotonic() + FOLLOW_SECONDS
                 try:
                     self._take(record.event())
                 except CodecError:
