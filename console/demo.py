@@ -72,7 +72,9 @@ def run_demo(given: Settings, options: Options, shown: Shown) -> bool:
     warm_start_seconds = time.monotonic() - began
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_dir = given.state_dir.absolute() / "runs" / f"{now}-{options.users}-{options.seed}"
-    settings = demo_settings(given, run_dir, engine, model, product.settings)
+    settings = demo_settings(
+        given, run_dir, engine, model, product.settings, own=bool(options.model)
+    )
     remember(given.state_dir, run_dir)
     shown.say(f"run: {run_dir}")
     with stop_signals() as stop:

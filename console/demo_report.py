@@ -73,7 +73,7 @@ class Report(Struct, frozen=True, kw_only=True):
     duration_seconds: float
     stages_seconds: dict[str, float]
     python: str
-    packages: dict[str, str]
+    versions: dict[str, str]
     before: Measured
     after: Measured
     figures: RunFigures
@@ -125,7 +125,7 @@ def make_report(
         duration_seconds=round(sum(stages.values()), 1),
         stages_seconds={name: round(seconds, 1) for name, seconds in stages.items()},
         python=platform.python_version(),
-        packages=_packages(),
+        versions=_versions(),
         before=before,
         after=after,
         figures=figures,
@@ -189,7 +189,7 @@ def _seconds(value: float | int | None) -> str:
     return "-" if value is None else f"{value:.1f} s"
 
 
-def _packages() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:

@@ -27,6 +27,12 @@ FAST: dict[str, Any] = {
 }
 """Hours of a product's traffic pass in minutes, so windows and samples shrink likewise."""
 
+LARGE: dict[str, Any] = {
+    "learner": {"batch_samples": 16, "publish_every": 1},
+    "rollout": {"min_canary_requests": 10, "min_canary_users": 5, "min_rewards": 5},
+}
+"""A real chat model answers a few questions a second here: a version comes after few samples."""
+
 KEPT = ("kafka", "features", "tracing", "data_dir")
 """Where things are stays as given."""
 
@@ -45,24 +51,31 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def demo_settings(
-    given: Settings, run_dir: Path, engine: str, model: str, product: Mapping[str, Any]
+    given: Settings,
+    run_dir: Path,
+    engine: str,
+    model: str,
+    product: Mapping[str, Any],
+    *,
+    own: bool = False,
 ) -> Settings:
     """Write the run's settings into its directory and return them.
 
-    On a broker that was given, every run gets topics of its own, by prefix.
+    ``own`` says that the model was given, not made by a warm start. On a broker that was given,
+    every run gets topics of its own, by prefix.
     """
     tree = msgspec.to_builtins(given, enc_hook=str)
     kept = {name: tree[name] for name in KEPT}
-    own: dict[str, Any] = {
+    placed: dict[str, Any] = {
         "state_dir": str(run_dir),
         "policy": {"name": given.policy.name, "model": model},
         "engine": {**tree["engine"], "kind": engine, "port": 0},
         "data_dir": str(given.data_dir.absolute()),
     }
     if given.kafka.bootstrap:
-        own["kafka"] = {**tree["kafka"], "prefix": f"{given.kafka.prefix}{run_dir.name}-"}
+        placed["kafka"] = {**tree["kafka"], "prefix": f"{given.kafka.prefix}{run_dir.name}-"}
     path = run_dir / SETTINGS_NAME
     run_dir.mkdir(parents=True, exist_ok=True)
-    merged = merge(kept, FAST, product, own)
+    merged = merge(kept, FAST, product, LARGE if own else {}, placed)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))
     return load_settings(path, {})

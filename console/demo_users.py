@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from serving.engine import Engine
     from simulator.product import Product, Prompt
 
-HELD_OUT = 384
+HELD_OUT = 768
 HELD_OUT_SEED = 7
 """The same questions before and after, and in every run."""
 
