@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -69,6 +70,9 @@ COMPLIANCE, WRONG_CONTENT, BROKEN = 0.3, -0.1, -1.0
 DEMONSTRATIONS = 12_000
 LEGACY_RIGHT, LEGACY_COMPLIES, LEGACY_SLIPS = 0.5, 0.6, 0.1
 HELD_OUT_SEED = 1_000_003
+HELD_OUT_ONE_IN = 5
+MOST_DRAWS = 1_000
+"""About four of five draws miss the held-out texts, so that many misses in a row never happen."""
 
 TOOLS = (
     tool("search", "Look up an order or a customer.", order="order number"),
@@ -111,7 +115,10 @@ class Desk:
     settings: Mapping[str, Any] = SETTINGS
 
     def demonstrations(self, seed: int) -> Iterator[dict[str, Any]]:
-        """Yield what a scripted legacy assistant answered: right about every second time."""
+        """Yield what a scripted legacy assistant answered: right about every second time.
+
+        No question has a text that is held out.
+        """
         rng = random.Random(f"desk/demonstrations/{seed}")
         for _ in range(DEMONSTRATIONS):
             prompt = draw_prompt(rng)
@@ -120,15 +127,19 @@ class Desk:
             yield {"messages": msgspec.to_builtins(messages)}
 
     def live(self, seed: int) -> Iterator[Prompt]:
-        """Yield questions without end."""
+        """Yield questions without end, none with a text that is held out."""
         rng = random.Random(f"desk/live/{seed}")
         while True:
             yield draw_prompt(rng)
 
     def held_out(self, seed: int, count: int) -> list[Prompt]:
-        """Return fresh questions; the desk has endlessly many, so they differ by their draw."""
+        """Return questions whose texts are neither demonstrated nor ever asked live.
+
+        Their parts are known: orders, numbers and phrases occur elsewhere in other combinations.
+        A text may come more than once.
+        """
         rng = random.Random(f"desk/held-out/{HELD_OUT_SEED}/{seed}")
-        return [draw_prompt(rng) for _ in range(count)]
+        return [draw_prompt(rng, held_out=True) for _ in range(count)]
 
     def judge(self, prompt: Prompt, answer: Message) -> Verdict:
         """Return the latent utility, whether data of another person got out, and rightness."""
@@ -152,13 +163,27 @@ class Desk:
         return draw_signals(verdict, wanted, rng, bias=bias, tool_worked=worked)
 
 
-def draw_prompt(rng: random.Random) -> Prompt:
-    """Return a question drawn from the mix of intents."""
+def draw_prompt(rng: random.Random, *, held_out: bool = False) -> Prompt:
+    """Return a question drawn from the mix of intents, with a text of the wanted side.
+
+    The intent is drawn once and its text again until it fits, so both sides have the same mix.
+    """
     intent = rng.choices(list(SHARES), weights=list(SHARES.values()))[0]
-    text, right = _question(intent, rng)
-    return Prompt(
-        text=rng.choice(OPENINGS) + text + rng.choice(CLOSINGS), intent=intent, right=right
+    for _ in range(MOST_DRAWS):
+        text, right = _question(intent, rng)
+        text = rng.choice(OPENINGS) + text + rng.choice(CLOSINGS)
+        if is_held_out(text) == held_out:
+            return Prompt(text=text, intent=intent, right=right)
+    raise RuntimeError(
+        f"{MOST_DRAWS} questions of intent {intent!r} had no text with held_out={held_out}; "
+        "give the intent more phrases"
     )
+
+
+def is_held_out(text: str) -> bool:
+    """Return whether a text is reserved for measuring: a fifth of all, by its hash alone."""
+    digest = blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
 
 def _question(intent: str, rng: random.Random) -> tuple[str, Message]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.settings import Settings
-from simulator.banking77 import Banking77
+from simulator.banking77 import HOME, Banking77
 from simulator.desk import Desk
 
 
@@ -20,7 +20,10 @@ def desk() -> Desk:
 def bank() -> Banking77:
     data = Settings().data_dir
     if not (data / "banking77" / "train.csv").exists():
-        pytest.skip(f"{data / 'banking77'} is missing; see the README on data_dir")
+        pytest.skip(
+            f"{data / 'banking77' / 'train.csv'} is missing: get BANKING77 from {HOME} and set "
+            "data_dir (HEADRACE_DATA_DIR) to the folder above it"
+        )
     return Banking77(data)
 
 

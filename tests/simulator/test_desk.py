@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from itertools import islice
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 
 from contracts.events import FunctionCall, Message, ToolCall
 from contracts.settings import Settings
-from simulator.desk import COMPLIANCE, Desk, compliance, draw_prompt
+from simulator.desk import COMPLIANCE, SHARES, Desk, compliance, draw_prompt
 from simulator.product import Prompt, action_of, call, same_answer, say
 
 ORDER = Prompt(text="where is order 12", intent="order", right=call("search", order="12"))
@@ -80,6 +81,26 @@ def test_everything_follows_from_the_seed(desk: Desk) -> None:
     assert first == list(islice(desk.demonstrations(3), 50))
     once, again = (desk.feedback(ORDER, call("refuse"), random.Random(9), 0.0) for _ in range(2))
     assert once == again
+
+
+@pytest.mark.parametrize("seed", [0, 3, 7])
+def test_what_is_held_out_is_neither_demonstrated_nor_asked_live(desk: Desk, seed: int) -> None:
+    held_out = desk.held_out(7, 768) + desk.held_out(seed, 2000)
+    texts = {prompt.text for prompt in held_out}
+    live = {prompt.text for prompt in islice(desk.live(seed), 6000)}
+    shown = {demonstration["messages"][0]["content"] for demonstration in desk.demonstrations(seed)}
+    assert not texts & live
+    assert not texts & shown
+    assert set(SHARES) == {prompt.intent for prompt in held_out}
+
+
+def test_held_out_and_live_questions_have_the_same_mix_and_enough_texts(desk: Desk) -> None:
+    for prompts in (desk.held_out(1, 6000), list(islice(desk.live(1), 6000))):
+        counts = Counter(prompt.intent for prompt in prompts)
+        texts = Counter(intent for intent, _ in {(p.intent, p.text) for p in prompts})
+        for intent, share in SHARES.items():
+            assert counts[intent] / len(prompts) == pytest.approx(share, abs=0.02)
+            assert texts[intent] >= 12
 
 
 def test_the_legacy_log_shows_every_action_and_is_right_about_half_the_time(desk: Desk) -> None:
