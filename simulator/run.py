@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
@@ -201,7 +202,7 @@ class Run:
                 await asyncio.to_thread(self._kafka.send, event)
         except (RequestFailedError, HeadraceError) as error:
             self._failed_feedback += 1
-            tqdm.write(f"feedback not delivered: {error}")
+            tqdm.write(f"feedback not delivered: {error}", file=sys.stderr)
         else:
             self._sent += 1
 
@@ -223,7 +224,9 @@ class Run:
     async def _await_feedback(self) -> None:
         if not self._outstanding:
             return
-        tqdm.write(f"waiting for {len(self._outstanding)} users who have yet to react")
+        tqdm.write(
+            f"waiting for {len(self._outstanding)} users who have yet to react", file=sys.stderr
+        )
         _, late = await asyncio.wait(set(self._outstanding), timeout=FEEDBACK_SECONDS)
         for task in late:
             task.cancel()

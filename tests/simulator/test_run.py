@@ -135,6 +135,17 @@ async def test_a_failed_request_is_counted_and_never_asked_again(
     assert all("500" in line.error and line.decision_id == "" for line in failed)
 
 
+async def test_what_a_run_tells_people_leaves_stdout_to_the_summary(
+    new_id: NewId, truth_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with TestServer(Gateway().app()) as server:
+        asked = options(str(server.make_url("/")), Kafka(), truth_file, 40)
+        await Run(Desk(), asked, SystemClock(), new_id).start()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "who have yet to react" in shown.err
+
+
 async def test_a_rate_spreads_the_questions_over_time(new_id: NewId, truth_file: Path) -> None:
     gateway = Gateway()
     async with TestServer(gateway.app()) as server:
