@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-DeadLetterReason = Literal["malformed", "oversized", "unknown-type", "unknown-version", "invalid"]
+DeadLetterReason = Literal[
+    "malformed", "oversized", "unknown-type", "unknown-version", "invalid", "failed"
+]
+"""Why a record was put aside; ``failed``: a valid event that its reader could not process."""
 
 
 class HeadraceError(Exception):

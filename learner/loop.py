@@ -79,19 +79,33 @@ class Learner:
         self._seen = set(self.progress.seen)
 
     def take(self, record: Received) -> None:
-        """Take in one record of `samples`; learn when it fills a micro-batch."""
+        """Take in one record of `samples`; learn when it fills a micro-batch.
+
+        What cannot become an experience is put aside, so that the log goes on behind it.
+        """
         try:
-            sample = record.event()
+            arrival = self._arrival(record)
         except CodecError as error:
-            _log.warning("offset %d is no sample: %s", record.offset, error)
-            self.dead_letters += 1
-            self.outlet.dead_letter(record, error)
+            self._put_aside(record, error)
             return
-        assert isinstance(sample, Sample)
-        if sample.id in self._seen:
+        except Exception as error:  # noqa: BLE001 - edge of the process: read again, it fails again
+            _log.exception("offset %d", record.offset)
+            self._put_aside(record, CodecError("failed", repr(error)))
+            return
+        if arrival is None:
             self.duplicates += 1
             return
-        self._seen.add(sample.id)
+        self._seen.add(arrival.experience.sample_id)
+        self.pending.append(arrival)
+        if len(self.pending) == self.settings.learner.batch_samples:
+            self.learn()
+
+    def _arrival(self, record: Received) -> Arrival | None:
+        """Return what a record brings, None for a sample seen before."""
+        sample = record.event()
+        assert isinstance(sample, Sample)
+        if sample.id in self._seen:
+            return None
         tokenizer = self.train.policy.tokenizer
         correction = correction_ids(tokenizer, sample.correction) if sample.correction else ()
         experience = experience_of(
@@ -100,9 +114,12 @@ class Learner:
             sequences=self.progress.versions,
             correction_ids=correction,
         )
-        self.pending.append(Arrival(experience, trace_headers(record.headers)))
-        if len(self.pending) == self.settings.learner.batch_samples:
-            self.learn()
+        return Arrival(experience, trace_headers(record.headers))
+
+    def _put_aside(self, record: Received, error: CodecError) -> None:
+        _log.warning("offset %d gives no sample: %s", record.offset, error)
+        self.dead_letters += 1
+        self.outlet.dead_letter(record, error)
 
     def learn(self) -> None:
         """Learn from the pending micro-batch, commit it, and release when it is time."""

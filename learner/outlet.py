@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from base64 import b64encode
 from threading import Event as Flag
 from typing import Any
 
@@ -18,16 +17,16 @@ from contracts.audit import AuditChain
 from contracts.broker import Received, make_producer, send_and_wait
 from contracts.clock import Clock
 from contracts.codec import encode
+from contracts.dead_letters import dead_letter
 from contracts.errors import CodecError, DeadlineError
-from contracts.events import DeadLetter, Event
-from contracts.ids import NewId, derived_id
+from contracts.events import Event
+from contracts.ids import NewId
 from contracts.settings import Kafka
 from contracts.topics import AUDIT, DEAD_LETTERS, Topic
 from contracts.tracing import current_trace_headers
 
 SOURCE = "headrace/learner"
 WAIT_SECONDS = 300.0
-KEPT_BYTES = 100_000
 _TRY_SECONDS = 5.0
 _log = logging.getLogger("learner")
 
@@ -71,23 +70,10 @@ class Outlet:
         self.send(AUDIT, self._chain.record(action, subject, reason=reason, detail=detail))
 
     def dead_letter(self, record: Received, error: CodecError) -> None:
-        """Put a record aside that is no event; the same record gets the same id."""
-        place = f"{record.topic.name}/{record.partition}/{record.offset}"
-        value = record.value or b""
-        letter = DeadLetter(
-            id=derived_id("dead-letter", self._kafka.prefix, place),
-            time=self._clock.now(),
-            topic=record.topic.name,
-            partition=record.partition,
-            offset=record.offset,
-            reason=error.reason,
-            detail=error.detail[:1000],
-            key_base64=b64encode(record.key).decode() if record.key else None,
-            value_base64=b64encode(value[:KEPT_BYTES]).decode(),
-            value_bytes=len(value),
-            headers={name: raw.decode(errors="replace") for name, raw in record.headers if raw},
-        )
-        self.send(DEAD_LETTERS, letter)
+        """Put a record aside that gives no sample; the same record gets the same id."""
+        full_name = record.topic.full_name(self._kafka.prefix)
+        now = self._clock.now()
+        self.send(DEAD_LETTERS, dead_letter(record, full_name, error.reason, error.detail, now))
 
     def close(self) -> None:
         """Close the producer; the next send opens another."""

@@ -205,20 +205,24 @@ def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
 
 
 def assistant_text(message: Message) -> str:
-    """Return an assistant message as the policy would write it: content, then Hermes tool calls."""
+    """Return an assistant message as the policy would write it: content, then Hermes tool calls.
+
+    Arguments that are no readable JSON stay as they are. JSON can escape half a surrogate pair,
+    which no tokenizer takes: each becomes a question mark.
+    """
     calls = (
         f'<tool_call>{{"name": {json.dumps(call.function.name)}, '
         f'"arguments": {_spaced(call.function.arguments)}}}</tool_call>'
         for call in message.tool_calls
     )
-    return "".join((text_of(message), *calls))
+    return "".join((text_of(message), *calls)).encode(errors="replace").decode()
 
 
 def _spaced(arguments: str) -> str:
     """Return JSON as chat templates write it: one space after each colon and comma."""
     try:
         return json.dumps(json.loads(arguments or "{}"), ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
 
 
@@ -231,7 +235,6 @@ def correction_ids(tokenizer: Any, message: Message) -> tuple[int, ...]:
     question = [{"role": "user", "content": "?"}]
     answer = {"role": "assistant", "content": assistant_text(message)}
     asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    told = tokenizer.apply_chat_template([*question, answer], tokenize=False)
     told = tokenizer.apply_chat_template([*question, answer], tokenize=False)
     turn = told[len(asked) :].rstrip() if told.startswith(asked) else answer["content"]
     if turn == answer["content"].rstrip():

@@ -19,8 +19,8 @@ from learner.micro_batch import Replay, compose, remember
 from learner.update import Outcome, TrainState, UpdateStats, update
 from learner.value import Spread
 
-SEEN_KEPT = 20_000
-"""Ids of samples remembered, to recognise duplicates; streams repeats far fewer after a crash."""
+SEEN_LEAST = 20_000
+"""Fewest ids of samples remembered, to recognise duplicates, once so many were read."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -62,6 +62,8 @@ def advance(
 ) -> Progress:
     """Learn from one full batch of new experiences, in offset order; changes ``train`` in place."""
     config = settings.learner
+    # A restarted stream processor repeats at most the samples of decisions that it held open.
+    kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
     served = max(progress.served_sequence, *(e.behaviour_sequence for e in fresh))
     batch = compose(fresh, progress.replay, config, number=progress.batches, served_sequence=served)
     result = update(train, batch, config, settings.engine.max_model_len)
@@ -75,9 +77,11 @@ def advance(
         newest_feedback_time=_newest(
             progress.newest_feedback_time, [e.feedback_time for e in fresh]
         ),
-        seen=(*progress.seen, *(e.sample_id for e in fresh))[-SEEN_KEPT:],
+        seen=(*progress.seen, *(e.sample_id for e in fresh))[-kept:],
         ledger=(*progress.ledger, *result.outcomes),
-        replay=remember(progress.replay, fresh, used, config),
+        replay=progress.replay
+        if result.stats.skipped
+        else remember(progress.replay, fresh, used, config),
         spread=train.spread,
         stats=result.stats,
         samples=progress.samples + len(used),

@@ -32,6 +32,7 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -47,7 +48,11 @@ from learner.policy import Policy
 from learner.value import Spread, ValueHead, advantages
 
 USER_FEATURES = 1
+LEAST_TEMPERATURE = 1e-2
+"""Below it sampling is greedy for all purposes; divided by less, logits leave float32."""
+
 _BETAS = (0.9, 0.98)
+_NOTHING = Objective((), torch.zeros(0), torch.zeros(0))
 
 
 class MicroBatch(Struct, frozen=True, kw_only=True):
@@ -64,7 +69,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a fresh experience: ``used``, or the reason it was dropped for."""
+    """What became of a fresh experience: ``used``, or why the weights did not learn from it."""
 
     sample_id: str
     decision_id: str
@@ -133,29 +138,43 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
             usable.append(experience)
     scored = []
     for one in score(state.policy, usable, config.bucket):
-        if _log_ratio(one) > config.max_log_ratio:
+        if not _is_finite(one):
+            reasons[one.experience.sample_id] = "not-finite"
+        elif not _log_ratio(one) <= config.max_log_ratio:
             reasons[one.experience.sample_id] = "log-ratio"
         else:
             scored.append(one)
     weighed, value_loss = _weigh(state, scored, reasons, config)
     corrections = _correction_sequences(batch.corrections, max_tokens, vocabulary)
     objective = msgspec.structs.replace(weighed, corrections=corrections)
-    step = StepStats()
-    for _ in range(config.inner_epochs):
-        step = descend(state.policy, state.optimizer, objective, config)
+    step, learned = _descend(state, objective, config)
+    otherwise = "used" if learned else "step-skipped"
     outcomes = tuple(
         Outcome(
             sample_id=e.sample_id,
             decision_id=e.decision_id,
             offset=e.offset,
-            outcome=reasons.get(e.sample_id, "used"),
+            outcome=reasons.get(e.sample_id, otherwise),
             user_reward_mean=e.user_reward_mean,
         )
         for e in batch.fresh
     )
-    return UpdateResult(
-        _account(step, objective, batch, outcomes, value_loss, state.spread), outcomes
-    )
+    taken = objective if learned else _NOTHING
+    return UpdateResult(_account(step, taken, batch, outcomes, value_loss, state.spread), outcomes)
+
+
+def _descend(state: TrainState, objective: Objective, config: Learner) -> tuple[StepStats, bool]:
+    """Take the inner epochs, up to a step that has to be skipped.
+
+    Return the figures of the last one and whether the weights learned: a batch whose first step
+    was taken is in them, even when its second was skipped.
+    """
+    step = StepStats()
+    for epoch in range(config.inner_epochs):
+        step = descend(state.policy, state.optimizer, objective, config)
+        if step.skipped:
+            return step, epoch > 0
+    return step, True
 
 
 def user_weights(users: Sequence[str]) -> list[float]:
@@ -172,9 +191,14 @@ def _unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str |
         return "too-long"
     if min(ids) < 0 or max(ids) >= vocabulary:
         return "unknown-token"
-    if experience.temperature <= 0.0:
+    if not experience.temperature >= LEAST_TEMPERATURE:
         return "greedy"  # a choice without chance has no probability to correct for
     return None
+
+
+def _is_finite(scored: Scored) -> bool:
+    values = (*scored.prox, *scored.anchor, *scored.experience.logprobs)
+    return all(map(math.isfinite, values))
 
 
 def _log_ratio(scored: Scored) -> float:
@@ -192,7 +216,7 @@ def _weigh(
     1 (TOPR, arXiv 2503.14286: the ratio matters for negatives alone).
     """
     if not scored:
-        return Objective((), torch.zeros(0), torch.zeros(0)), 0.0
+        return _NOTHING, 0.0
     ends_bh = torch.stack([one.end_h for one in scored])
     features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
     reward_b = torch.tensor([one.experience.reward for one in scored])

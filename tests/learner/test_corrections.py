@@ -33,3 +33,16 @@ def test_a_correction_is_tokenized_as_a_demonstration_is(answer: dict[str, Any])
     found = correction_ids(tokenizer, msgspec.convert(answer, Message))
 
     assert found == example.ids[example.prompt :]
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a":"\\ud800"}', '{"a":' + "[" * 100_000, '{"a":' + "9" * 100_000]
+)
+def test_a_correction_with_arguments_that_no_tokenizer_takes_still_has_tokens(
+    arguments: str,
+) -> None:
+    tokenizer = train_tokenizer([[QUESTION, _call(order="17")]] * 5, 400)
+    call = _call()
+    call["tool_calls"][0]["function"]["arguments"] = arguments
+
+    assert correction_ids(tokenizer, msgspec.convert(call, Message))

@@ -11,24 +11,26 @@ import msgspec
 import pytest
 from safetensors.torch import load_file
 
-from contracts.broker import events_to_end, make_producer, read_to_end
+from contracts.broker import events_to_end, make_producer, read_to_end, send_and_wait
 from contracts.clock import ManualClock
+from contracts.codec import encode
 from contracts.errors import ManifestError, SettingsError
-from contracts.events import Release
+from contracts.events import DeadLetter, FunctionCall, Message, Release, Sample, ToolCall
 from contracts.ids import NewId
 from contracts.manifest import verify
 from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, RELEASES, SAMPLES
 from learner import checkpoint
 from learner.directory import CrashPoint, no_crash
-from learner.experience import Experience
+from learner.experience import Experience, experience_of
 from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.policy import load_policy
-from learner.progress import Progress
+from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
 from learner.update import new_train_state
 
+MakeSample = Callable[..., Sample]
 SendSamples = Callable[[Kafka, int, int], None]
 OpenLearner = Callable[[Settings, CrashPoint], Learner]
 
@@ -187,6 +189,94 @@ def test_a_record_that_is_no_sample_is_put_aside_and_stops_nothing(
     assert getattr(letter, "reason", None) == "malformed"
     actions = [getattr(e, "action", "") for _, e in events_to_end(kafka, (AUDIT,), "test-audit")]
     assert actions == ["learner.started", "batch.learned"]
+
+
+@pytest.mark.parametrize(
+    ("key", "headers"), [(b"k", [("note", b"x" * 400_000)]), (b"k" * 700_000, [])]
+)
+def test_a_record_with_a_large_key_or_header_is_put_aside_and_stops_nothing(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+    key: bytes,
+    headers: list[tuple[str, bytes]],
+) -> None:
+    name = SAMPLES.full_name(kafka.prefix)
+    producer = make_producer(kafka, "test-bad")
+    producer.send(name, value=b"{" + b" " * 250_000, key=key, headers=headers).get(timeout=10)
+    producer.close()
+    send_samples(kafka, 0, 8)
+    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
+    _read_on(learner)
+
+    assert learner.progress.batches == 1
+    (letter,) = [event for _, event in events_to_end(kafka, (DEAD_LETTERS,), "test-letters")]
+    assert isinstance(letter, DeadLetter)
+    assert (letter.topic, letter.partition, letter.offset) == (name, 0, 0)
+
+
+def _corrected(arguments: str) -> Message:
+    call = ToolCall(id="c", function=FunctionCall("search", arguments))
+    return Message(role="assistant", tool_calls=(call,))
+
+
+def test_odd_corrections_stop_nothing(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    make_sample: MakeSample,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    producer = make_producer(kafka, "test-odd")
+    for number, arguments in ((1, '{"a":"\\ud800"}'), (2, "[" * 100_000)):
+        sample = make_sample(number, correction=_corrected(arguments))
+        send_and_wait(producer, kafka, encode(SAMPLES, sample, source="test"))
+    producer.close()
+    send_samples(kafka, 10, 16)
+    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
+    _read_on(learner)
+
+    assert learner.progress.batches == 1
+    assert (learner.progress.next_offset, learner.dead_letters) == (8, 0)
+
+
+def test_a_sample_that_cannot_become_an_experience_is_put_aside_as_failed(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    send_samples(kafka, 0, 9)  # the first has a correction
+    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
+    learner.train.policy.tokenizer.chat_template = "{{ raise_exception('no such turn') }}"
+    send_samples(kafka, 9, 10)
+    _read_on(learner)
+
+    assert learner.progress.batches == 1  # eight of ten; numbers 0 and 7 have corrections
+    letters = [event for _, event in events_to_end(kafka, (DEAD_LETTERS,), "test-letters")]
+    assert [(getattr(e, "reason", ""), getattr(e, "offset", -1)) for e in letters] == [
+        ("failed", 0),
+        ("failed", 7),
+    ]
+
+
+def test_as_many_sample_ids_are_remembered_as_a_restart_of_the_streams_may_repeat(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    train = new_train_state(load_policy(settings), settings.learner)
+    old = tuple(f"id-{number}" for number in range(50_000))
+    fresh = [experience_of(make_sample(1))]
+    before = Progress(policy="assistant", base=train.policy.base, seen=old)
+
+    for limit, kept in ((200_000, 50_001), (30_000, 30_000), (10, SEEN_LEAST)):
+        streams = msgspec.structs.replace(settings.streams, max_open_decisions=limit)
+        mine = msgspec.structs.replace(settings, streams=streams)
+        after = advance(train, before, fresh, mine)
+        assert after.seen == (*old, fresh[0].sample_id)[-kept:]
 
 
 def test_a_torn_checkpoint_is_passed_over_and_only_the_newest_are_kept(

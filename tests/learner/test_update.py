@@ -12,7 +12,9 @@ from contracts.events import Sample
 from contracts.settings import Settings
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
+from learner.micro_batch import Replay
 from learner.policy import Policy, load_policy
+from learner.progress import Progress, advance
 from learner.update import (
     MicroBatch,
     TrainState,
@@ -241,3 +243,70 @@ def test_the_baseline_learns_who_is_harsh(settings: Settings, make_sample: MakeS
     ]
 
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_what_is_not_a_finite_number_is_dropped_and_the_rest_is_learned(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings)
+    before = {name: p.detach().clone() for name, p in state.policy.adapters().items()}
+    count = len(make_sample(3).token_ids)
+    fresh = (
+        _experience(make_sample, 0),
+        _experience(make_sample, 1, temperature=1e-40),
+        _experience(make_sample, 2, temperature=float("nan")),
+        _experience(make_sample, 3, logprobs=(float("nan"),) * count),
+        _experience(make_sample, 4, logprobs=(float("-inf"),) * len(make_sample(4).token_ids)),
+    )
+
+    result = update(state, MicroBatch(fresh=fresh), settings.learner, MAX)
+
+    assert _outcomes(result) == {
+        0: "used",
+        1: "greedy",
+        2: "greedy",
+        3: "not-finite",
+        4: "not-finite",
+    }
+    assert not result.stats.skipped
+    after = state.policy.adapters()
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    assert all(bool(parameter.isfinite().all()) for parameter in after.values())
+
+
+def test_a_policy_that_gives_no_finite_probabilities_learns_nothing(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings)
+    with torch.no_grad():
+        next(iter(state.policy.adapters().values())).fill_(float("nan"))
+
+    result = update(state, _batch(make_sample), settings.learner, MAX)
+
+    assert set(_outcomes(result).values()) == {"not-finite"}
+    assert result.stats.used == 0
+
+
+def test_a_batch_whose_step_is_skipped_is_not_called_used_nor_repeated(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings, kl_weight=1e38)
+    settings = msgspec.structs.replace(
+        settings, learner=msgspec.structs.replace(settings.learner, length_scale=1e-38)
+    )
+    with torch.no_grad():
+        for parameter in state.policy.adapters().values():
+            parameter.add_(0.5)
+    before = {name: p.detach().clone() for name, p in state.policy.adapters().items()}
+    first = (*_batch(make_sample).fresh, _experience(make_sample, 9, prompt_token_ids=()))
+    progress = Progress(policy="assistant", base=state.policy.base)
+
+    progress = advance(state, progress, first, settings)
+
+    assert progress.stats.skipped
+    assert {entry.outcome for entry in progress.ledger} == {"step-skipped", "no-tokens"}
+    assert (progress.samples, progress.dropped) == (0, 9)
+    assert (progress.stats.used, progress.stats.corrections) == (0, 0)
+    assert progress.replay == Replay()
+    for name, parameter in state.policy.adapters().items():
+        assert torch.equal(parameter, before[name])
