@@ -18,6 +18,7 @@ from msgspec import Struct
 from contracts.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
+SHOWN_CHARS = 300
 _FORBIDDEN_SUFFIXES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 
 
@@ -75,22 +76,28 @@ def write_manifest(directory: Path, manifest: Manifest) -> str:
 
 
 def read_manifest(directory: Path) -> tuple[str, Manifest]:
-    """Return (id, manifest) of a version directory, without checking its files."""
+    """Return (id, manifest) of a version directory, without checking its files.
+
+    Raises ManifestError, whatever ``directory`` is.
+    """
     path = directory / MANIFEST_NAME
     try:
-        raw = path.read_bytes()
+        raw = path.read_bytes() if path.is_file() else None  # a pipe would wait for its writer
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if raw is None:
+        raise ManifestError(f"{_shown(path)} is missing or no file; publish the version again")
+    try:
         return sha256(raw).hexdigest(), msgspec.json.decode(raw, type=Manifest)
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path} is missing; publish the version again") from error
-    except msgspec.MsgspecError as error:
-        raise ManifestError(f"{path} is not a manifest: {error}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{_shown(path)} is not a manifest: {error}") from error
 
 
 def verify(directory: Path, version: str) -> Manifest:
     """Check a version directory against its id and return its manifest.
 
-    Raises ManifestError when the id, a hash or the set of files differs, or when a file could
-    hold pickled code: weights are safetensors only.
+    Raises ManifestError when the id, a hash or the set of files differs, when something cannot be
+    read, or when a file could hold pickled code: weights are safetensors only.
     """
     found, manifest = read_manifest(directory)
     if found != version:
@@ -98,7 +105,10 @@ def verify(directory: Path, version: str) -> Manifest:
     unsafe = [name for name in manifest.files if Path(name).suffix.lower() in _FORBIDDEN_SUFFIXES]
     if unsafe:
         raise ManifestError(f"{directory} holds {unsafe}; only safetensors weights are loaded")
-    actual = hash_files(directory)
+    try:
+        actual = hash_files(directory)
+    except (OSError, ValueError) as error:
+        raise _unreadable(directory, error) from error
     wrong = sorted(
         name
         for name in manifest.files.keys() | actual.keys()
@@ -107,3 +117,14 @@ def verify(directory: Path, version: str) -> Manifest:
     if wrong:
         raise ManifestError(f"{directory}: {wrong} differ from the manifest; do not load it")
     return manifest
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> ManifestError:
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return ManifestError(f"{_shown(path)} cannot be read: {why}; publish the version again")
+
+
+def _shown(path: Path) -> str:
+    """Return the path for a message: it came with a record, and may be anything."""
+    text = str(path)
+    return text if text.isprintable() and len(text) <= SHOWN_CHARS else repr(text[:SHOWN_CHARS])

@@ -17,7 +17,7 @@ from contracts.clock import Clock
 from contracts.errors import EngineError, ManifestError, UnavailableError
 from contracts.events import BASE_VERSION, Candidate, Sampling
 from contracts.manifest import verify
-from contracts.settings import Engine as EngineSettings
+from contracts.settings import Settings
 from contracts.tracing import current_trace_headers
 from serving.engine import Engine, EngineRequest
 
@@ -41,14 +41,14 @@ class Adapters:
     def __init__(
         self,
         engine: Engine,
-        settings: EngineSettings,
-        policy: str,
+        settings: Settings,
         clock: Clock,
         stopping: Event,
     ) -> None:
         self._engine = engine
-        self._settings = settings
-        self._policy = policy
+        self._settings = settings.engine
+        self._policy = settings.policy.name
+        self._versions = settings.state_dir / "versions"
         self._clock = clock
         self._stopping = stopping
         self._runner = asyncio.Runner()
@@ -96,7 +96,7 @@ class Adapters:
             self._runner.close()
 
     def _check(self, candidate: Candidate) -> None:
-        manifest = verify(Path(candidate.location), candidate.version)
+        manifest = verify(self._directory(candidate), candidate.version)
         if manifest.policy != self._policy:
             raise ManifestError(
                 f"{candidate.version} is a version of policy {manifest.policy!r}; "
@@ -108,7 +108,25 @@ class Adapters:
             )
 
     def _load(self, candidate: Candidate) -> None:
-        self._call(self._engine.load_adapter(candidate.version, Path(candidate.location)))
+        directory = self._directory(candidate)
+        self._call(self._engine.load_adapter(candidate.version, directory))
+
+    def _directory(self, candidate: Candidate) -> Path:
+        """Return where the version really lies; ManifestError unless below our versions.
+
+        Anyone who can write a release could else have the engine read any directory.
+        """
+        root, location = self._versions.resolve(), candidate.location
+        try:
+            found = Path(location).resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ManifestError(f"location {location[:300]!r} is no path: {error}") from error
+        if root not in found.parents:
+            raise ManifestError(
+                f"location {location[:300]!r} is not below {root}; "
+                "publish versions there, or give all processes the same state_dir"
+            )
+        return found
 
     def _watch(self, loaded: dict[str, str], needed: tuple[Candidate, ...]) -> None:
         """Note since when each of our adapters is no longer needed; others' are left alone."""

@@ -54,7 +54,7 @@ def control(
 ) -> None:
     """Run the rollout loop and its heartbeat until ``status.stopping`` is set."""
     policy = settings.policy.name
-    adapters = Adapters(engine, settings.engine, policy, clock, status.stopping)
+    adapters = Adapters(engine, settings, clock, status.stopping)
     log = RolloutLog(settings.kafka, policy, AuditChain("rollout", clock, new_id))
     heartbeat = status.start()
     try:

@@ -35,6 +35,7 @@ POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0
 ENGINE_SECONDS = 3.0
 LOAD_ATTEMPTS = 3
+REASON_CHARS = 2000
 
 _RELEASES = f"{RELEASES.name}/0"
 _log = logging.getLogger("headrace.rollout")
@@ -231,7 +232,7 @@ class RolloutLoop:
         candidate = self.state.candidate
         if self._counter is None or candidate is None or candidate.version != error.version:
             raise error
-        self._conclude(self._counter, Verdict("roll-back", str(error)))
+        self._conclude(self._counter, Verdict("roll-back", str(error)[:REASON_CHARS]))
 
     def _needed(self) -> tuple[Candidate, ...]:
         found = (self.state.stable, self.state.candidate)
@@ -297,6 +298,7 @@ class RolloutLoop:
         self._counter = EvidenceCounter(self.state)
 
     def _refuse(self, candidate: Candidate, reason: str) -> None:
+        reason = reason[:REASON_CHARS]  # it may quote a file or the engine at any length
         self._log.audit(
             "rollout.refused", candidate.version, reason, {"serves": self.state.stable.version}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,3 +138,64 @@ def test_manifest_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text('{"format": 2}')
     with pytest.raises(ManifestError, match="not a manifest"):
         read_manifest(tmp_path)
+
+
+def nul(directory: Path) -> Path:
+    return directory / "a\0b"
+
+
+def over_long(directory: Path) -> Path:
+    return directory / ("x" * 5000)
+
+
+def a_file(directory: Path) -> Path:
+    return directory / "adapter_config.json"
+
+
+def directory_as_manifest(directory: Path) -> Path:
+    (directory / MANIFEST_NAME).unlink()
+    (directory / MANIFEST_NAME).mkdir()
+    return directory
+
+
+def pipe_as_manifest(directory: Path) -> Path:
+    (directory / MANIFEST_NAME).unlink()
+    os.mkfifo(directory / MANIFEST_NAME)
+    return directory
+
+
+def no_text(directory: Path) -> Path:
+    (directory / MANIFEST_NAME).write_bytes(b'{"policy": "\xff\xfe"}')
+    return directory
+
+
+def deeply_nested(directory: Path) -> Path:
+    path = directory / MANIFEST_NAME
+    nested = '{"a": ' * 5000 + "1" + "}" * 5000
+    path.write_text(path.read_text().replace('"config": {', f'"config": {{"x": {nested},'))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [nul, over_long, a_file, directory_as_manifest, pipe_as_manifest, no_text, deeply_nested],
+)
+def test_whatever_is_no_version_is_a_manifest_error(
+    version: tuple[Path, str], spoil: Callable[[Path], Path]
+) -> None:
+    directory, name = version
+    with pytest.raises(ManifestError) as caught:
+        verify(spoil(directory), name)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_that_cannot_be_read_is_a_manifest_error(version: tuple[Path, str]) -> None:
+    directory, name = version
+    with pytest.raises(ManifestError):
+        verify(Path("/proc/self/mem"), name)
+    (directory / "loop.json").symlink_to(directory / "loop.json")
+    (directory / "adapter_config.json").unlink()
+    (directory / "adapter_config.json").symlink_to("/proc/self/mem")  # a file that refuses reads
+    with pytest.raises(ManifestError, match="cannot be read"):
+        verify(directory, name)

@@ -126,6 +126,7 @@ class Stage:
         self.engine = TinyEngine()
         self.new_id = new_id
         self.directory = directory
+        self.versions = directory / "state" / "versions" / "desk"
         self.settings = Settings(
             state_dir=directory / "state",
             kafka=kafka,
@@ -157,8 +158,8 @@ class Stage:
 
     def version(self, policy: str = "desk") -> tuple[Path, str]:
         self._sequence += 1
-        path = self.directory / f"version-{self._sequence}"
-        path.mkdir()
+        path = self.versions / f"version-{self._sequence}"
+        path.mkdir(parents=True)
         (path / "adapter_model.safetensors").write_bytes(b"weights %d" % self._sequence)
         manifest = Manifest(
             policy=policy,
@@ -176,7 +177,7 @@ class Stage:
         )
         return path, write_manifest(path, manifest)
 
-    def release(self, path: Path, version: str) -> str:
+    def release(self, path: Path | str, version: str) -> str:
         event = Release(
             id=derived_id("release", version),
             time=NOW,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -115,6 +117,59 @@ def test_a_version_whose_files_were_changed_is_refused_and_never_loaded(stage: S
     assert [record.action for record in stage.audits()] == ["rollout.refused"]
 
 
+def no_text(path: Path) -> str:
+    (path / "manifest.json").write_bytes(b'{"policy": "\xff\xfe"}')
+    return str(path)
+
+
+def directory_as_manifest(path: Path) -> str:
+    (path / "manifest.json").unlink()
+    (path / "manifest.json").mkdir()
+    return str(path)
+
+
+def link_elsewhere(path: Path) -> str:
+    outside = path.parents[3] / "outside"
+    path.rename(outside)
+    path.symlink_to(outside)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: f"{path}\0", "is no path"),
+        (lambda path: str(path / ("x" * 5000)), "cannot be read"),
+        (lambda path: str(path / "adapter_model.safetensors"), "adapter_model.safetensors"),
+        (lambda _: "y" * 400_000, "is not below"),
+        (directory_as_manifest, "missing or no file"),
+        (no_text, "not a manifest"),
+        (link_elsewhere, "is not below"),
+        (lambda _: "/etc", "is not below"),
+        (lambda path: f"{path}/../../../../..", "is not below"),
+        (lambda _: "", "is not below"),
+        (lambda path: str(path.parents[1]), "is not below"),
+    ],
+)
+def test_a_bad_location_is_refused_and_the_next_release_is_taken(
+    stage: Stage, spoil: Callable[[Path], str], said: str
+) -> None:
+    path, bad = stage.version()
+    with stage.controller():
+        stage.release(spoil(path), bad)
+        assert said in stage.state("refused", bad).reason
+        assert stage.engine.loads == []
+        stage.state("canary", stage.released())
+
+
+def test_a_relative_location_is_handed_to_the_engine_as_a_whole_path(stage: Stage) -> None:
+    path, version = stage.version()
+    with stage.controller():
+        stage.release(os.path.relpath(path), version)
+        stage.state("canary", version)
+    assert stage.engine.adapters[version] == str(path.resolve())
+
+
 def test_a_version_of_another_policy_is_refused(stage: Stage) -> None:
     with stage.controller():
         version = stage.release(*stage.version(policy="other"))
@@ -136,7 +191,7 @@ def test_of_the_releases_that_wait_only_the_newest_is_taken(stage: Stage) -> Non
         first = stage.released()
         canary = stage.state("canary", first)
         skipped, newest = stage.released(), stage.released()
-        stage.release(stage.directory / "version-1", first)  # announced twice, taken once
+        stage.release(stage.versions / "version-1", first)  # announced twice, taken once
         stage.serve(canary, range(80))
         stage.state("canary", newest)
     taken = {state.candidate.version for state in stage.states() if state.candidate}
@@ -202,7 +257,7 @@ def test_a_candidate_whose_files_break_under_way_is_rolled_back(stage: Stage) ->
     with stage.controller():
         version = stage.released()
         stage.state("canary", version)
-        (stage.directory / "version-1" / "adapter_model.safetensors").write_bytes(b"broken")
+        (stage.versions / "version-1" / "adapter_model.safetensors").write_bytes(b"broken")
         stage.engine.restart()
         assert "cannot be loaded again" in stage.state("rolled-back", version).reason
 
