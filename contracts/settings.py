@@ -7,7 +7,9 @@ Secrets come from the environment alone.
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -24,6 +26,8 @@ NonNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+PolicyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+RewardSignal = Literal["rating", "correction", "outcome", "report", "safety"]
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,9 +44,12 @@ class Kafka(Section, frozen=True):
 
 
 class Policy(Section, frozen=True):
-    """The policy that is served and learned. ``model`` is a Hugging Face directory or name."""
+    """The policy that is served and learned; its ``name`` is a Kafka key and a directory.
 
-    name: str = "assistant"
+    ``model`` is a Hugging Face directory or name.
+    """
+
+    name: PolicyName = "assistant"
     model: str = ""
 
 
@@ -89,7 +96,7 @@ class DisallowedTopic(Section, frozen=True):
     patterns: tuple[str, ...]
 
 
-def _default_reward() -> dict[str, RewardComponent]:
+def _default_reward() -> dict[RewardSignal, RewardComponent]:
     return {
         "rating": RewardComponent(weight=1.0),
         "correction": RewardComponent(weight=0.5),
@@ -103,7 +110,7 @@ class Streams(Section, frozen=True):
     """The stream processors. ``safe_actions`` never count as acting on a disallowed topic."""
 
     window_seconds: Positive = 600.0
-    reward: dict[str, RewardComponent] = field(default_factory=_default_reward)
+    reward: dict[RewardSignal, RewardComponent] = field(default_factory=_default_reward)
     disallowed_topics: tuple[DisallowedTopic, ...] = ()
     safe_actions: tuple[str, ...] = ("refuse", "escalate", "clarify")
     flush_seconds: Positive = 0.5
@@ -202,11 +209,15 @@ def load_settings(
             tree = msgspec.yaml.decode(source.read_bytes()) or {}
         except FileNotFoundError as error:
             raise SettingsError(f"{source} does not exist; give the path of a YAML file") from error
-        except msgspec.DecodeError as error:
+        except OSError as error:
+            why = error.strerror or error
+            raise SettingsError(f"{source} cannot be read ({why}); give a YAML file") from error
+        except (msgspec.DecodeError, ValueError) as error:
             raise SettingsError(f"{source} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise SettingsError(f"{source} holds a {type(tree).__name__}; it must be a mapping")
-    if tree.get("gateway") and "feedback_secret" in tree["gateway"]:
+    gateway = tree.get("gateway")
+    if isinstance(gateway, dict) and "feedback_secret" in gateway:
         raise SettingsError(
             f"{source} holds gateway.feedback_secret; secrets come from the environment alone: "
             f"set {PREFIX}GATEWAY__FEEDBACK_SECRET"
@@ -216,9 +227,12 @@ def load_settings(
         if name.startswith(PREFIX):
             _override(tree, name, text)
     try:
-        return msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
+        settings = msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{source} and environment: {error}") from error
+    _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
+    _check_patterns(settings.streams.disallowed_topics)
+    return settings
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
@@ -237,6 +251,26 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise NotImplementedError(f"settings hold no {kind}")
+
+
+def _check_finite(value: Any, place: str) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_finite(inner, f"{place}.{name}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{value} - at `{place}`; give a finite number")
+
+
+def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
+    for topic in topics:
+        for pattern in topic.patterns:
+            try:
+                re.compile(pattern, re.IGNORECASE)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise SettingsError(
+                    f"{pattern!r} of topic {topic.name!r} is no regular expression: {error} "
+                    "- at `$.streams.disallowed_topics`; write it in the syntax of Python's re"
+                ) from error
 
 
 def _text(value: Any) -> str:

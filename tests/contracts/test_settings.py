@@ -113,6 +113,17 @@ def test_secret_in_the_file_is_refused_and_not_shown(tmp_path: Path) -> None:
         ("learner: {lora_rank: 7}", r"\$\.learner\.lora_rank"),
         ("rollout: {canary_weight: 1.0}", r"< 1.*\$\.rollout\.canary_weight"),
         ("gateway: {port: 70000}", r"\$\.gateway\.port"),
+        ("gateway: 5", r"got `int`.*\$\.gateway"),
+        ("gateway: feedback_secret", r"got `str`.*\$\.gateway"),
+        ("streams: {reward: {ratng: {weight: 1}}}", r"ratng.*\$\.streams\.reward"),
+        ("streams: {reward: {rating: {weight: .nan}}}", r"nan.*\$\.streams\.reward\.rating.weight"),
+        ("streams: {window_seconds: .inf}", r"inf.*\$\.streams\.window_seconds"),
+        ("engine: {timeout_seconds: .nan}", r"\$\.engine\.timeout_seconds"),
+        ("streams: {disallowed_topics: [{name: a, patterns: ['(x']}]}", r"\(x.*'a'.*unterminated"),
+        ("policy: {name: ../etc}", r"\$\.policy\.name"),
+        ("policy: {name: ''}", r"\$\.policy\.name"),
+        ('policy: {name: "a\\n"}', r"\$\.policy\.name"),
+        (f"policy: {{name: {'a' * 65}}}", r"\$\.policy\.name"),
         ("- kafka", "must be a mapping"),
         ("kafka: [", "not YAML"),
     ],
@@ -129,6 +140,8 @@ def test_wrong_file_is_refused_with_place_and_bound(tmp_path: Path, text: str, s
         ("HEADRACE_KAFKA__BOOTSTRP", "x", "bootstrp"),
         ("HEADRACE_KAFKA__BOOTSTRAP__HOST", "x", r"\$\.kafka\.bootstrap"),
         ("HEADRACE_STREAMS__REWARD", "{oops", "not JSON"),
+        ("HEADRACE_LEARNER__KL_WEIGHT", "nan", r"\$\.learner\.kl_weight"),
+        ("HEADRACE_LEARNER__MAX_LOG_RATIO", "inf", r"\$\.learner\.max_log_ratio"),
         ("HEADRACE_TRACING__CONTENT", "perhaps", r"\$\.tracing\.content"),
     ],
 )
@@ -140,6 +153,14 @@ def test_wrong_environment_is_refused(name: str, text: str, said: str) -> None:
 def test_missing_file_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         load_settings(tmp_path / "none.yaml", {})
+
+
+def test_settings_that_are_no_readable_text_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings(tmp_path, {})
+    (tmp_path / "settings.yaml").write_bytes(b"kafka: \xff")
+    with pytest.raises(SettingsError, match="not YAML"):
+        load_settings(tmp_path / "settings.yaml", {})
 
 
 def test_environment_of_a_child_gives_it_the_same_settings(
