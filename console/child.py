@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from console.child_environment import inherited_environment
 from console.stack_file import is_same_process, start_time
 
 
@@ -22,7 +23,8 @@ class Program(Struct, frozen=True, kw_only=True):
     """What to run and how to judge it.
 
     ``missing`` takes the pid and says in words what is not ready yet, "" when all is. ``needs``
-    names the programs that must be ready before this one starts.
+    names the programs that must be ready before this one starts. ``environment`` lies over ours,
+    of which the feedback secret is not passed on.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Child:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.program.command,
-                env=os.environ | self.program.environment,
+                env=inherited_environment() | self.program.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from console.demo_policy import base_policy
 from console.demo_report import Report, is_whole, make_report, report_text, write_report
-from console.demo_settings import demo_settings
+from console.demo_settings import DemoPolicy, demo_settings
 from console.demo_users import Crowd, measure, run_users
 from console.explain import ledger_lines, version_directories
 from console.log_access import remember
@@ -36,7 +36,7 @@ class Options(Struct, frozen=True, kw_only=True):
     model: str
     report: Path | None
     seed: int
-    engine: str
+    engine: str | None
     keep: bool
 
 
@@ -60,21 +60,21 @@ class Run:
 
 
 def run_demo(given: Settings, options: Options, shown: Shown) -> bool:
-    """Run everything; return whether no request failed and every answer was logged."""
+    """Run everything; return whether the run is whole."""
     from simulator.product import make_product
 
-    engine = _choose_engine(options.engine, shown)
+    engine = _choose_engine(options.engine or given.engine.kind, shown)
     broker = given.kafka.bootstrap or "a local development broker that speaks Kafka's protocol"
     shown.say(f"engine: {'vLLM' if engine == 'vllm' else 'transformers'}; kafka: {broker}")
     product = make_product(options.users, given.data_dir)
     began = time.monotonic()
-    model = options.model or str(base_policy(given, options.users, shown))
+    given_model = options.model or given.policy.model
+    model = given_model or str(base_policy(given, options.users, options.seed, shown))
     warm_start_seconds = time.monotonic() - began
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_dir = given.state_dir.absolute() / "runs" / f"{now}-{options.users}-{options.seed}"
-    settings = demo_settings(
-        given, run_dir, engine, model, product.settings, own=bool(options.model)
-    )
+    policy = DemoPolicy(model=model, own=bool(given_model), seed=options.seed)
+    settings = demo_settings(given, run_dir, engine, policy, product.settings)
     remember(given.state_dir, run_dir)
     shown.say(f"run: {run_dir}")
     with stop_signals() as stop:
@@ -180,7 +180,8 @@ def _finish(run: Run, report: Report, log: RunLog) -> bool:
     if not is_whole(report):
         shown.say(
             f"NOT WHOLE: {report.failed_requests} requests failed, {report.decisions_logged} of "
-            f"{report.interactions} decisions are in the log"
+            f"{report.interactions} decisions are in the log, {report.samples_learned} samples "
+            f"were learned, {report.distinct_samples_learned} of them distinct"
         )
     return is_whole(report)
 

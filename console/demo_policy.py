@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+from console.child_environment import inherited_environment, public_settings
 from console.waiting import Shown
 from contracts.errors import UnavailableError
-from contracts.settings import Settings, to_environment
+from contracts.settings import Settings
 
 DEMONSTRATION_SECONDS = 120.0
 WARM_START_SECONDS = 900.0
 
 
-def base_policy(settings: Settings, users: str, shown: Shown, steps: int | None = None) -> Path:
+def base_policy(
+    settings: Settings, users: str, seed: int, shown: Shown, steps: int | None = None
+) -> Path:
     """Return the directory of the base policy for these users, making it when it is not there.
 
-    It is found again by the hash of the demonstrations and of the arguments of the warm start.
+    ``seed`` draws the demonstrations and the initial weights. The policy is found again by the
+    hash of the demonstrations and of the arguments of the warm start.
     """
     policies = settings.state_dir.absolute() / "policies"
     policies.mkdir(parents=True, exist_ok=True)
-    arguments = ["--steps", str(steps)] if steps else []
+    arguments = ["--seed", str(seed), *(("--steps", str(steps)) if steps else ())]
     with tempfile.TemporaryDirectory(dir=policies) as scratch:
         demonstrations = Path(scratch) / "demonstrations.jsonl"
-        make_demonstrations(settings, users, demonstrations, shown)
+        make_demonstrations(settings, users, seed, demonstrations, shown)
         recipe = (Path(__file__).parent.parent / "learner" / "warm_start.py").read_bytes()
         key = sha256(demonstrations.read_bytes() + recipe + " ".join(arguments).encode())
         directory = policies / f"{users}-{key.hexdigest()[:16]}"
@@ -45,17 +48,18 @@ def base_policy(settings: Settings, users: str, shown: Shown, steps: int | None 
     return directory
 
 
-def make_demonstrations(settings: Settings, users: str, out: Path, shown: Shown) -> None:
+def make_demonstrations(settings: Settings, users: str, seed: int, out: Path, shown: Shown) -> None:
     """Have the simulator write what the policy that served before answered, one JSON per line."""
     shown.say(f"demonstrations of {users}")
-    command = ["simulator", "demonstrations", "--users", users, "--out", str(out)]
+    command = ["simulator", "demonstrations", "--users", users]
+    command += ["--seed", str(seed), "--out", str(out)]
     run_module(command, settings, "demonstrations", DEMONSTRATION_SECONDS)
 
 
 def run_module(command: list[str], settings: Settings, name: str, seconds: float) -> None:
     """Run one of our modules to its end with its output shown; it ends with us on Ctrl-C."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], env=os.environ | to_environment(settings)
+        [sys.executable, "-m", *command], env=inherited_environment() | public_settings(settings)
     )
     try:
         code = process.wait(seconds)

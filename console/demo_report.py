@@ -133,8 +133,12 @@ def make_report(
 
 
 def is_whole(report: Report) -> bool:
-    """Return whether no request failed and every answered one was logged."""
-    return report.failed_requests == 0 and report.decisions_logged == report.interactions
+    """Return whether no request failed, every one was logged, and no sample was learned twice."""
+    return (
+        report.failed_requests == 0
+        and report.decisions_logged == report.interactions
+        and report.samples_learned == report.distinct_samples_learned
+    )
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a demonstration run: those given, made fast, with the product's own on top."""
+"""The settings of a demonstration run: fast ones, the product's, and on top what was given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from console.log_access import SETTINGS_NAME
 from contracts.settings import Settings, load_settings
@@ -50,32 +52,52 @@ def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+class DemoPolicy(Struct, frozen=True, kw_only=True):
+    """The base policy: ``own`` when it was given, not made by a warm start; the learner's seed."""
+
+    model: str
+    own: bool = False
+    seed: int = 0
+
+
+def changed(given: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what differs from the defaults; a reward that differs anywhere comes whole."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        below = default.get(name)
+        if value == below:
+            continue
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and name != "reward":
+            found[name] = changed(value, below)
+        else:
+            found[name] = value
+    return found
+
+
 def demo_settings(
-    given: Settings,
-    run_dir: Path,
-    engine: str,
-    model: str,
-    product: Mapping[str, Any],
-    *,
-    own: bool = False,
+    given: Settings, run_dir: Path, engine: str, policy: DemoPolicy, product: Mapping[str, Any]
 ) -> Settings:
     """Write the run's settings into its directory and return them.
 
-    ``own`` says that the model was given, not made by a warm start. On a broker that was given,
-    every run gets topics of its own, by prefix.
+    A given setting that differs from its default wins over the demo's and the product's. On a
+    broker that was given, every run gets topics of its own, by prefix. The file holds no secret.
     """
     tree = msgspec.to_builtins(given, enc_hook=str)
+    secret = tree["gateway"].pop("feedback_secret")
     kept = {name: tree[name] for name in KEPT}
     placed: dict[str, Any] = {
         "state_dir": str(run_dir),
-        "policy": {"name": given.policy.name, "model": model},
-        "engine": {**tree["engine"], "kind": engine, "port": 0},
+        "policy": {"name": given.policy.name, "model": policy.model},
+        "engine": {**tree["engine"], "kind": engine},
         "data_dir": str(given.data_dir.absolute()),
     }
     if given.kafka.bootstrap:
         placed["kafka"] = {**tree["kafka"], "prefix": f"{given.kafka.prefix}{run_dir.name}-"}
     path = run_dir / SETTINGS_NAME
     run_dir.mkdir(parents=True, exist_ok=True)
-    merged = merge(kept, FAST, product, LARGE if own else {}, placed)
+    seeded = {"learner": {"seed": policy.seed}}
+    wanted = changed(tree, msgspec.to_builtins(Settings(), enc_hook=str))
+    merged = merge(kept, FAST, product, LARGE if policy.own else {}, seeded, wanted, placed)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))
-    return load_settings(path, {})
+    settings = load_settings(path, {})
+    return replace(settings, gateway=replace(settings.gateway, feedback_secret=secret))

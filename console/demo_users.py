@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from console.child_environment import inherited_environment, public_settings
 from console.demo_report import Measured
 from console.waiting import POLL_SECONDS
 from contracts.errors import UnavailableError
 from contracts.events import Message, Sampling
-from contracts.settings import Settings, to_environment
+from contracts.settings import Settings
 
 if TYPE_CHECKING:
     from serving.engine import Engine
@@ -65,7 +65,7 @@ def run_users(settings: Settings, crowd: Crowd, stop: Event) -> UserCounts:
     ]
     process = subprocess.Popen(
         command,
-        env=os.environ | to_environment(settings),
+        env=inherited_environment() | public_settings(settings),
         stdout=subprocess.PIPE,
         start_new_session=True,
     )

@@ -80,6 +80,7 @@ def up(settings: Settings, detach: bool, kafka: str, engine: str, model: str, wo
     from msgspec.structs import replace
 
     from console import up as stack_runner
+    from console.model import local_model
     from console.waiting import Shown
 
     if kafka:
@@ -89,6 +90,8 @@ def up(settings: Settings, detach: bool, kafka: str, engine: str, model: str, wo
     if model:
         settings = replace(settings, policy=replace(settings.policy, model=model))
     if detach:
+        if settings.policy.model:
+            local_model(settings.policy.model, Shown())  # a download has no part in the deadline
         arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
         stack_runner.detach(arguments, settings.state_dir, Shown())
     else:
@@ -227,7 +230,11 @@ def health(settings: Settings, process: str) -> None:
 @click.option("--model", default="", help="Any Hugging Face causal LM; skips the warm start.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the report here.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--engine", type=click.Choice(["vllm", "transformers"]), default="vllm")
+@click.option(
+    "--engine",
+    type=click.Choice(["vllm", "transformers"]),
+    help="engine.kind of the settings by default.",
+)
 @click.option("--keep", is_flag=True, help="Leave the stack running at the end until Ctrl-C.")
 @command
 def demo(settings: Settings, **options: Any) -> None:

@@ -10,7 +10,9 @@ from msgspec.structs import replace
 
 from console import programs
 from console.child import Program
+from console.child_environment import public_settings
 from console.local_broker import free_port
+from console.model import local_model
 from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
 from contracts.errors import UnavailableError
@@ -19,7 +21,8 @@ from contracts.settings import Settings, to_environment
 
 def resolve(settings: Settings, shown: Shown) -> Settings:
     """Fill in what the stack decides: absolute paths, free ports, addresses, the secret, and the
-    transformers engine where vLLM is not installed. Children get the result by environment."""
+    transformers engine where vLLM is not installed. Children get the result by environment, the
+    secret only the gateway."""
     state_dir = settings.state_dir.absolute()
     kafka, engine, gateway = settings.kafka, settings.engine, settings.gateway
     if not kafka.bootstrap:
@@ -35,14 +38,10 @@ def resolve(settings: Settings, shown: Shown) -> Settings:
         port=gateway.port or free_port(),
         feedback_secret=gateway.feedback_secret or feedback_secret(state_dir),
     )
-    policy = settings.policy
-    if policy.model and Path(policy.model).is_dir():
-        policy = replace(policy, model=str(Path(policy.model).absolute()))
     return replace(
         settings,
         state_dir=state_dir,
         data_dir=settings.data_dir.absolute(),
-        policy=policy,
         kafka=kafka,
         engine=engine,
         gateway=gateway,
@@ -62,6 +61,7 @@ def feedback_secret(state_dir: Path) -> str:
 def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, Supervisor]:
     """Return the resolved settings and a supervisor that is not started yet.
 
+    A model given by its name on the Hugging Face hub is fetched here, since engines run offline.
     UnavailableError says what is missing: a model, a port, a broker.
     """
     settings = resolve(given, shown)
@@ -75,6 +75,8 @@ def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, S
         raise UnavailableError(
             f"port {port} of {host} is taken; set gateway.port to another one, or to 0 for any"
         )
+    policy = replace(settings.policy, model=local_model(settings.policy.model, shown))
+    settings = replace(settings, policy=policy)
     addresses = Addresses(
         kafka=settings.kafka.bootstrap,
         engine=settings.engine.url,
@@ -87,7 +89,7 @@ def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, S
 
 def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Program]:
     """Return the programs; broker and engine only where ``given`` names no existing ones."""
-    environment = to_environment(settings)
+    environment = public_settings(settings)
     found: list[Program] = []
     broker: tuple[str, ...] = ()
     if given.kafka.bootstrap:
@@ -109,7 +111,8 @@ def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Pr
     front = (*front, "streams-1")  # it makes the feature store that the gateway reads
     found.append(own(settings, environment, "rollout", ("serving", "rollout"), front))
     arguments, port = ("serving", "gateway"), settings.gateway.port
-    found.append(own(settings, environment, "gateway", arguments, (*front, "rollout"), port))
+    with_secret = to_environment(settings)
+    found.append(own(settings, with_secret, "gateway", arguments, (*front, "rollout"), port))
     return found
 
 

@@ -56,10 +56,10 @@ def write_stack(state_dir: Path, stack: StackFile) -> None:
 
 
 def read_stack(state_dir: Path) -> StackFile | None:
-    """Return the file's content, None when there is none."""
+    """Return the file's content, None when there is none or it cannot be read as one."""
     try:
         return msgspec.json.decode(stack_path(state_dir).read_bytes(), type=StackFile)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, UnicodeDecodeError, msgspec.MsgspecError):
         return None
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from console.child import Child, Program
+from console.child_environment import inherited_environment
 from console.stack_file import Phase, ProcessEntry, StackFile, State, start_time, write_stack
 from console.waiting import POLL_SECONDS, Shown
 from contracts.errors import DeadlineError, HeadraceError, UnavailableError
@@ -179,6 +180,7 @@ class Supervisor:
         self._write()
         self._watchdog = subprocess.Popen(
             [sys.executable, "-m", "console.watchdog", str(self._state_dir)],
+            env=inherited_environment(),
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

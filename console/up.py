@@ -19,7 +19,8 @@ from contracts.errors import UnavailableError
 from contracts.settings import Settings
 
 STOP_SECONDS = 120.0
-START_SECONDS = 420.0
+START_SECONDS = 900.0
+"""More than all programs may take that wait for each other; each has a deadline of its own."""
 
 
 @contextmanager
@@ -82,6 +83,17 @@ def detach(arguments: list[str], state_dir: Path, shown: Shown) -> None:
             stderr=output,
             start_new_session=True,
         )
+    try:
+        _show_until_running(process, log, at, state_dir, shown)
+    except BaseException:
+        _end(process, shown)
+        raise
+
+
+def _show_until_running(
+    process: subprocess.Popen[bytes], log: Path, at: int, state_dir: Path, shown: Shown
+) -> None:
+    """Show the lines that come after ``at`` until the stack runs; UnavailableError when not."""
     deadline = time.monotonic() + START_SECONDS
     with log.open(encoding="utf-8", errors="replace") as lines:
         lines.seek(at)
@@ -92,9 +104,27 @@ def detach(arguments: list[str], state_dir: Path, shown: Shown) -> None:
             if stack and stack.supervisor_pid == process.pid and stack.phase == "running":
                 shown.say(f"it goes on in the background (pid {process.pid}), log: {log}")
                 return
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
                 raise UnavailableError(f"the stack did not start; see {log}")
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"the stack did not start within {START_SECONDS:.0f} s and was stopped; "
+                    f"see {log}"
+                )
             time.sleep(POLL_SECONDS)
+
+
+def _end(process: subprocess.Popen[bytes], shown: Shown) -> None:
+    """Stop a supervisor that did not get ready; its watchdog ends what it leaves behind."""
+    if process.poll() is not None:
+        return
+    shown.say(f"stopping what was started (pid {process.pid})")
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def stop_stack(state_dir: Path, shown: Shown) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from console.demo_settings import demo_settings, merge
+from console.demo_report import Measured, is_whole, make_report
+from console.demo_settings import DemoPolicy, demo_settings, merge
 from console.plot import plot_run
 from console.releases import version_rows
 from console.report import freshness, quantiles, run_figures, run_log, stable_version
@@ -24,7 +25,7 @@ from contracts.events import (
     Sampling,
     Timings,
 )
-from contracts.settings import Kafka, Settings
+from contracts.settings import Kafka, Settings, load_settings
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -166,6 +167,41 @@ def test_a_sample_learned_twice_is_seen() -> None:
     assert (figures.samples_learned, figures.distinct_samples_learned) == (3, 2)
 
 
+def test_a_run_is_whole_when_nothing_failed_or_got_lost_or_was_learned_twice() -> None:
+    measured = Measured(
+        version="base",
+        prompts=2,
+        utility=0.0,
+        utility_se=0.1,
+        violation_rate=0.0,
+        violation_rate_se=0.0,
+        right_action=0.5,
+        right_action_se=0.1,
+        right_by_intent={},
+    )
+
+    def whole(ledgers: dict[str, list[dict[str, str]]], interactions: int, failed: int) -> bool:
+        report = make_report(
+            users="desk",
+            seed=0,
+            interactions=interactions,
+            failed_requests=failed,
+            before=measured,
+            after=measured,
+            figures=run_figures(run_log(a_run()), ledgers),
+            engine="test",
+            kafka="test",
+            stages={},
+        )
+        return is_whole(report)
+
+    twice = {**LEDGERS, "b": [*LEDGERS["b"], {"sample_id": "s1", "outcome": "used"}]}
+    assert whole(LEDGERS, 4, 0)
+    assert not whole(LEDGERS, 4, 1)
+    assert not whole(LEDGERS, 5, 0)
+    assert not whole(twice, 4, 0)
+
+
 def test_a_run_is_drawn(tmp_path: Path) -> None:
     about: dict[str, Any] = {
         "session_id": "s",
@@ -192,9 +228,34 @@ def test_settings_lie_over_each_other_and_the_reward_is_replaced_whole() -> None
 def test_a_run_keeps_the_given_broker_but_has_topics_of_its_own(tmp_path: Path) -> None:
     given = Settings(kafka=Kafka(bootstrap="broker:9092", prefix="mine-"))
     product = {"streams": {"window_seconds": 3.0, "safe_actions": ["refuse"]}}
-    found = demo_settings(given, tmp_path / "run-1", "transformers", "/model", product)
+    found = demo_settings(
+        given, tmp_path / "run-1", "transformers", DemoPolicy(model="/model"), product
+    )
     assert found.kafka.bootstrap == "broker:9092"
     assert found.kafka.prefix == "mine-run-1-"
     assert found.streams.window_seconds == 3.0
     assert found.engine.kind == "transformers"
     assert found.rollout.canary_weight == 0.3
+
+
+def test_a_given_setting_wins_over_those_of_the_demo_and_the_product(tmp_path: Path) -> None:
+    environment = {
+        "HEADRACE_LEARNER__BATCH_SAMPLES": "16",
+        "HEADRACE_STREAMS__WINDOW_SECONDS": "5",
+        "HEADRACE_ENGINE__PORT": "9001",
+        "HEADRACE_GATEWAY__FEEDBACK_SECRET": "s" * 64,
+    }
+    empty = tmp_path / "headrace.yaml"
+    empty.touch()
+    given = load_settings(empty, environment)
+    product = {"streams": {"window_seconds": 3.0}, "learner": {"learning_rate": 0.25}}
+    run_dir = tmp_path / "run-1"
+    policy = DemoPolicy(model="/model", own=True, seed=4)
+    found = demo_settings(given, run_dir, "transformers", policy, product)
+    assert found.learner.batch_samples == 16
+    assert found.streams.window_seconds == 5.0
+    assert found.engine.port == 9001
+    assert (found.learner.learning_rate, found.learner.seed) == (0.25, 4)
+    assert (found.learner.publish_every, found.gateway.port) == (1, 0)
+    assert found.gateway.feedback_secret == "s" * 64
+    assert "ssss" not in (run_dir / "headrace.yaml").read_text()
