@@ -11,7 +11,7 @@ WIDTH = 400
 
 
 def explanation_text(found: Explanation) -> str:
-    """Return the whole chain as indented lines."""
+    """Return the whole chain as indented lines; what users wrote cannot steer the terminal."""
     parts = (
         _question,
         _choice,
@@ -22,7 +22,7 @@ def explanation_text(found: Explanation) -> str:
         _audit,
         _spans,
     )
-    return "\n".join(line for part in parts for line in part(found))
+    return "\n".join(_printable(line) for part in parts for line in part(found))
 
 
 def _question(found: Explanation) -> Iterator[str]:
@@ -155,6 +155,11 @@ def _spans(found: Explanation) -> Iterator[str]:
     yield f"trace {found.decision.trace_id or 'none'}: {len(found.spans)} spans"
     for span in found.spans:
         yield f"  {span.start}  {span.process:<10} {span.name}  {span.seconds * 1000:.1f} ms"
+
+
+def _printable(line: str) -> str:
+    """Return a line without control characters such as escapes; white space becomes a space."""
+    return "".join(" " if c.isspace() else c for c in line if c.isspace() or c.isprintable())
 
 
 def _cut(text: str, width: int = WIDTH) -> str:

@@ -232,6 +232,20 @@ def test_the_chain_goes_from_the_features_to_the_version_that_learned(
     assert [(span.process, span.name) for span in found.spans] == [("gateway", "chat assistant")]
 
 
+def test_what_users_wrote_cannot_steer_the_terminal(
+    kafka: Kafka, state_dir: Path, story: Story
+) -> None:
+    found = explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
+    hostile = "wi\x1b]0;owned\x07pe\x1b[2J \x9b1m\u202eit\nup"
+    said = Message(role="user", content=hostile)
+    decision = msgspec.structs.replace(
+        found.decision, messages=(said,), text=hostile, user_id=hostile, error=hostile
+    )
+    text = explanation_text(msgspec.structs.replace(found, decision=decision))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert text.count("it up") == 4
+
+
 def test_the_text_names_every_link(kafka: Kafka, state_dir: Path, story: Story) -> None:
     text = explanation_text(
         explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
