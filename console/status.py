@@ -14,12 +14,16 @@ from contracts.heartbeat import read_heartbeat
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One process. Age and lag are None where the process has no heartbeat."""
+    """One process: seconds since its start and since its last heartbeat.
+
+    Age and lag are None where the process has no heartbeat (broker and engine never have one).
+    """
 
     process: str
     state: str
     pid: int
     port: int | None
+    up_seconds: float | None
     age_seconds: float | None
     lag: int | None
     restarts: int
@@ -69,6 +73,7 @@ def _row(state_dir: Path, entry: ProcessEntry, now: datetime) -> Row:
         state=entry.state if alive or entry.state not in ("running", "starting") else "dead",
         pid=entry.pid if alive else 0,
         port=entry.port,
+        up_seconds=max(0.0, now.timestamp() - entry.started) if alive else None,
         age_seconds=beat.age_seconds(now) if beat else None,
         lag=beat.lag if beat else None,
         restarts=entry.restarts,
@@ -83,13 +88,25 @@ def status_text(status: Status) -> str:
     if status.phase == "down":
         return f"{lines[0]}; start it with 'headrace up'"
     lines.append(f"gateway {status.gateway}  engine {status.engine}  kafka {status.kafka}")
-    heads = ("process", "state", "pid", "port", "beat s", "lag", "restarts", "counts", "note")
+    heads = (
+        "process",
+        "state",
+        "pid",
+        "port",
+        "up s",
+        "beat s",
+        "lag",
+        "restarts",
+        "counts",
+        "note",
+    )
     rows = [
         (
             row.process,
             row.state,
             row.pid or None,
             row.port,
+            None if row.up_seconds is None else round(row.up_seconds),
             None if row.age_seconds is None else round(row.age_seconds, 1),
             row.lag,
             row.restarts,

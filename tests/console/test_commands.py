@@ -49,6 +49,8 @@ def test_status_shows_the_heartbeat_and_names_a_process_that_died(
     try:
         [row] = status_of(state_dir, SystemClock()).processes
         assert row.age_seconds is None
+        assert row.up_seconds is not None
+        assert 0 <= row.up_seconds < 60
         # The heartbeat of another pid is that of an earlier run.
         beat(state_dir, "learner", SystemClock(), ready=True, lag=3, counts={"batches": 2})
         path = state_dir / "run" / "learner.json"
