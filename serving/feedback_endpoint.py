@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -22,6 +24,7 @@ from serving.outbox import OutboxFullError
 from serving.wire_errors import JSON, Refusal
 
 SOURCE = "http"
+MAX_DEPTH = 32
 
 
 class _Body(Struct):
@@ -77,7 +80,7 @@ class FeedbackEndpoint:
                 code="invalid_token",
             )
         try:
-            return Feedback(
+            return Feedback(  # without the token: readers of the topic must not come to hold it
                 id=gateway.new_id(),
                 time=gateway.clock.now(),
                 decision_id=body.decision_id,
@@ -88,7 +91,6 @@ class FeedbackEndpoint:
                 name=body.name,
                 correction=_correction(body.correction),
                 reason=body.reason,
-                token=body.token,
                 source=SOURCE,
             )
         except ValueError as error:
@@ -114,4 +116,31 @@ def _correction(wire: WireMessage | None) -> Message | None:
             f"correction has role {wire.role!r}; give the assistant message you wanted",
             param="correction",
         )
+    for place, call in enumerate(wire.tool_calls or ()):
+        _check_arguments(
+            call.function.arguments, f"correction.tool_calls[{place}].function.arguments"
+        )
     return checked_message(wire, "correction")
+
+
+def _check_arguments(text: str, param: str) -> None:
+    """Refuse arguments that a chat template could not render, or that have no one meaning."""
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or _depth_is_over(found, MAX_DEPTH):
+        raise Refusal(
+            400,
+            f"{param} is {text[:80]!r}; allowed: one JSON object as text, without NaN, infinities "
+            f"and lone surrogates, nested at most {MAX_DEPTH} levels",
+            param=param,
+        )
+
+
+def _depth_is_over(value: object, allowed: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list) or not isinstance(inner, Iterable):
+        return False
+    return allowed == 0 or any(_depth_is_over(one, allowed - 1) for one in inner)

@@ -205,6 +205,7 @@ def test_feedback_of_every_kind_reaches_kafka(
     event: Feedback = until(found, "the feedback event")
     assert (event.kind, event.source, event.user_id) == (what["kind"], "http", "u1")
     assert event.decision_id == served["decision_id"]
+    assert event.token is None  # who reads the topic must not be able to speak for the user
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,45 @@ def test_feedback_that_is_not_valid_is_a_400(
     gateway: Any, served: dict[str, str], changes: dict[str, Any]
 ) -> None:
     assert post(gateway, "/v1/feedback", feedback(served, **changes))[0] == 400
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "to: human",
+        "[1]",
+        '"text"',
+        '{"to": NaN}',
+        '{"to": 1e999}',
+        '{"to": "\\ud800"}',
+        '{"\\udfff": 1}',
+        '{"a":' * 33 + "1" + "}" * 33,
+        '{"a":' + "[" * 4000 + "]" * 4000 + "}",
+    ],
+)
+def test_a_correction_with_arguments_that_are_no_plain_object_is_a_400(
+    gateway: Any, served: dict[str, str], arguments: str
+) -> None:
+    status, answer = post(gateway, "/v1/feedback", feedback(served, **corrected(arguments)))
+    assert status == 400
+    assert answer["error"]["param"] == "correction.tool_calls[0].function.arguments"
+    assert "one JSON object" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["{}", '{"to": "Zo\\u00eb \\ud83d\\ude00"}', '{"a":' * 32 + "1" + "}" * 32],
+)
+def test_a_correction_with_usual_arguments_is_taken(
+    gateway: Any, served: dict[str, str], arguments: str
+) -> None:
+    assert post(gateway, "/v1/feedback", feedback(served, **corrected(arguments)))[0] == 202
+
+
+def corrected(arguments: str) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": "escalate", "arguments": arguments}}
+    return {"kind": "correction", "correction": {"role": "assistant", "tool_calls": [call]}}
 
 
 def test_the_gateway_is_unharmed_by_all_this(gateway: Any) -> None:
