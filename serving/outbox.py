@@ -11,7 +11,9 @@ fsynced per event: a power cut or kernel crash may lose what the system had not 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Condition
@@ -24,6 +26,8 @@ from contracts.errors import HeadraceError, UnavailableError
 from contracts.topics import TOPICS
 
 SEGMENT_BYTES = 8 << 20
+_SEGMENT = re.compile(r"^[0-9]{12}\.jsonl\Z")
+_log = logging.getLogger("headrace.gateway")
 _TOPICS = {topic.name: topic for topic in TOPICS}
 
 
@@ -81,7 +85,7 @@ class Outbox:
         self._lock_file = _lock(directory)
         self._changed = Condition()
         self._position = _read_position(directory)
-        self._sizes = {int(path.stem): path.stat().st_size for path in directory.glob("*.jsonl")}
+        self._sizes = _segments(directory)
         self._current = -1
         self._drop_delivered()
         self._current = max([*self._sizes, self._position.place.segment]) + 1
@@ -237,6 +241,17 @@ def _decode(line: bytes) -> Record | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
         return None
     return Record(topic, found.key.encode(), bytes(found.value), headers)
+
+
+def _segments(directory: Path) -> dict[int, int]:
+    """Return number to size of the segments; other files are not ours, and stay."""
+    found = {}
+    for path in directory.glob("*.jsonl"):
+        if _SEGMENT.match(path.name) and path.is_file():
+            found[int(path.stem)] = path.stat().st_size
+        else:
+            _log.warning("%s is no segment of the outbox; ignored", path)
+    return found
 
 
 def _lock(directory: Path) -> int:

@@ -143,3 +143,17 @@ def test_waiting_tells_whether_something_is_there(
     assert not outbox.wait(0.01)
     outbox.append([record("a")])
     assert outbox.wait(0.01)
+
+
+def test_files_that_are_no_segments_are_named_and_left_alone(
+    tmp_path: Path, record: Callable[[str], Record], caplog: pytest.LogCaptureFixture
+) -> None:
+    strays = ("junk.jsonl", "7.jsonl", "-00000000001.jsonl", "\u0661" * 12 + ".jsonl")
+    for name in strays:
+        (tmp_path / name).write_text("x")
+    outbox = Outbox(tmp_path, 1 << 20)
+    outbox.append([record("a")])
+    assert ids(outbox) == ["a"]
+    outbox.advance(outbox.pending(MANY), {})
+    outbox.close()
+    assert all((tmp_path / name).exists() and name in caplog.text for name in strays)
