@@ -68,8 +68,8 @@ def beat(
 
 
 def read_heartbeat(state_dir: Path, process: str) -> Heartbeat | None:
-    """Return the last heartbeat of a process, None when it never wrote one."""
+    """Return the last heartbeat of a process, None when it never wrote one that can be read."""
     try:
         return msgspec.json.decode(heartbeat_path(state_dir, process).read_bytes(), type=Heartbeat)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

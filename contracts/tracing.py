@@ -17,6 +17,7 @@ from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, Span, SpanKind
 from opentelemetry.util.types import AttributeValue
 
@@ -53,7 +54,11 @@ def start_tracing(process: str, *, otlp_endpoint: str | None, span_file: Path) -
 
     ``otlp_endpoint`` is the base URL of an OTLP/HTTP collector, e.g. ``http://127.0.0.1:4318``.
     """
-    provider = TracerProvider(resource=Resource.create({"service.name": f"headrace-{process}"}))
+    provider = TracerProvider(
+        # Not by the parent: a client that does not sample its own trace must not hide our work.
+        sampler=ALWAYS_ON,
+        resource=Resource.create({"service.name": f"headrace-{process}"}),
+    )
     exporter: SpanExporter
     if otlp_endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from contracts.clock import ManualClock
 from contracts.heartbeat import beat, heartbeat_path, read_heartbeat
 
@@ -34,7 +36,8 @@ def test_process_that_never_beat_has_no_heartbeat(state_dir: Path) -> None:
     assert read_heartbeat(state_dir, "learner") is None
 
 
-def test_torn_heartbeat_counts_as_none(state_dir: Path, clock: ManualClock) -> None:
+@pytest.mark.parametrize("raw", [b'{"process": "lear', b"", b'{"process": "\xff"}', b"\0\xfe"])
+def test_torn_heartbeat_counts_as_none(state_dir: Path, clock: ManualClock, raw: bytes) -> None:
     beat(state_dir, "learner", clock, ready=True)
-    heartbeat_path(state_dir, "learner").write_text('{"process": "lear')
+    heartbeat_path(state_dir, "learner").write_bytes(raw)
     assert read_heartbeat(state_dir, "learner") is None

@@ -17,7 +17,13 @@ from contracts.codec import encode, trace_headers
 from contracts.events import AuditRecord
 from contracts.ids import NewId
 from contracts.topics import AUDIT
-from contracts.tracing import FileSpanExporter, current_ids, current_trace_headers, span
+from contracts.tracing import (
+    FileSpanExporter,
+    current_ids,
+    current_trace_headers,
+    span,
+    start_tracing,
+)
 
 
 @pytest.fixture
@@ -129,3 +135,18 @@ def test_span_file_of_a_restarted_process_is_continued(tmp_path: Path) -> None:
         "first",
         "second",
     ]
+
+
+def test_a_client_that_does_not_sample_its_trace_does_not_hide_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing.trace, "set_tracer_provider", lambda _: None)
+    path = tmp_path / "gateway.jsonl"
+    provider = start_tracing("gateway", otlp_endpoint=None, span_file=path)
+    monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("tests"))
+    with span("chat", parent={"traceparent": f"00-{'a' * 32}-{'b' * 16}-00"}):
+        sent = current_trace_headers()
+    provider.shutdown()
+    (found,) = map(json.loads, path.read_text().splitlines())
+    assert found["context"]["trace_id"] == f"0x{'a' * 32}"
+    assert sent["traceparent"].endswith("-01")
