@@ -71,6 +71,7 @@ DECISION = View(
         "status": str,
         "revision": int,
     },
+    state={"offset": int},
 )
 POLICY_VERSION = View(
     name="policy_version",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
@@ -15,13 +16,16 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from contracts.codec import Record
 from contracts.settings import Kafka
 from feature_store.writer import FeatureWriter
-from streams.tally import Fact, Tally
+from streams.tally import Fact, Tally, closed_at
 
 _log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.1, 0.3, 1.0, 2.0)
 FEATURE_ATTEMPTS = 6
+LOOK_UP_ATTEMPTS = 2
 MAX_REQUEST_BYTES = 1_040_000
+
+T = TypeVar("T")
 
 
 class Delivery:
@@ -104,7 +108,7 @@ class Delivery:
 
 
 class FeatureLog:
-    """Counts facts and writes the rows, in a thread: the store blocks."""
+    """Counts facts and writes the rows, in a thread: the store blocks. One call at a time."""
 
     def __init__(self, writer: FeatureWriter) -> None:
         self._writer = writer
@@ -117,17 +121,30 @@ class FeatureLog:
         A store that stays away costs the freshness of features, not the rewards: after a few
         attempts the rows are given up; the counts in them go out with the next ones.
         """
-        if not facts:
-            return
-        for attempt in range(FEATURE_ATTEMPTS):
+        if facts:
+            await self._try(lambda: self._write(list(facts), shared), None, FEATURE_ATTEMPTS)
+
+    async def closed(self, decision_ids: Sequence[str]) -> dict[str, int]:
+        """Return, of these decisions, those that were closed, with the offset each was read at.
+
+        A store that stays away knows of none: rewards do not wait for it.
+        """
+        if not decision_ids:
+            return {}
+        ids, none_known = list(decision_ids), dict[str, int]()
+        return await self._try(
+            lambda: closed_at(self._writer.latest("decision", ids)), none_known, LOOK_UP_ATTEMPTS
+        )
+
+    async def _try(self, work: Callable[[], T], otherwise: T, attempts: int) -> T:
+        for attempt in range(attempts):
             try:
-                await asyncio.to_thread(self._write, list(facts), shared)
+                return await asyncio.to_thread(work)
             except Exception as error:  # noqa: BLE001 - Feast and its stores raise many kinds
-                _log.warning("features not written (attempt %d): %r", attempt + 1, error)
+                _log.warning("feature store fails (attempt %d): %r", attempt + 1, error)
                 await asyncio.sleep(BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)])
-            else:
-                return
         self.failures += 1
+        return otherwise
 
     def _write(self, facts: list[Fact], shared: bool) -> None:
         self._writer.write(self.tally.rows(facts, shared=shared))

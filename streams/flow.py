@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -48,6 +48,16 @@ class Step(Struct):
         return bool(self.records or self.facts or self.done or self.closed)
 
 
+class Head(Struct, frozen=True):
+    """What identifies and dates an event, read without the rest."""
+
+    id: str
+    time: datetime
+
+
+_heads = msgspec.json.Decoder(Head)
+
+
 class Flow:
     """The state of one worker: an `Attribution` per partition it owns."""
 
@@ -56,6 +66,7 @@ class Flow:
         self._judge = judge(settings.streams, compile_rules(settings.streams))
         self.partitions: dict[int, Attribution] = {}
         self.counts: Counter[str] = Counter()
+        self._closed_before: Mapping[str, int] = {}
 
     @property
     def open_decisions(self) -> int:
@@ -67,9 +78,33 @@ class Flow:
         seconds = self._settings.streams.window_seconds
         self.partitions = {number: Attribution(seconds) for number in partitions}
 
-    def read(self, records: Iterable[Received], now: datetime) -> Step:
-        """Take records as they were read; those of partitions not owned are left alone."""
+    def old(self, records: Iterable[Received], now: datetime) -> list[str]:
+        """Return the decisions among records that are in no window here although theirs is over.
+
+        They are late, or another run closed them: whoever remembers must be asked before `read`.
+        Fresh decisions never are among them.
+        """
+        window = timedelta(seconds=self._settings.streams.window_seconds)
+        found = []
+        for record in records:
+            partition = self.partitions.get(record.partition)
+            head = _head(record) if record.topic is DECISIONS else None
+            if partition is None or head is None or head.time.tzinfo is None:
+                continue
+            if now - head.time >= window and not partition.holds(head.id):
+                found.append(head.id)
+        return found
+
+    def read(
+        self, records: Iterable[Received], now: datetime, closed: Mapping[str, int] | None = None
+    ) -> Step:
+        """Take records as they were read; those of partitions not owned are left alone.
+
+        ``closed`` holds decisions closed by another run, with the offset each was read at: at
+        that offset it is the decision itself, read again; at any other it is a duplicate.
+        """
         step = Step()
+        self._closed_before = closed or {}
         for record in records:
             partition = self.partitions.get(record.partition)
             if partition is None:
@@ -126,7 +161,8 @@ class Flow:
         decision: Decision,
         now: datetime,
     ) -> None:
-        if partition.holds(decision.id):
+        closed_at = self._closed_before.get(decision.id, record.offset)
+        if partition.holds(decision.id) or closed_at != record.offset:
             self.counts["duplicates"] += 1
             step.done.append((partition.decisions.offsets, record.offset))
             return
@@ -215,6 +251,14 @@ class Flow:
             return False
         step.records.append(record)
         return True
+
+
+def _head(record: Received) -> Head | None:
+    """Return the head of a record, None of one that admission will refuse."""
+    try:
+        return _heads.decode(record.value or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _opened_fact(partition: int, pending: Pending) -> Fact:

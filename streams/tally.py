@@ -8,7 +8,7 @@ The newest time counted stands there too, exactly: an online store may keep whol
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -152,6 +152,12 @@ def _count(entity: Entity, fact: Fact) -> bool:
     return True
 
 
+def closed_at(rows: Mapping[str, tuple[dict[str, Value], datetime]]) -> dict[str, int]:
+    """Return, of rows of the view `decision`, the offset each closed decision was read at."""
+    offsets = {key: values.get("offset") for key, (values, _) in rows.items()}
+    return {key: offset for key, offset in offsets.items() if isinstance(offset, int)}
+
+
 def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
     total = list(entity.counted.counts.values())
     rewards = sum(counts.rewards for counts in total)
@@ -182,6 +188,7 @@ def _decision_row(fact: Fact) -> FeatureRow:
     values: dict[str, Value] = {"risk": fact.risk, "violation": int(fact.violation)}
     if fact.stage == "closed":
         values |= {"reward": fact.reward, "status": fact.status, "revision": fact.revision}
+        values["offset"] = fact.offset
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)
 
 

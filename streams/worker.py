@@ -81,11 +81,14 @@ class Worker:
         rows = self.settings.streams.flush_rows
         async for events in _batches(stream, rows):
             async with self._lock:
+                now = self.clock.now()
+                old = self.flow.old(map(self._received, events), now)
+                closed = await self.features.closed(old)
+                # Partitions may have changed hands meanwhile; no await between this and `read`.
                 current = [event for event in events if self._is_current(event)]
                 for event in current:
                     self._held[event.message.tp].append(event)
-                now = self.clock.now()
-                await self._finish(self.flow.read(map(self._received, current), now))
+                await self._finish(self.flow.read(map(self._received, current), now, closed))
 
     async def close_windows(self) -> None:
         """Close the windows whose feedback has all been read."""
@@ -206,7 +209,9 @@ class Worker:
         return bool(event.message.generation_id == self.app.consumer_generation_id)
 
     def _is_shared(self) -> bool:
-        return len(self.flow.partitions) < self.settings.kafka.partitions
+        """Say whether others may own partitions too; unknown metadata count as that."""
+        topic = DECISIONS.full_name(self.settings.kafka.prefix)
+        return bool(len(self.flow.partitions) != self.app.consumer.topic_partitions(topic))
 
     def _place(self, topic: Topic, partition: int) -> Any:
         return faust.types.TP(topic.full_name(self.settings.kafka.prefix), partition)
