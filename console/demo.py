@@ -36,6 +36,7 @@ class Options(Struct, frozen=True, kw_only=True):
     model: str
     report: Path | None
     seed: int
+    held_out: int
     engine: str | None
     keep: bool
 
@@ -103,7 +104,7 @@ def _measured_run(given: Settings, run: Run) -> tuple[Report, RunLog]:
         engine = settings.engine.url
         follower = Follower(settings.kafka)
         with run.stage("measure the base", f"{options.users}, held-out questions"):
-            before = measure(settings, options.users, BASE_VERSION, stop)
+            before = measure(settings, options.users, BASE_VERSION, options.held_out, stop)
         with run.stage("users", f"{options.interactions} interactions with {options.users}"):
             counts = run_users(
                 settings,
@@ -115,7 +116,7 @@ def _measured_run(given: Settings, run: Run) -> tuple[Report, RunLog]:
             settle(settings, follower, answered, shown, stop)
         stable = stable_version(run_log(follower.events))
         with run.stage("measure the learned policy", stable[:12]):
-            after = measure(settings, options.users, stable, stop)
+            after = measure(settings, options.users, stable, options.held_out, stop)
         follower.follow()
         follower.close()
         if options.keep:

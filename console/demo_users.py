@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from serving.engine import Engine
     from simulator.product import Product, Prompt
 
-HELD_OUT = 768
 HELD_OUT_SEED = 7
 """The same questions before and after, and in every run."""
 
@@ -96,7 +95,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def measure(settings: Settings, users: str, version: str, stop: Event) -> Measured:
+def measure(settings: Settings, users: str, version: str, held_out: int, stop: Event) -> Measured:
     """Ask the engine the held-out questions under one version and judge the answers.
 
     KeyboardInterrupt when ``stop`` is set meanwhile.
@@ -105,7 +104,7 @@ def measure(settings: Settings, users: str, version: str, stop: Event) -> Measur
     from simulator.product import make_product
 
     product = make_product(users, settings.data_dir)
-    prompts = product.held_out(HELD_OUT_SEED, HELD_OUT)
+    prompts = product.held_out(HELD_OUT_SEED, held_out)
     try:
         answers = asyncio.run(_answers(settings, product, prompts, version, stop))
     except InterruptedError as error:

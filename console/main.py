@@ -227,6 +227,13 @@ def health(settings: Settings, process: str) -> None:
     type=click.FloatRange(0, min_open=True),
     help="Questions a second; versions need time to be learned and judged.",
 )
+@click.option(
+    "--held-out",
+    default=768,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Questions that measure a version, before and after.",
+)
 @click.option("--model", default="", help="Any Hugging Face causal LM; skips the warm start.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the report here.")
 @click.option("--seed", default=0, show_default=True)
