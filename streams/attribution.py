@@ -25,6 +25,9 @@ for feedback that travels behind it."""
 MAX_FEEDBACK = 64
 """Feedback events kept per decision."""
 
+MAX_WAITING = 10_000
+"""Feedback events that wait for their decisions; beyond it the oldest are given up."""
+
 MAX_CLOSED = 200_000
 """Closed decisions remembered, to recognise what comes late or twice."""
 
@@ -87,6 +90,7 @@ class Attribution:
         self._open: OrderedDict[str, Pending] = OrderedDict()
         self._closing: dict[str, Pending] = {}
         self._orphans: dict[str, list[Orphan]] = {}
+        self._waiting: OrderedDict[int, Orphan] = OrderedDict()
         self._closed: OrderedDict[str, frozenset[str]] = OrderedDict()
         self._unreleased: OrderedDict[int, Pending] = OrderedDict()
 
@@ -124,6 +128,7 @@ class Attribution:
         self._open[decision.id] = pending
         self._unreleased[offset] = pending
         for orphan in self._orphans.pop(decision.id, ()):
+            del self._waiting[orphan.offset]
             if self._add(pending, orphan.feedback, orphan.offset) != "joined":
                 self.feedback.offsets.done(orphan.offset)
         return pending
@@ -147,7 +152,9 @@ class Attribution:
             return "duplicate"
         if len(waiting) >= MAX_FEEDBACK:
             return "excess"
-        waiting.append(Orphan(feedback=feedback, offset=offset, drop_at=now + self._window))
+        orphan = Orphan(feedback=feedback, offset=offset, drop_at=now + self._window)
+        waiting.append(orphan)
+        self._waiting[offset] = orphan
         return "waiting"
 
     def _add(self, pending: Pending, feedback: Feedback, offset: int) -> Joined:
@@ -177,14 +184,15 @@ class Attribution:
         return ready
 
     def unclaimed(self) -> list[Orphan]:
-        """Take out feedback whose decision did not come in time."""
-        found = [
-            orphan
-            for orphans in self._orphans.values()
-            for orphan in orphans
-            if self.decisions.passed(orphan.drop_at)
-        ]
-        for orphan in found:
+        """Take out, oldest first, feedback whose decision did not come in time, or that is too
+        much to keep waiting."""
+        found = []
+        while self._waiting:
+            offset, orphan = next(iter(self._waiting.items()))
+            if len(self._waiting) <= MAX_WAITING and not self.decisions.passed(orphan.drop_at):
+                break
+            del self._waiting[offset]
+            found.append(orphan)
             waiting = self._orphans[orphan.feedback.decision_id]
             waiting.remove(orphan)
             if not waiting:

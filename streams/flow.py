@@ -20,15 +20,15 @@ from contracts.audit import AuditChain
 from contracts.broker import Received
 from contracts.codec import Record, encode, trace_headers
 from contracts.errors import CodecError
-from contracts.events import DeadLetter, Decision, Event, Feedback
+from contracts.events import DeadLetter, Decision, Event, Feedback, Message
 from contracts.settings import Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES, Topic
 from contracts.tracing import current_trace_headers, span
 from streams.admission import admit, dead_letter
 from streams.attribution import Attribution, Pending
 from streams.offsets import Offsets
-from streams.reward import reward_of, sample_of
-from streams.safety import compile_rules, judge
+from streams.reward import newest, reward_of, sample_of
+from streams.safety import as_if_answered, compile_rules, judge
 from streams.tally import Fact
 
 _log = logging.getLogger(__name__)
@@ -121,9 +121,7 @@ class Flow:
         for partition in self.partitions.values():
             for pending in partition.due(limit - len(step.closed)):
                 self._reward(step, partition, pending, now)
-            for orphan in partition.unclaimed():
-                step.done.append((partition.feedback.offsets, orphan.offset))
-                self._set_aside(step, orphan.feedback, "unknown")
+            self._drop_unclaimed(step, partition)
         return step
 
     def settle(self, step: Step) -> None:
@@ -185,6 +183,7 @@ class Flow:
         outcome = partition.join(feedback, offset=record.offset, now=now)
         if outcome in ("joined", "waiting"):
             self.counts["feedback"] += 1
+            self._drop_unclaimed(step, partition)
             return
         step.done.append((offsets, record.offset))
         if outcome == "duplicate":
@@ -196,13 +195,15 @@ class Flow:
         decision, safety = pending.decision, pending.safety
         with span("reward", parent=pending.trace, attributes={"headrace.decision_id": decision.id}):
             weights = self._settings.streams.reward
+            correction, withheld = None, None
             try:
                 reward = reward_of(decision, safety, pending.feedback, weights, now)
+                correction, withheld = self._correction(pending, now)
             except Exception as error:  # noqa: BLE001 - poison feedback must not stop the others
                 _log.exception("reward of %s", decision.id)
                 self._record(step, "reward.failed", decision.id, repr(error)[:200])
                 reward = reward_of(decision, safety, (), weights, now)
-            sample = sample_of(decision, reward, safety, pending.feedback, now)
+            sample = sample_of(decision, reward, safety, pending.feedback, now, correction)
             sent = sample is not None and self._send(step, SAMPLES, sample)
             self._send(step, REWARDS, reward)
             detail = {
@@ -212,12 +213,35 @@ class Flow:
                 "policy_version": decision.assignment.policy_version,
                 "feedback": [event.id for event in pending.feedback],
                 "sample_id": sample.id if sample is not None and sent else None,
+                "correction_withheld": withheld,
             }
             self._record(step, "reward.closed", decision.id, detail=detail)
         pending.reward = reward
         step.closed.append((partition, pending))
         self.counts["rewards"] += 1
         self.counts["samples"] += sent
+        self.counts["corrections_withheld"] += withheld is not None
+
+    def _correction(
+        self, pending: Pending, now: datetime
+    ) -> tuple[Message | None, dict[str, Any] | None]:
+        """Return the answer to imitate, and what the audit says when it may not be.
+
+        A correction is judged as if it had been the answer: the learner imitates no violation.
+        """
+        event = newest(pending.feedback, "correction")
+        if event is None or event.correction is None:
+            return None, None
+        safety = self._judge(as_if_answered(pending.decision, event.correction), now)
+        if not safety.violation:
+            return event.correction, None
+        rules = [f"{finding.category}/{finding.rule}" for finding in safety.findings]
+        return None, {"feedback_id": event.id, "findings": rules}
+
+    def _drop_unclaimed(self, step: Step, partition: Attribution) -> None:
+        for orphan in partition.unclaimed():
+            step.done.append((partition.feedback.offsets, orphan.offset))
+            self._set_aside(step, orphan.feedback, "unknown")
 
     def _set_aside(self, step: Step, feedback: Feedback, reason: str) -> None:
         """Drop feedback that cannot count any more, leaving a trace of it."""

@@ -5,7 +5,7 @@ It knows nothing of windows or topics: it is given a decision, its safety and it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import SequenceMatcher
 from statistics import fmean
@@ -23,12 +23,12 @@ from contracts.events import (
     text_of,
 )
 from contracts.ids import derived_id
-from contracts.settings import RewardComponent
+from contracts.settings import RewardComponent, RewardSignal
 
 MAX_WORDS = 2000
 """Words compared of an answer and its correction: the comparison is quadratic at worst."""
 
-Signal = tuple[str, float, str, tuple[str, ...]]
+Signal = tuple[RewardSignal, float, str, tuple[str, ...]]
 """Name, value in [-1, 1], rule, ids of the events behind it."""
 
 
@@ -36,7 +36,7 @@ def reward_of(
     decision: Decision,
     safety: Safety,
     feedback: Sequence[Feedback],
-    weights: dict[str, RewardComponent],
+    weights: Mapping[RewardSignal, RewardComponent],
     now: datetime,
     revision: int = 0,
 ) -> Reward:
@@ -89,12 +89,20 @@ def signals(decision: Decision, safety: Safety, feedback: Sequence[Feedback]) ->
 
 
 def sample_of(
-    decision: Decision, reward: Reward, safety: Safety, feedback: Sequence[Feedback], now: datetime
+    decision: Decision,
+    reward: Reward,
+    safety: Safety,
+    feedback: Sequence[Feedback],
+    now: datetime,
+    correction: Message | None = None,
 ) -> Sample | None:
-    """Return the training sample of a rewarded decision; None when censored or without tokens."""
+    """Return the training sample of a rewarded decision; None when censored or without tokens.
+
+    ``correction`` is the answer to imitate, None when there is none that may be.
+    """
     if reward.value is None or not decision.token_ids:
         return None
-    correction = newest(feedback, "correction")
+    newest_time = max((event.time for event in feedback), default=decision.time)
     return Sample(
         id=derived_id(decision.id, "sample", str(reward.revision)),
         time=now,
@@ -112,9 +120,10 @@ def sample_of(
         temperature=decision.sampling.temperature,
         reward=reward.value,
         violation=safety.violation,
-        correction=correction.correction if correction else None,
+        correction=correction,
         decided_at=decision.time,
-        feedback_time=max((event.time for event in feedback), default=decision.time),
+        # Clocks differ: feedback is never older than its decision, nor newer than the present.
+        feedback_time=max(decision.time, min(newest_time, now)),
     )
 
 

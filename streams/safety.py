@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from math import prod
 
+import msgspec
+
 from contracts.events import Decision, Finding, Message, Safety, text_of
 from contracts.ids import derived_id
 from contracts.settings import Streams
@@ -109,6 +111,13 @@ def question_of(messages: tuple[Message, ...]) -> str:
         if message.role not in ("tool", "user"):
             newest.pop()
     return "\n".join(reversed(newest))[-MAX_TEXT:]
+
+
+def as_if_answered(decision: Decision, answer: Message) -> Decision:
+    """Return the decision with another answer, and the action that answer would have been."""
+    calls = answer.tool_calls
+    action = calls[0].function.name if calls else "answer"
+    return msgspec.structs.replace(decision, answer=answer, action=action)
 
 
 def answer_of(decision: Decision) -> str:

@@ -228,7 +228,10 @@ class Worker:
         )
 
 
-COUNTED = ("decisions", "feedback", "rewards", "samples", "dead_letters", "duplicates", "set_aside")
+COUNTED = (
+    *("decisions", "feedback", "rewards", "samples"),
+    *("dead_letters", "duplicates", "set_aside", "corrections_withheld"),
+)
 
 
 async def _batches(stream: Any, rows: int) -> AsyncIterator[list[Any]]:

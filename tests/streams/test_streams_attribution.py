@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contracts.clock import ManualClock
 from contracts.settings import Streams
-from streams.attribution import MAX_FEEDBACK, Attribution, Pending
+from streams.attribution import MAX_FEEDBACK, MAX_WAITING, Attribution, Pending
 from streams.offsets import Offsets
 from streams.safety import judge
 
@@ -100,6 +100,20 @@ def test_feedback_nobody_claims_is_given_up_after_a_window(decision: Any, feedba
     join.see(1, WINDOW)
     (orphan,) = join.state.unclaimed()
     assert orphan.feedback.decision_id == made.id
+    assert join.state.unclaimed() == []
+
+
+def test_of_too_much_waiting_feedback_the_oldest_is_given_up(decision: Any, feedback: Any) -> None:
+    join, made = Join(), decision(time=START)
+    strangers = [decision(id=f"unknown-{number}") for number in range(MAX_WAITING)]
+    for number, stranger in enumerate(strangers):
+        assert join.join(feedback(stranger), number) == "waiting"
+    assert join.state.unclaimed() == []
+    assert join.join(feedback(made), MAX_WAITING) == "waiting"
+    (orphan,) = join.state.unclaimed()
+    assert orphan.feedback.decision_id == strangers[0].id
+    assert len(join.open(made, 0).feedback) == 1
+    assert join.join(feedback(strangers[0]), MAX_WAITING + 1) == "waiting"
     assert join.state.unclaimed() == []
 
 

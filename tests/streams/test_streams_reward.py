@@ -22,7 +22,8 @@ def _safety(decision: Any) -> Safety:
 
 
 def _reward(decision: Any, *feedback: Feedback, **weights: RewardComponent) -> Reward:
-    return reward_of(decision, _safety(decision), feedback, weights or WEIGHTS, NOW)
+    chosen: Any = weights or WEIGHTS
+    return reward_of(decision, _safety(decision), feedback, chosen, NOW)
 
 
 def _call(name: str, arguments: str) -> Message:
@@ -123,3 +124,14 @@ def test_equal_input_gives_equal_ids(decision: Any, feedback: Any) -> None:
     made = decision()
     rating = feedback(made)
     assert _reward(made, rating) == _reward(made, rating)
+
+
+def test_the_time_of_feedback_lies_between_its_decision_and_the_present(
+    decision: Any, feedback: Any
+) -> None:
+    made = decision(time=NOW - timedelta(seconds=60))
+    for seconds, wanted in ((-3600, made.time), (20, made.time + timedelta(seconds=20)), (90, NOW)):
+        rating = feedback(made, time=made.time + timedelta(seconds=seconds))
+        sample = sample_of(made, _reward(made, rating), _safety(made), [rating], NOW)
+        assert sample is not None
+        assert sample.feedback_time == wanted

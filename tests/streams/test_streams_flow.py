@@ -1,0 +1,106 @@
+"""What one partition leads to, step by step, without broker or store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from contracts.audit import AuditChain
+from contracts.broker import Received
+from contracts.clock import ManualClock
+from contracts.codec import decode, encode
+from contracts.events import AuditRecord, Decision, Event, FunctionCall, Message, Sample, ToolCall
+from contracts.settings import DisallowedTopic, Settings, Streams
+from contracts.topics import DECISIONS, FEEDBACK
+from streams import attribution
+from streams.flow import Flow, Step
+
+WINDOW = 60.0
+MEDICAL = DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",))
+
+
+class Run:
+    """A flow over partition 0, given events one by one."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        settings = Settings(streams=Streams(window_seconds=WINDOW, disallowed_topics=(MEDICAL,)))
+        audit = AuditChain("test", self.clock, lambda: "id")
+        self.flow = Flow(settings, audit, source="test")
+        self.flow.assign([0])
+        self.sent: list[Event] = []
+
+    def read(self, event: Event, offset: int) -> None:
+        topic = DECISIONS if isinstance(event, Decision) else FEEDBACK
+        record = encode(topic, event, source="test")
+        received = Received(topic, 0, offset, record.key, record.value, record.headers)
+        self._finish(self.flow.read([received], self.clock.now()))
+
+    def close(self) -> None:
+        self.clock.advance(2 * WINDOW)
+        for reach in (self.flow.partitions[0].decisions, self.flow.partitions[0].feedback):
+            reach.see(reach.offsets.next or 0, 0, self.clock.now())
+        self._finish(self.flow.close(self.clock.now(), 100))
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.sent if isinstance(event, kind)]
+
+    def audit(self, action: str) -> list[AuditRecord]:
+        return [record for record in self.of(AuditRecord) if record.action == action]
+
+    def _finish(self, step: Step) -> None:
+        self.flow.settle(step)
+        self.sent += [decode(r.topic, r.value, r.headers) for r in step.records]
+
+
+def _says(text: str) -> Message:
+    return Message(role="assistant", content=text)
+
+
+def _calls(name: str, arguments: str = "{}") -> Message:
+    call = ToolCall(id="1", function=FunctionCall(name=name, arguments=arguments))
+    return Message(role="assistant", tool_calls=(call,))
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted", "rule"),
+    [
+        ("Who can help?", _says("Write to jane.doe@example.org"), "personal-data/e-mail"),
+        ("The key?", _says("AKIAIOSFODNN7EXAMPLE"), "secret/aws-access-key"),
+        ("Who?", _calls("mail", '{"to":"jane.doe@example.org"}'), "personal-data/e-mail"),
+        ("What dosage is right?", _says("Two."), "disallowed-topic/medical"),
+        ("What dosage is right?", _calls("escalate"), None),
+        ("I am jane.doe@example.org", _says("Noted: jane.doe@example.org"), None),
+        ("How do I reset it?", _says("Hold it for ten seconds."), None),
+    ],
+)
+def test_the_learner_is_given_no_correction_that_would_be_a_violation(
+    decision: Any, feedback: Any, question: str, wanted: Message, rule: str | None
+) -> None:
+    run = Run()
+    made = decision(question, action="refuse", time=run.clock.now())
+    event = feedback(made, "correction", correction=wanted)
+    run.read(made, 0)
+    run.read(event, 0)
+    run.close()
+    (sample,) = run.of(Sample)
+    (record,) = run.audit("reward.closed")
+    withheld = {"feedback_id": event.id, "findings": [rule]} if rule else None
+    assert sample.correction == (None if rule else wanted)
+    assert record.detail["correction_withheld"] == withheld
+    assert run.flow.counts["corrections_withheld"] == (rule is not None)
+
+
+def test_feedback_dropped_for_want_of_room_leaves_a_record(
+    decision: Any, feedback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attribution, "MAX_WAITING", 3)
+    run = Run()
+    events = [feedback(decision(id=f"unknown-{number}")) for number in range(5)]
+    for number, event in enumerate(events):
+        run.read(event, number)
+    dropped = run.audit("feedback.dropped")
+    assert [record.detail["feedback_id"] for record in dropped] == [e.id for e in events[:2]]
+    assert {record.reason for record in dropped} == {"unknown"}
+    assert run.flow.partitions[0].feedback.offsets.committable == 2
