@@ -7,6 +7,7 @@ trace however the stream ends: finished, broken off by the engine, or left by th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -19,10 +20,12 @@ from contracts.codec import to_json
 from contracts.errors import EngineError
 from contracts.events import Assignment, ToolCall
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
-from serving.gateway import Gateway, end_turn, first_that_answers
+from serving.gateway import Gateway, end_turn, first_that_answers, reason_without_content
 from serving.tool_calls import Piece, answer_message
 from serving.turn import Outcome, Turn, finish_reason, headrace_of, usage_of
 from serving.wire_errors import DECISION_HEADER, ErrorBody, error_body
+
+_log = logging.getLogger("headrace.gateway")
 
 DISCONNECTED = "disconnected"
 """Finish reason of a decision whose client left before the end."""
@@ -81,6 +84,7 @@ async def _forward(
                 await send(_part(answer.chunk(delta)))
             chunk = await anext(stream.rest, None)
     except EngineError as error:
+        _log.warning("%s broke off: %s", answer.version, reason_without_content(error))
         answer.fail(str(error))
 
 
@@ -116,6 +120,11 @@ class _Answer:
         self._outcome: Outcome | None = None
         self._rest: list[dict[str, Any]] = []
 
+    @property
+    def version(self) -> str:
+        """The start of the id of the version that answers."""
+        return self._assignment.policy_version[:12]
+
     def take(self, chunk: EngineChunk) -> list[dict[str, Any]]:
         """Take an engine chunk; return the deltas that are now certain."""
         self._chunks.append(chunk)
@@ -128,8 +137,7 @@ class _Answer:
     def fail(self, why: str) -> None:
         """Note that the engine broke off."""
         self._reason = FAILED
-        version = self._assignment.policy_version[:12]
-        note = f"{self._assignment.arm}: {version}: broke off: {why}"
+        note = f"{self._assignment.arm}: {self.version}: broke off: {why}"
         self._notes = "; ".join(filter(None, (self._notes, note)))
 
     def rest(self) -> list[dict[str, Any]]:

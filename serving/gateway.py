@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
@@ -40,6 +41,7 @@ from serving.turn import (
 from serving.wire_errors import Refusal
 
 Answered = TypeVar("Answered")
+_log = logging.getLogger("headrace.gateway")
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
@@ -129,6 +131,7 @@ async def first_that_answers(
     deadline = gateway.clock.monotonic() + gateway.settings.engine.timeout_seconds
     notes: list[str] = []
     for assignment in turn.candidates:
+        version = assignment.policy_version[:12]
         left = deadline - gateway.clock.monotonic()
         seconds = left if assignment is turn.candidates[-1] else left / 2
         try:
@@ -137,11 +140,11 @@ async def first_that_answers(
         except EngineError as error:
             if error.status == 400:
                 raise Refusal(400, str(error), code="engine_refused") from error
-            notes.append(f"{assignment.arm}: {assignment.policy_version[:12]}: {error}")
+            notes.append(f"{assignment.arm}: {version}: {error}")
+            _log.warning("%s gives no answer: %s", version, reason_without_content(error))
         except TimeoutError:
-            notes.append(
-                f"{assignment.arm}: {assignment.policy_version[:12]}: no answer in {seconds:.3g} s"
-            )
+            notes.append(f"{assignment.arm}: {version}: no answer in {seconds:.3g} s")
+            _log.warning("%s gives no answer in %.3g s", version, seconds)
         else:
             if notes:
                 gateway.metrics.count("fallbacks")
@@ -153,6 +156,11 @@ async def first_that_answers(
         code="engine_unavailable",
         retry_after=1,
     ) from EngineError("; ".join(notes))
+
+
+def reason_without_content(error: EngineError) -> str:
+    """Return what went wrong for the log; an engine's own message may quote the conversation."""
+    return f"the engine answered with status {error.status}" if error.status else str(error)
 
 
 def end_turn(gateway: Gateway, turn: Turn, outcome: Outcome, current: Span) -> Outcome:

@@ -136,7 +136,7 @@ async def test_users_are_served_by_the_version_they_are_assigned_to(
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_canary_that_fails_is_answered_for_by_stable_and_the_decision_says_so(
-    settings: s.Settings, serve: Serve, stream: bool
+    settings: s.Settings, serve: Serve, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = rollout(BASE_VERSION, "not-loaded", 0.25)
     running, client = serve(settings, state, FixedReader())
@@ -149,6 +149,8 @@ async def test_a_canary_that_fails_is_answered_for_by_stable_and_the_decision_sa
     assert decision.error.startswith("canary: not-loaded: engine refused (404)")
     assert decision.text == "Grüße from a small model."
     assert running.gateway.metrics.counts["fallbacks"] == 1
+    assert "not-loaded gives no answer: the engine answered with status 404" in caplog.messages
+    assert "hello" not in caplog.text
 
 
 async def test_when_stable_fails_too_the_base_model_answers(
