@@ -32,6 +32,11 @@ finally:
         del sys.modules["torch"]
 
 PROJECT = "headrace"
+REDIS_LIMITS = "socket_timeout=0.05,socket_connect_timeout=0.05,retry=null"
+"""A request waits for its features no longer than this, in seconds.
+
+The client's own retries sleep for seconds between tries; null is read as None, no retry.
+"""
 
 
 def repository(settings: Settings) -> Path:
@@ -70,7 +75,8 @@ def _config(settings: Settings, folder: Path) -> RepoConfig:
     registry = settings.features.registry
     online: dict[str, Any] = {"type": "sqlite", "path": str(folder / "online.db")}
     if settings.features.online == "redis":
-        online = {"type": "redis", "connection_string": settings.features.redis}
+        redis = f"{REDIS_LIMITS},{settings.features.redis}"  # the last of equal names counts
+        online = {"type": "redis", "connection_string": redis}
     return RepoConfig(
         project=PROJECT,
         provider="local",
