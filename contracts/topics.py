@@ -104,7 +104,7 @@ DEAD_LETTERS = Topic(
     events=(DeadLetter,),
     key=lambda event: f"{event.topic}/{event.partition}/{event.offset}",
     key_name="origin",
-    writers="all",
+    writers="streams, learner",
     readers="operators",
 )
 AUDIT = Topic(
