@@ -140,7 +140,7 @@ def test_span_file_of_a_restarted_process_is_continued(tmp_path: Path) -> None:
 def test_a_client_that_does_not_sample_its_trace_does_not_hide_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing.trace, "set_tracer_provider", lambda _: None)
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda _: None)
     path = tmp_path / "gateway.jsonl"
     provider = start_tracing("gateway", otlp_endpoint=None, span_file=path)
     monkeypatch.setattr(tracing, "_tracer", provider.get_tracer("tests"))
