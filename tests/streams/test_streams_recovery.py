@@ -48,16 +48,20 @@ def test_a_killed_worker_is_replaced_without_loss_or_double_counting(
 ) -> None:
     worker = streams(window_seconds=WINDOW_SECONDS)
     worker.start()
-    expected = _send_rated(worker, decision, feedback, 0, 60)
-    worker.until(lambda: worker.count("rewards") >= 60, "the first windows")
+    again = decision(session_id="again", user_id="again")
+    worker.send(again, feedback(again, score=0.5))
+    expected = {again.id: 0.5, **_send_rated(worker, decision, feedback, 0, 60)}
+    worker.until(lambda: worker.count("rewards") >= 61, "the first windows")
     expected |= _send_rated(worker, decision, feedback, 60, 120)
-    worker.until(lambda: worker.count("decisions") >= 90, "open windows")
+    worker.until(lambda: worker.count("decisions") >= 91, "open windows")
     worker.kill()
+    worker.send(again)
     expected |= _send_rated(worker, decision, feedback, 120, 150)
     worker.start()
     worker.until(lambda: worker.is_done(after=30), "all rewards")
     assert worker.stop() == 0
     _assert_one_reward_each(worker, expected)
+    assert worker.count("duplicates") >= 1
     latest = FeatureWriter(worker.settings, SystemClock(), "test").latest(
         "user", ["user-0", "user-1", "user-2"]
     )
