@@ -21,9 +21,9 @@ from contracts.errors import SettingsError
 
 PREFIX = "HEADRACE_"
 
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0.0)]
+NonNegative = Annotated[float, Meta(ge=0.0)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PolicyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -74,7 +74,7 @@ class Gateway(Section, frozen=True):
     port: Port = 8080
     feedback_secret: str = ""
     temperature: NonNegative = 1.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     max_tokens: Count = 256
     feature_max_age_seconds: Positive = 86_400.0
     max_body_bytes: Count = 262_144
@@ -86,7 +86,7 @@ class RewardComponent(Section, frozen=True):
     """Weight of one signal in the reward; ``clip`` bounds the signal's own value."""
 
     weight: float
-    clip: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    clip: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
 
 
 class DisallowedTopic(Section, frozen=True):
@@ -161,12 +161,12 @@ class Learner(Section, frozen=True):
 class Rollout(Section, frozen=True):
     """The rollout controller."""
 
-    canary_weight: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    canary_weight: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
     min_canary_requests: Count = 300
     min_canary_users: Count = 50
     min_rewards: Count = 50
     max_wait_seconds: Positive = 3600.0
-    alpha: Annotated[float, Meta(gt=0, lt=1)] = 0.01
+    alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.01
     reward_margin: NonNegative = 0.05
     publish_seconds: Positive = 1.0
 
