@@ -34,6 +34,14 @@ MAX_CLOSED = 200_000
 Joined = Literal["joined", "waiting", "duplicate", "late", "foreign", "excess"]
 
 
+class Orphan(Struct, frozen=True, kw_only=True):
+    """Feedback that came before its decision."""
+
+    feedback: Feedback
+    offset: int
+    drop_at: datetime
+
+
 class Pending(Struct, kw_only=True):
     """A decision whose window is open, and the feedback that reached it."""
 
@@ -45,15 +53,8 @@ class Pending(Struct, kw_only=True):
     ready_at: datetime
     feedback: list[Feedback] = []
     feedback_offsets: list[int] = []
+    refused: list[tuple[Orphan, Joined]] = []
     reward: Reward | None = None
-
-
-class Orphan(Struct, frozen=True, kw_only=True):
-    """Feedback that came before its decision."""
-
-    feedback: Feedback
-    offset: int
-    drop_at: datetime
 
 
 class Reach(Struct):
@@ -114,6 +115,7 @@ class Attribution:
     ) -> Pending:
         """Open the window of a decision that is not held yet; feedback that waited for it joins.
 
+        What waited and cannot join is in ``refused``; the caller marks its offsets done.
         A decision dated in the future counts as made now, so that it cannot block the partition.
         """
         deadline = min(decision.time, now) + self._window
@@ -129,8 +131,9 @@ class Attribution:
         self._unreleased[offset] = pending
         for orphan in self._orphans.pop(decision.id, ()):
             del self._waiting[orphan.offset]
-            if self._add(pending, orphan.feedback, orphan.offset) != "joined":
-                self.feedback.offsets.done(orphan.offset)
+            outcome = self._add(pending, orphan.feedback, orphan.offset)
+            if outcome != "joined":
+                pending.refused.append((orphan, outcome))
         return pending
 
     def join(self, feedback: Feedback, *, offset: int, now: datetime) -> Joined:

@@ -25,7 +25,7 @@ from contracts.settings import Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES, Topic
 from contracts.tracing import current_trace_headers, span
 from streams.admission import admit, dead_letter
-from streams.attribution import Attribution, Pending
+from streams.attribution import Attribution, Joined, Pending
 from streams.offsets import Offsets
 from streams.reward import newest, reward_of, sample_of
 from streams.safety import as_if_answered, compile_rules, judge
@@ -170,6 +170,9 @@ class Flow:
         self.counts["decisions"] += 1
         self._send(step, REWARDS, safety)
         step.facts.append(_opened_fact(record.partition, pending))
+        self.counts["feedback"] -= len(pending.refused)
+        for orphan, outcome in pending.refused:
+            self._let_go(step, partition.feedback.offsets, orphan.offset, orphan.feedback, outcome)
 
     def _join(
         self,
@@ -185,7 +188,13 @@ class Flow:
             self.counts["feedback"] += 1
             self._drop_unclaimed(step, partition)
             return
-        step.done.append((offsets, record.offset))
+        self._let_go(step, offsets, record.offset, feedback, outcome)
+
+    def _let_go(
+        self, step: Step, offsets: Offsets, offset: int, feedback: Feedback, outcome: Joined
+    ) -> None:
+        """Be done with feedback that joins no window."""
+        step.done.append((offsets, offset))
         if outcome == "duplicate":
             self.counts["duplicates"] += 1
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -104,3 +105,18 @@ def test_feedback_dropped_for_want_of_room_leaves_a_record(
     assert [record.detail["feedback_id"] for record in dropped] == [e.id for e in events[:2]]
     assert {record.reason for record in dropped} == {"unknown"}
     assert run.flow.partitions[0].feedback.offsets.committable == 2
+
+
+def test_late_feedback_is_set_aside_whether_it_is_read_before_or_after_its_decision(
+    decision: Any, feedback: Any
+) -> None:
+    for feedback_first in (True, False):
+        run = Run()
+        made = decision(time=run.clock.now())
+        late = feedback(made, time=made.time + timedelta(seconds=WINDOW + 1))
+        for event in (late, made) if feedback_first else (made, late):
+            run.read(event, 0)
+        (record,) = run.audit("feedback.dropped")
+        assert (record.subject, record.reason) == (made.id, "late")
+        assert (run.flow.counts["feedback"], run.flow.counts["set_aside"]) == (0, 1)
+        assert run.flow.partitions[0].feedback.offsets.committable == 1
