@@ -7,16 +7,20 @@ from console.local_broker import LocalBroker, remove_dead_members
 from contracts.broker import create_topics, make_producer
 from contracts.settings import Kafka
 
+FLOOD = 1000
+"""Records acknowledged before the broker is stopped."""
+
 
 def produce_until(
-    kafka: Kafka, stop: threading.Event, acknowledged: set[str], first: threading.Event
+    kafka: Kafka, stop: threading.Event, acknowledged: set[str], flooded: threading.Event
 ) -> None:
     producer = make_producer(kafka, "test-flood")
     number = 0
 
     def note(name: str) -> None:
         acknowledged.add(name)
-        first.set()
+        if len(acknowledged) >= FLOOD:
+            flooded.set()
 
     while not stop.wait(0.0005):
         name = str(number)
@@ -33,24 +37,29 @@ def stored(kafka: Kafka) -> set[str]:
     return {(record.key or b"").decode() for record in read_to_end(kafka, (FEEDBACK,), "test")}
 
 
-def test_a_broker_stopped_under_a_flood_keeps_what_it_acknowledged(tmp_path: Path) -> None:
-    broker = LocalBroker(tmp_path / "broker").start()
+def lost_in_a_stop(directory: Path) -> set[str]:
+    """Stop a broker under a flood, start it again, return what it acknowledged and has lost."""
+    broker = LocalBroker(directory).start()
     create_topics(broker.kafka)
-    stop, first, acknowledged = threading.Event(), threading.Event(), set[str]()
-    writer = threading.Thread(target=produce_until, args=(broker.kafka, stop, acknowledged, first))
+    stop, flooded, acknowledged = threading.Event(), threading.Event(), set[str]()
+    writer = threading.Thread(
+        target=produce_until, args=(broker.kafka, stop, acknowledged, flooded)
+    )
     writer.start()
     try:
-        assert first.wait(20)
+        assert flooded.wait(60)
         broker.stop()
     finally:
         stop.set()
         writer.join()
-    with LocalBroker(tmp_path / "broker", broker.port) as again:
-        lost = acknowledged - stored(again.kafka)
-    # One stop in about 25 under 1000 records a second loses a few that were under way; SIGTERM
-    # alone lost 120 to 220 of 9000 in every one of 8 stops.
-    assert acknowledged
-    assert len(lost) <= 0.01 * len(acknowledged) + 5
+    with LocalBroker(directory, broker.port) as again:
+        return acknowledged - stored(again.kafka)
+
+
+def test_a_broker_stopped_under_a_flood_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    """One stop in about 25 under a flood loses a few records that were under way; ended by SIGTERM
+    alone the broker lost 120 to 220 of 9000 in every one of 8 stops."""
+    assert any(not lost_in_a_stop(tmp_path / f"broker-{attempt}") for attempt in range(3))
 
 
 def test_a_group_that_nobody_joined_has_no_dead_members(kafka: Kafka) -> None:
