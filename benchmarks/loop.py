@@ -22,11 +22,12 @@ RESULTS = Path(__file__).parent / "results"
 RUN_SECONDS = 1800.0
 
 
-def run_demo(users: str, seed: int) -> dict[str, Any]:
+def run_demo(users: str, seed: int, interactions: int) -> dict[str, Any]:
     """Run the demo and return its report; CalledProcessError when a request failed."""
     with TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
         command = ["headrace", "demo", "--users", users, "--seed", str(seed)]
+        command += ["--interactions", str(interactions)]
         subprocess.run([*command, "--report", str(report)], check=True, timeout=RUN_SECONDS)
         return read_report(report)
 
@@ -37,9 +38,9 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-def keep(report: dict[str, Any]) -> Path:
+def keep(report: dict[str, Any], ran_on: str) -> Path:
     """Write a report with the machine and the commit it ran on; return where."""
-    result = {"machine": machine(), "commit": commit(), "report": report}
+    result = {"machine": machine(), "commit": ran_on, "report": report}
     path = RESULTS / f"loop-{report['users']}-{report['seed']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
@@ -101,14 +102,16 @@ def main() -> int:
     """Run what is asked for and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="USERS:SEED")
+    parser.add_argument("--interactions", type=int, default=2400)
     parser.add_argument("--keep", type=Path, metavar="REPORT", help="keep a report made just now")
     parser.add_argument("--table", action="store_true", help="print the table only")
     options = parser.parse_args()
     if options.keep:
-        keep(read_report(options.keep))
+        keep(read_report(options.keep), commit())
     for run in options.runs:
         users, _, seed = run.partition(":")
-        keep(run_demo(users, int(seed or 0)))
+        ran_on = commit()
+        keep(run_demo(users, int(seed or 0), options.interactions), ran_on)
     print(table())
     return 0
 
