@@ -26,7 +26,7 @@ def run_demo(users: str, seed: int, interactions: int) -> dict[str, Any]:
     """Run the demo and return its report; CalledProcessError when a request failed."""
     with TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
-        command = ["headrace", "demo", "--users", users, "--seed", str(seed)]
+        command = [sys.executable, "-m", "console", "demo", "--users", users, "--seed", str(seed)]
         command += ["--interactions", str(interactions)]
         subprocess.run([*command, "--report", str(report)], check=True, timeout=RUN_SECONDS)
         return read_report(report)
