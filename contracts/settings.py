@@ -54,7 +54,10 @@ class Policy(Section, frozen=True):
 
 
 class Engine(Section, frozen=True):
-    """The inference engine. ``url`` empty: the local stack starts one of ``kind`` on ``port``."""
+    """The inference engine. ``url`` empty: the local stack starts one of ``kind`` on ``port``.
+
+    ``dtype`` "auto": the engine's choice, but float32 on a CPU without bfloat16 instructions.
+    """
 
     kind: Literal["vllm", "transformers"] = "vllm"
     url: str = ""

@@ -23,6 +23,7 @@ from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.events import Message, text_of
 from contracts.manifest import file_sha256
+from contracts.processor import computes_bfloat16, processor_flags
 from contracts.settings import Settings
 from learner.buckets import Bucket, TokenSequence, bucketed
 
@@ -143,9 +144,7 @@ def _load_base(name: str) -> Any:
     Without such instructions bfloat16 was seven times slower than float32 (SmolLM2-135M, one core).
     """
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
-    able = torch.cpu.get_capabilities()
-    native = any(able.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
-    if model.dtype != torch.bfloat16 or not native:
+    if model.dtype != torch.bfloat16 or not computes_bfloat16(processor_flags()):
         model = model.to(torch.float32)
     scaled = [key for key in _SCALED_HEADS if getattr(model.config, key, None) not in (None, 1.0)]
     if scaled:

@@ -28,6 +28,7 @@ from contracts.codec import to_json
 from contracts.errors import EngineError, SettingsError
 from contracts.events import BASE_VERSION, Sampling
 from contracts.heartbeat import beat
+from contracts.processor import engine_dtype, processor_flags
 from contracts.settings import Settings, load_settings
 from contracts.tracing import span, start_tracing
 from serving.generation import Job, LocalModel
@@ -277,7 +278,8 @@ def main() -> None:
         otlp_endpoint=settings.tracing.otlp_endpoint or None,
         span_file=settings.state_dir / "spans" / f"{PROCESS}.jsonl",
     )
-    model = LocalModel(settings.policy.model, settings.engine.max_model_len, settings.engine.dtype)
+    dtype = engine_dtype(settings.engine.dtype, processor_flags())
+    model = LocalModel(settings.policy.model, settings.engine.max_model_len, dtype)
     config = uvicorn.Config(
         make_app(TransformersEngine(model, settings.engine.max_adapters), settings),
         host="127.0.0.1",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from contracts.events import BASE_VERSION
+from contracts.processor import engine_dtype, processor_flags
 from contracts.settings import Settings
 
 MAX_SEQUENCES = 16
 
 
-def vllm_command(settings: Settings, port: int, python: Path) -> tuple[list[str], dict[str, str]]:
-    """Return (argv, additions to the environment) of a vLLM 0.32 server on loopback.
+def vllm_command(
+    settings: Settings, port: int, python: Path, flags: Collection[str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Return (argv, additions to the environment) of a vLLM 0.32 server for CPU on loopback.
 
     ``python`` is the interpreter of the environment that has vLLM. The development endpoints stay
-    off: loading adapters does not need them, and they run arbitrary code.
+    off: loading adapters does not need them, and they run arbitrary code. ``flags`` are those of
+    the processor that will serve, by default this machine's.
 
     ``processed_logprobs`` reports each drawn token under the distribution it was drawn from
     (after temperature, top_k, top_p), which is what an importance weight divides by; vLLM's own
@@ -22,12 +27,13 @@ def vllm_command(settings: Settings, port: int, python: Path) -> tuple[list[str]
     values (a repetition penalty, say) out of requests.
     """
     engine = settings.engine
+    dtype = engine_dtype(engine.dtype, processor_flags() if flags is None else flags)
     argv = [
         *(str(python), "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", settings.policy.model),
         *("--served-model-name", BASE_VERSION),
         *("--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", engine.dtype),
+        *("--dtype", dtype),
         *("--max-model-len", str(engine.max_model_len)),
         *("--max-num-seqs", str(MAX_SEQUENCES)),
         "--enforce-eager",

@@ -104,7 +104,8 @@ def test_engine_runs_the_local_stacks_command_but_for_the_address(
     compose: Any, service: str
 ) -> None:
     settings = Settings(policy=Policy(model="/models/base"))
-    argv, environment = vllm_command(settings, 8000, Path("python3"))
+    flags = ["avx512_bf16"]  # dtype stays auto: the machine that serves decides
+    argv, environment = vllm_command(settings, 8000, Path("python3"), flags)
     described = compose["services"][service]
     started = [*described["entrypoint"], *flattened(described["command"])]
     at = started.index("--otlp-traces-endpoint")
