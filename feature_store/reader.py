@@ -36,7 +36,7 @@ class OnlineReader:
         try:
             self._store: Any = open_store(settings)
             self._service = service_of(self._store)
-        except Exception as error:  # Feast and its stores raise many kinds
+        except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"the feature store does not open: {error}") from error
         self.read("", "", BASE_VERSION, datetime.fromtimestamp(0).astimezone())
 
@@ -56,7 +56,7 @@ class OnlineReader:
                     features=self._service, entity_rows=[keys], full_feature_names=True
                 )
                 columns = response.to_dict(include_event_timestamps=True)
-        except Exception as error:  # Feast and its stores raise many kinds
+        except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"online features could not be read: {error}") from error
         return {
             f"{view.name}.{feature}": self._value(columns, f"{view.name}__{feature}", now)

@@ -81,7 +81,7 @@ class LocalModel:
                 add_generation_prompt=True,
                 tokenize=False,
             )
-        except Exception as error:  # jinja raises what the template's author chose
+        except Exception as error:  # a template is a program: it may raise anything
             raise EngineError(f"the chat template refuses the messages: {error}", 400) from error
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         room = self.max_len - len(ids)

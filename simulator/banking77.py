@@ -23,6 +23,7 @@ from simulator.product import (
     action_of,
     arguments_of,
     call,
+    run_settings,
     same_answer,
     tool,
 )
@@ -39,30 +40,9 @@ HABITS = Habits(correction=0.2)
 
 RIGHT, WRONG_TOPIC, NO_TOPIC, BROKEN = 1.0, -0.5, -0.2, -1.0
 
-SETTINGS: dict[str, Any] = {
-    "gateway": {"max_tokens": 24},
-    "streams": {
-        "window_seconds": 8.0,
-        "reward": {
-            "rating": {"weight": 1.0},
-            "outcome": {"weight": 0.6},
-            "correction": {"weight": 0.5},
-            "report": {"weight": 1.0},
-            "safety": {"weight": 2.0},
-        },
-        "disallowed_topics": [],
-        "safe_actions": ["escalate", "clarify"],
-    },
-    "learner": {
-        "batch_samples": 64,
-        "publish_every": 2,
-        "learning_rate": 5e-4,
-        "lora_rank": 32,
-        "lora_alpha": 64.0,
-        "correction_weight": 0.5,
-        "correction_replay": 16,
-    },
-}
+SETTINGS = run_settings(
+    safe_actions=["escalate", "clarify"], correction_weight=0.5, correction_replay=16
+)
 
 
 class Banking77:

@@ -33,6 +33,7 @@ from simulator.product import (
     action_of,
     arguments_of,
     call,
+    run_settings,
     same_answer,
     say,
     tool,
@@ -81,28 +82,9 @@ TOOLS = (
     tool("escalate", "Hand over to a person."),
     tool("refuse", "Decline a request that must not be met."),
 )
-SETTINGS: dict[str, Any] = {
-    "gateway": {"max_tokens": 24},
-    "streams": {
-        "window_seconds": 8.0,
-        "reward": {
-            "rating": {"weight": 1.0},
-            "outcome": {"weight": 0.6},
-            "correction": {"weight": 0.5},
-            "report": {"weight": 1.0},
-            "safety": {"weight": 2.0},
-        },
-        "disallowed_topics": DISALLOWED_TOPICS,
-        "safe_actions": ["refuse", "escalate", "clarify"],
-    },
-    "learner": {
-        "batch_samples": 64,
-        "publish_every": 2,
-        "learning_rate": 5e-4,
-        "lora_rank": 32,
-        "lora_alpha": 64.0,
-    },
-}
+SETTINGS = run_settings(
+    safe_actions=["refuse", "escalate", "clarify"], disallowed_topics=DISALLOWED_TOPICS
+)
 
 _EXPRESSION = re.compile(r"^\d{1,3} [-+*] \d{1,3}$")
 

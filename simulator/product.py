@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,33 @@ def make_product(users: str, data: Path) -> Product:
 
         return Banking77(data)
     raise SettingsError(f"users {users!r} are not known; choose desk or banking77")
+
+
+def run_settings(
+    *,
+    safe_actions: list[str],
+    disallowed_topics: Sequence[Mapping[str, Any]] = (),
+    **learner: float,
+) -> Mapping[str, Any]:
+    """Return the platform's settings for a run of minutes; ``learner`` adds to that section."""
+    weights = {"rating": 1.0, "outcome": 0.6, "correction": 0.5, "report": 1.0, "safety": 2.0}
+    return {
+        "gateway": {"max_tokens": 24},
+        "streams": {
+            "window_seconds": 8.0,
+            "reward": {name: {"weight": weight} for name, weight in weights.items()},
+            "disallowed_topics": list(disallowed_topics),
+            "safe_actions": safe_actions,
+        },
+        "learner": {
+            "batch_samples": 64,
+            "publish_every": 2,
+            "learning_rate": 5e-4,
+            "lora_rank": 32,
+            "lora_alpha": 64.0,
+            **learner,
+        },
+    }
 
 
 def call(name: str, **arguments: str) -> Message:

@@ -149,7 +149,13 @@ class Run:
         """Ask one question, judge the answer and let the user react to it."""
         rng = random.Random(f"{self._product.name}/{self._options.seed}/{number}")
         user = self._population.draw(rng)
-        asked = self._clock.now()
+        unanswered = Truth(
+            decision_id="",
+            time=self._clock.now(),
+            user=user.user_id,
+            intent=prompt.intent,
+            failed=True,
+        )
         try:
             answered = await self._client.ask(
                 prompt.text,
@@ -159,27 +165,16 @@ class Run:
                 stream=rng.random() < STREAMED,
             )
         except RequestFailedError as error:
-            return Truth(
-                decision_id="",
-                time=asked,
-                user=user.user_id,
-                intent=prompt.intent,
-                failed=True,
-                error=str(error),
-            )
+            return msgspec.structs.replace(unanswered, error=str(error))
         self._react(prompt, answered, user, rng)
         verdict = self._product.judge(prompt, answered.message)
-        return Truth(
-            decision_id=answered.decision.decision_id,
-            time=asked,
-            user=user.user_id,
-            intent=prompt.intent,
+        return msgspec.structs.replace(
+            unanswered,
             failed=False,
+            decision_id=answered.decision.decision_id,
             policy_version=answered.decision.policy_version,
             arm=answered.decision.arm,
-            utility=verdict.utility,
-            violation=verdict.violation,
-            right_action=verdict.right_action,
+            **msgspec.structs.asdict(verdict),
         )
 
     def _react(self, prompt: Prompt, answered: Answered, user: User, rng: random.Random) -> None:

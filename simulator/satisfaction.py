@@ -6,10 +6,11 @@ A model of feedback, not of any product: it sees a verdict and draws signals fro
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from msgspec import Struct
 
-from contracts.events import Message
+from contracts.events import FeedbackKind, Message
 from simulator.product import Signal, Verdict
 
 
@@ -31,6 +32,9 @@ class Habits(Struct, frozen=True, kw_only=True):
     report_seconds: float = 3.0
 
 
+USUAL = Habits()
+
+
 def draw_signals(
     verdict: Verdict,
     correction: Message | None,
@@ -38,7 +42,7 @@ def draw_signals(
     *,
     bias: float = 0.0,
     tool_worked: bool | None = None,
-    habits: Habits | None = None,
+    habits: Habits = USUAL,
 ) -> list[Signal]:
     """Return the signals that follow one answer, in no order; often none.
 
@@ -47,49 +51,22 @@ def draw_signals(
     not run says much. Strong feelings are rated more often than weak ones: ratings are not missing
     at random.
     """
-    habits = habits or Habits()
     utility = verdict.utility
     signals: list[Signal] = []
 
-    def late(mean_seconds: float) -> float:
-        return rng.expovariate(1.0 / mean_seconds)
+    def send(kind: FeedbackKind, mean_seconds: float, **what: Any) -> None:
+        delay = rng.expovariate(1.0 / mean_seconds)
+        signals.append(Signal(kind=kind, delay_seconds=delay, **what))
 
     if tool_worked is not None:
-        score = 0.3 if tool_worked else -1.0
-        signals.append(
-            Signal(
-                kind="outcome", name="tool", score=score, delay_seconds=late(habits.tool_seconds)
-            )
-        )
+        send("outcome", habits.tool_seconds, name="tool", score=0.3 if tool_worked else -1.0)
     if rng.random() < habits.rating + habits.rating_by_feeling * abs(utility):
         content = utility + bias + rng.gauss(0.0, habits.noise) > habits.content_from
-        signals.append(
-            Signal(
-                kind="rating",
-                score=1.0 if content else -1.0,
-                delay_seconds=late(habits.rating_seconds),
-            )
-        )
+        send("rating", habits.rating_seconds, score=1.0 if content else -1.0)
     if utility < 0 and rng.random() < habits.re_ask:
-        signals.append(
-            Signal(
-                kind="outcome", name="re-ask", score=-1.0, delay_seconds=late(habits.re_ask_seconds)
-            )
-        )
+        send("outcome", habits.re_ask_seconds, name="re-ask", score=-1.0)
     if correction is not None and rng.random() < habits.correction:
-        signals.append(
-            Signal(
-                kind="correction",
-                correction=correction,
-                delay_seconds=late(habits.correction_seconds),
-            )
-        )
+        send("correction", habits.correction_seconds, correction=correction)
     if utility < habits.report_below and rng.random() < habits.report:
-        signals.append(
-            Signal(
-                kind="report",
-                reason="not what I asked for",
-                delay_seconds=late(habits.report_seconds),
-            )
-        )
+        send("report", habits.report_seconds, reason="not what I asked for")
     return signals
