@@ -3,6 +3,11 @@
 ``python -m benchmarks.loop desk:0 desk:1 banking77:0`` runs ``headrace demo`` once for each and
 writes ``benchmarks/results/loop-<users>-<seed>.json``; ``--table`` prints what is there as the
 table of the README. A run takes about ten minutes on two cores.
+
+``--model PATH`` gives the users another base model, and its name joins the file's. A chat model of
+135 million parameters answers a question a second there, so such a run is short, says nothing of
+utility, and is a row of a second table:
+``python -m benchmarks.loop desk:0 --model PATH --interactions 96 --rate 0.4 --held-out 32``.
 """
 
 from __future__ import annotations
@@ -22,13 +27,13 @@ RESULTS = Path(__file__).parent / "results"
 RUN_SECONDS = 1800.0
 
 
-def run_demo(users: str, seed: int, interactions: int) -> dict[str, Any]:
+def run_demo(users: str, seed: int, options: list[str]) -> dict[str, Any]:
     """Run the demo and return its report; CalledProcessError when a request failed."""
     with TemporaryDirectory() as directory:
         report = Path(directory) / "report.json"
         command = [sys.executable, "-m", "console", "demo", "--users", users, "--seed", str(seed)]
-        command += ["--interactions", str(interactions)]
-        subprocess.run([*command, "--report", str(report)], check=True, timeout=RUN_SECONDS)
+        command += [*options, "--report", str(report)]
+        subprocess.run(command, check=True, timeout=RUN_SECONDS)
         return read_report(report)
 
 
@@ -38,10 +43,11 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-def keep(report: dict[str, Any], ran_on: str) -> Path:
-    """Write a report with the machine and the commit it ran on; return where."""
-    result = {"machine": machine(), "commit": ran_on, "report": report}
-    path = RESULTS / f"loop-{report['users']}-{report['seed']}.json"
+def keep(report: dict[str, Any], ran_on: str, model: str) -> Path:
+    """Write a report with the machine, the commit and the given model's name; return where."""
+    result = {"machine": machine(), "commit": ran_on, "model": model, "report": report}
+    name = "-".join(filter(None, ("loop", report["users"], str(report["seed"]), model)))
+    path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     return path
@@ -69,25 +75,38 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def table() -> str:
-    """Return the results as the Markdown table of the README."""
+def table(results: Path = RESULTS) -> str:
+    """Return the results as the Markdown table of the README, those of given models as another."""
     names = (
         *("users, seed", "interactions", "failed", "rewards", "samples, each once"),
         *("versions served", "utility", "violations", "right action"),
         *("freshness p50 / p95", "minutes"),
     )
-    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for path in sorted(RESULTS.glob("loop-*.json")):
-        report = read_report(path)["report"]
-        fresh = report["freshness_seconds"]
-        rows.append(
-            f"| {report['users']}, {report['seed']} | {report['interactions']} "
-            f"| {report['failed_requests']} | {report['rewards']} | {report['samples_learned']} "
-            f"| {report['versions_served']} | {_change(report, 'utility')} "
-            f"| {_change(report, 'violation_rate')} | {_change(report, 'right_action')} "
-            f"| {fresh['p50']:.0f} / {fresh['p95']:.0f} s | {report['duration_seconds'] / 60:.1f} |"
-        )
-    return "\n".join(rows)
+    own, given = [_heading(names)], [_heading(("model", *names))]
+    for path in sorted(results.glob("loop-*.json")):
+        result = read_report(path)
+        row = _row(result["report"])
+        if model := result.get("model"):
+            given.append(f"| {model} {row}")
+        else:
+            own.append(row)
+    return "\n".join([*own, "", *given] if len(given) > 1 else own)
+
+
+def _heading(names: tuple[str, ...]) -> str:
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+
+
+def _row(report: dict[str, Any]) -> str:
+    fresh = report["freshness_seconds"]
+    ages = " / ".join("-" if fresh[at] is None else f"{fresh[at]:.0f}" for at in ("p50", "p95"))
+    return (
+        f"| {report['users']}, {report['seed']} | {report['interactions']} "
+        f"| {report['failed_requests']} | {report['rewards']} | {report['samples_learned']} "
+        f"| {report['versions_served']} | {_change(report, 'utility')} "
+        f"| {_change(report, 'violation_rate')} | {_change(report, 'right_action')} "
+        f"| {ages} s | {report['duration_seconds'] / 60:.1f} |"
+    )
 
 
 def _change(report: dict[str, Any], name: str) -> str:
@@ -98,20 +117,38 @@ def _change(report: dict[str, Any], name: str) -> str:
     return f"{before} → {after}"
 
 
-def main() -> int:
-    """Run what is asked for and print the table."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="USERS:SEED")
     parser.add_argument("--interactions", type=int, default=2400)
+    parser.add_argument("--rate", type=float, help="questions a second")
+    parser.add_argument("--held-out", type=int, metavar="N", help="questions before and after")
+    parser.add_argument("--model", type=Path, metavar="PATH", help="a base model of yours")
+    parser.add_argument("--name", help="its name in the result; by default its directory's")
     parser.add_argument("--keep", type=Path, metavar="REPORT", help="keep a report made just now")
     parser.add_argument("--table", action="store_true", help="print the table only")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run what is asked for and print the table."""
+    options = _options()
+    model = options.name or (options.model.resolve().name if options.model else "")
     if options.keep:
-        keep(read_report(options.keep), commit())
+        keep(read_report(options.keep), commit(), model)
+    wanted = {
+        name: getattr(options, name) for name in ("interactions", "rate", "held_out", "model")
+    }
+    given = [
+        word
+        for name, value in wanted.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     for run in options.runs:
         users, _, seed = run.partition(":")
         ran_on = commit()
-        keep(run_demo(users, int(seed or 0), options.interactions), ran_on)
+        keep(run_demo(users, int(seed or 0), given), ran_on, model)
     print(table())
     return 0
 
