@@ -24,6 +24,9 @@ from opentelemetry.util.types import AttributeValue
 SCHEMA = "https://github.com/open-telemetry/semantic-conventions-genai@002c8a6"
 """Commit of the GenAI conventions whose attribute names we use (status: Development)."""
 
+MAX_LINKS = 128
+"""Links of one span, OpenTelemetry's own default limit; more are left out."""
+
 _tracer = trace.get_tracer("headrace", schema_url=SCHEMA)
 
 
@@ -88,7 +91,7 @@ def span(
     parent_context: Context | None = extract(dict(parent)) if parent else None
     linked = [
         Link(ctx)
-        for headers in links
+        for headers in links[:MAX_LINKS]
         if (ctx := trace.get_current_span(extract(dict(headers))).get_span_context()).is_valid
     ]
     with _tracer.start_as_current_span(

@@ -35,7 +35,6 @@ from learner.pulse import Pulse
 from learner.update import TrainState, new_train_state
 from learner.user_features import RewardMeans
 
-MAX_LINKS = 128
 CONNECT_SECONDS = 300.0
 POLL_SECONDS = 0.5
 _PLACE = f"{SAMPLES.name}/0"
@@ -129,7 +128,7 @@ class Learner:
             "headrace.offset.first": self.pending[0].experience.offset,
             "headrace.offset.next": self.pending[-1].experience.offset + 1,
         }
-        with span("learn batch", links=traces[:MAX_LINKS], attributes=attributes):
+        with span("learn batch", links=traces, attributes=attributes):
             began = self.clock.monotonic()
             fresh = self._with_features([arrival.experience for arrival in self.pending])
             self.progress = advance(self.train, self.progress, fresh, self.settings)

@@ -104,6 +104,10 @@ class Attribution:
             decision_id in self._open or decision_id in self._closing or decision_id in self._closed
         )
 
+    def window(self, decision_id: str) -> Pending:
+        """Return the open window of a decision; KeyError when there is none."""
+        return self._open[decision_id]
+
     def open(
         self,
         decision: Decision,

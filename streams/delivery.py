@@ -115,14 +115,13 @@ class FeatureLog:
         self.tally = Tally(writer.latest)
         self.failures = 0
 
-    async def record(self, facts: Sequence[Fact], *, shared: bool) -> None:
-        """Write the features that follow from facts.
+    async def record(self, facts: Sequence[Fact], *, shared: bool) -> bool:
+        """Write the features that follow from facts; False when they were given up.
 
         A store that stays away costs the freshness of features, not the rewards: after a few
         attempts the rows are given up; the counts in them go out with the next ones.
         """
-        if facts:
-            await self._try(lambda: self._write(list(facts), shared), None, FEATURE_ATTEMPTS)
+        return await self._try(lambda: self._write(list(facts), shared), False, FEATURE_ATTEMPTS)
 
     async def closed(self, decision_ids: Sequence[str]) -> dict[str, int]:
         """Return, of these decisions, those that were closed, with the offset each was read at.
@@ -146,5 +145,6 @@ class FeatureLog:
         self.failures += 1
         return otherwise
 
-    def _write(self, facts: list[Fact], shared: bool) -> None:
+    def _write(self, facts: list[Fact], shared: bool) -> bool:
         self._writer.write(self.tally.rows(facts, shared=shared))
+        return True

@@ -18,34 +18,21 @@ from msgspec import Struct
 
 from contracts.audit import AuditChain
 from contracts.broker import Received
-from contracts.codec import Record, encode, trace_headers
-from contracts.errors import CodecError
+from contracts.codec import trace_headers
 from contracts.events import DeadLetter, Decision, Event, Feedback, Message
 from contracts.settings import Settings
-from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES, Topic
-from contracts.tracing import current_trace_headers, span
+from contracts.topics import DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES
+from contracts.tracing import span
 from streams.admission import admit, dead_letter
 from streams.attribution import Attribution, Joined, Pending
 from streams.offsets import Offsets
 from streams.reward import newest, reward_of, sample_of
 from streams.safety import as_if_answered, compile_rules, judge
+from streams.step import Step
 from streams.tally import Fact
+from streams.trail import Trail, rules_of
 
 _log = logging.getLogger(__name__)
-
-Place = tuple[Offsets, int]
-
-
-class Step(Struct):
-    """What one batch leads to: records to deliver, facts to count, offsets that are then done."""
-
-    records: list[Record] = []
-    facts: list[Fact] = []
-    done: list[Place] = []
-    closed: list[tuple[Attribution, Pending]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self.records or self.facts or self.done or self.closed)
 
 
 class Head(Struct, frozen=True):
@@ -62,7 +49,8 @@ class Flow:
     """The state of one worker: an `Attribution` per partition it owns."""
 
     def __init__(self, settings: Settings, audit: AuditChain, source: str) -> None:
-        self._settings, self._audit, self._source = settings, audit, source
+        self._settings, self.source = settings, source
+        self.trail = Trail(audit)
         self._judge = judge(settings.streams, compile_rules(settings.streams))
         self.partitions: dict[int, Attribution] = {}
         self.counts: Counter[str] = Counter()
@@ -103,7 +91,7 @@ class Flow:
         ``closed`` holds decisions closed by another run, with the offset each was read at: at
         that offset it is the decision itself, read again; at any other it is a duplicate.
         """
-        step = Step()
+        step = Step(self.source)
         self._closed_before = closed or {}
         for record in records:
             partition = self.partitions.get(record.partition)
@@ -117,7 +105,7 @@ class Flow:
 
     def close(self, now: datetime, limit: int) -> Step:
         """Close windows whose feedback has all been read, and drop feedback nobody claimed."""
-        step = Step()
+        step = Step(self.source)
         for partition in self.partitions.values():
             for pending in partition.due(limit - len(step.closed)):
                 self._reward(step, partition, pending, now)
@@ -164,12 +152,17 @@ class Flow:
             self.counts["duplicates"] += 1
             step.done.append((partition.decisions.offsets, record.offset))
             return
-        safety = self._judge(decision, now)
+        with span("judge safety"):
+            safety = self._judge(decision, now)
+        self.trail.admitted(step, decision, record)
+        step.send(REWARDS, safety)
+        self.trail.judged(step, safety)
         trace = trace_headers(record.headers)
         pending = partition.open(decision, safety, offset=record.offset, trace=trace, now=now)
         self.counts["decisions"] += 1
-        self._send(step, REWARDS, safety)
         step.facts.append(_opened_fact(record.partition, pending))
+        for feedback in pending.feedback:
+            self._tell_joined(step, pending, feedback)
         self.counts["feedback"] -= len(pending.refused)
         for orphan, outcome in pending.refused:
             self._let_go(step, partition.feedback.offsets, orphan.offset, orphan.feedback, outcome)
@@ -186,9 +179,21 @@ class Flow:
         outcome = partition.join(feedback, offset=record.offset, now=now)
         if outcome in ("joined", "waiting"):
             self.counts["feedback"] += 1
+            if outcome == "joined":
+                pending = partition.window(feedback.decision_id)
+                self._tell_joined(step, pending, feedback)
             self._drop_unclaimed(step, partition)
             return
         self._let_go(step, offsets, record.offset, feedback, outcome)
+
+    def _tell_joined(self, step: Step, pending: Pending, feedback: Feedback) -> None:
+        """Show the join in the trace of the decision: the feedback came with another."""
+        attributes = {
+            "headrace.decision.id": feedback.decision_id,
+            "headrace.feedback.id": feedback.id,
+        }
+        with span("join", parent=pending.trace, attributes=attributes):
+            self.trail.joined(step, feedback)
 
     def _let_go(
         self, step: Step, offsets: Offsets, offset: int, feedback: Feedback, outcome: Joined
@@ -202,7 +207,7 @@ class Flow:
 
     def _reward(self, step: Step, partition: Attribution, pending: Pending, now: datetime) -> None:
         decision, safety = pending.decision, pending.safety
-        with span("reward", parent=pending.trace, attributes={"headrace.decision_id": decision.id}):
+        with span("reward", parent=pending.trace, attributes={"headrace.decision.id": decision.id}):
             weights = self._settings.streams.reward
             correction, withheld = None, None
             try:
@@ -210,21 +215,13 @@ class Flow:
                 correction, withheld = self._correction(pending, now)
             except Exception as error:  # noqa: BLE001 - poison feedback must not stop the others
                 _log.exception("reward of %s", decision.id)
-                self._record(step, "reward.failed", decision.id, repr(error)[:200])
+                self.trail.failed(step, decision, error)
                 reward = reward_of(decision, safety, (), weights, now)
             sample = sample_of(decision, reward, safety, pending.feedback, now, correction)
-            sent = sample is not None and self._send(step, SAMPLES, sample)
-            self._send(step, REWARDS, reward)
-            detail = {
-                "reward_id": reward.id,
-                "status": reward.status,
-                "value": reward.value,
-                "policy_version": decision.assignment.policy_version,
-                "feedback": [event.id for event in pending.feedback],
-                "sample_id": sample.id if sample is not None and sent else None,
-                "correction_withheld": withheld,
-            }
-            self._record(step, "reward.closed", decision.id, detail=detail)
+            sent = sample is not None and step.send(SAMPLES, sample)
+            step.send(REWARDS, reward)
+            sample_id = sample.id if sample is not None and sent else None
+            self.trail.closed(step, pending, reward, sample_id, withheld)
         pending.reward = reward
         step.closed.append((partition, pending))
         self.counts["rewards"] += 1
@@ -244,8 +241,7 @@ class Flow:
         safety = self._judge(as_if_answered(pending.decision, event.correction), now)
         if not safety.violation:
             return event.correction, None
-        rules = [f"{finding.category}/{finding.rule}" for finding in safety.findings]
-        return None, {"feedback_id": event.id, "findings": rules}
+        return None, {"feedback_id": event.id, "findings": rules_of(safety.findings)}
 
     def _drop_unclaimed(self, step: Step, partition: Attribution) -> None:
         for orphan in partition.unclaimed():
@@ -255,35 +251,13 @@ class Flow:
     def _set_aside(self, step: Step, feedback: Feedback, reason: str) -> None:
         """Drop feedback that cannot count any more, leaving a trace of it."""
         self.counts["set_aside"] += 1
-        detail = {"feedback_id": feedback.id, "kind": feedback.kind}
-        self._record(step, "feedback.dropped", feedback.decision_id, reason, detail)
+        self.trail.dropped(step, feedback, reason)
 
     def _refuse(self, step: Step, offsets: Offsets, offset: int, letter: DeadLetter) -> None:
         self.counts["dead_letters"] += 1
-        self._send(step, DEAD_LETTERS, letter)
-        subject = f"{letter.topic}/{letter.partition}/{letter.offset}"
-        self._record(step, "dead-letter", subject[-128:], letter.reason, {"id": letter.id})
+        step.send(DEAD_LETTERS, letter)
+        self.trail.dead_letter(step, letter)
         step.done.append((offsets, offset))
-
-    def _record(
-        self,
-        step: Step,
-        action: str,
-        subject: str,
-        reason: str = "",
-        detail: dict[str, Any] | None = None,
-    ) -> None:
-        self._send(step, AUDIT, self._audit.record(action, subject, reason=reason, detail=detail))
-
-    def _send(self, step: Step, topic: Topic, event: Event) -> bool:
-        """Add an event to the step, in the trace of the current span; False when too large."""
-        try:
-            record = encode(topic, event, source=self._source, trace=current_trace_headers())
-        except CodecError as error:
-            _log.error("%s %s not sent: %s", topic.name, event.id, error)
-            return False
-        step.records.append(record)
-        return True
 
 
 def _head(record: Received) -> Head | None:
@@ -308,6 +282,7 @@ def _opened_fact(partition: int, pending: Pending) -> Fact:
         risk=safety.risk,
         violation=safety.violation,
         time=decision.time,
+        trace=pending.trace,
     )
 
 

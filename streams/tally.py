@@ -44,6 +44,7 @@ class Fact(Struct, frozen=True, kw_only=True):
     reward: float | None = None
     revision: int | None = None
     reports: int = 0
+    trace: dict[str, str] = {}
 
 
 class Counts(Struct, array_like=True):

@@ -21,8 +21,10 @@ from contracts.clock import Clock
 from contracts.heartbeat import beat
 from contracts.settings import Settings
 from contracts.topics import DECISIONS, FEEDBACK, Topic
+from contracts.tracing import span
 from streams.delivery import Delivery, FeatureLog
-from streams.flow import Flow, Step
+from streams.flow import Flow
+from streams.step import Step
 
 _log = logging.getLogger(__name__)
 
@@ -104,10 +106,20 @@ class Worker:
         """Deliver a step, let go of it, write its features, acknowledge what is then done."""
         await self.delivery.send(step.records)
         self.flow.settle(step)
-        await self.features.record(step.facts, shared=self._is_shared())
+        await self._write_features(step)
         for number, partition in self.flow.partitions.items():
             self._acknowledge(DECISIONS, number, partition.decisions.offsets.committable)
             self._acknowledge(FEEDBACK, number, partition.feedback.offsets.committable)
+
+    async def _write_features(self, step: Step) -> None:
+        """Write the features that follow from a step, and say so in the audit."""
+        if not step.facts:
+            return
+        told = Step(self.flow.source)
+        with span("features", links=[fact.trace for fact in step.facts]):
+            written = await self.features.record(step.facts, shared=self._is_shared())
+            self.flow.trail.features(told, step.facts, written=written)
+        await self.delivery.send(told.records)
 
     def _acknowledge(self, topic: Topic, partition: int, committable: int | None) -> None:
         held = self._held.get(self._place(topic, partition))

@@ -16,7 +16,8 @@ from contracts.events import Decision, Event, Reward
 from contracts.settings import Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK, REWARDS
 from feature_store.writer import FeatureWriter
-from streams.flow import Flow, Step
+from streams.flow import Flow
+from streams.step import Step
 from streams.tally import Tally, closed_at
 
 WINDOW = 60.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,8 +16,11 @@ from contracts.codec import decode, encode
 from contracts.events import AuditRecord, Decision, Event, FunctionCall, Message, Sample, ToolCall
 from contracts.settings import DisallowedTopic, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
-from streams import attribution
-from streams.flow import Flow, Step
+from feature_store.views import FeatureRow
+from streams import attribution, delivery
+from streams.delivery import FeatureLog
+from streams.flow import Flow
+from streams.step import Step
 
 WINDOW = 60.0
 MEDICAL = DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",))
@@ -32,11 +37,11 @@ class Run:
         self.flow.assign([0])
         self.sent: list[Event] = []
 
-    def read(self, event: Event, offset: int) -> None:
+    def read(self, event: Event, offset: int) -> Step:
         topic = DECISIONS if isinstance(event, Decision) else FEEDBACK
         record = encode(topic, event, source="test")
         received = Received(topic, 0, offset, record.key, record.value, record.headers)
-        self._finish(self.flow.read([received], self.clock.now()))
+        return self._finish(self.flow.read([received], self.clock.now()))
 
     def close(self) -> None:
         self.clock.advance(2 * WINDOW)
@@ -50,9 +55,10 @@ class Run:
     def audit(self, action: str) -> list[AuditRecord]:
         return [record for record in self.of(AuditRecord) if record.action == action]
 
-    def _finish(self, step: Step) -> None:
+    def _finish(self, step: Step) -> Step:
         self.flow.settle(step)
         self.sent += [decode(r.topic, r.value, r.headers) for r in step.records]
+        return step
 
 
 def _says(text: str) -> Message:
@@ -120,3 +126,43 @@ def test_late_feedback_is_set_aside_whether_it_is_read_before_or_after_its_decis
         assert (record.subject, record.reason) == (made.id, "late")
         assert (run.flow.counts["feedback"], run.flow.counts["set_aside"]) == (0, 1)
         assert run.flow.partitions[0].feedback.offsets.committable == 1
+
+
+def test_feedback_read_before_its_decision_is_joined_in_the_audit_when_that_comes(
+    decision: Any, feedback: Any
+) -> None:
+    run = Run()
+    made = decision(time=run.clock.now())
+    run.read(feedback(made), 0)
+    assert run.audit("feedback.joined") == []
+    run.read(made, 0)
+    (joined,) = run.audit("feedback.joined")
+    assert joined.subject == made.id
+    assert joined.sequence > run.audit("decision.admitted")[0].sequence
+
+
+class _BrokenStore:
+    """A writer whose store is away."""
+
+    def latest(self, view: str, keys: Sequence[str]) -> dict[str, Any]:
+        raise OSError("no store")
+
+    def write(self, rows: Sequence[FeatureRow]) -> None:
+        raise OSError("no store")
+
+
+def test_features_that_a_broken_store_did_not_take_are_said_to_be_given_up(
+    decision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "BACKOFF_SECONDS", (0.0,))
+    log = FeatureLog(_BrokenStore())  # type: ignore[arg-type] # a writer by its two methods
+    run = Run()
+    made = decision(time=run.clock.now())
+    step = run.read(made, 0)
+    written = asyncio.run(log.record(step.facts, shared=False))
+    told = Step("test")
+    run.flow.trail.features(told, step.facts, written=written)
+    (record,) = [decode(r.topic, r.value, r.headers) for r in told.records]
+    assert isinstance(record, AuditRecord)
+    assert (record.action, record.detail) == ("features.given-up", {"decisions": [made.id]})
+    assert log.failures == 1

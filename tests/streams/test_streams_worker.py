@@ -180,13 +180,27 @@ def test_a_record_that_is_no_event_ends_in_dead_letters_with_its_place(story: St
     assert len(oversized.value_base64) < MAX_VALUE_BYTES
 
 
-def test_audit_records_every_closed_window_and_dead_letter_in_one_chain(story: Story) -> None:
+def test_the_audit_has_every_step_of_every_record_in_one_chain(story: Story) -> None:
     records: list[AuditRecord] = story.of(AUDIT, AuditRecord)
+    steps = Counter((record.action, record.subject) for record in records)
+    decisions = {made.id for made in story.decisions}
+    for action in ("decision.admitted", "safety.judged", "reward.closed"):
+        assert {subject: n for (found, subject), n in steps.items() if found == action} == (
+            dict.fromkeys(decisions, 1)
+        )
     actions = Counter(record.action for record in records)
-    assert actions["reward.closed"] == len(story.decisions)
     assert actions["dead-letter"] == len(story.refused)
     assert actions["feedback.dropped"] == 1
     assert broken_links(sorted(records, key=lambda record: record.sequence)) == []
+
+
+def test_the_audit_names_all_feedback_that_joined_and_the_features_written(story: Story) -> None:
+    records: list[AuditRecord] = story.of(AUDIT, AuditRecord)
+    joined = [r.detail["feedback_id"] for r in records if r.action == "feedback.joined"]
+    counted = [i for r in records if r.action == "reward.closed" for i in r.detail["feedback"]]
+    assert sorted(joined) == sorted(counted)
+    written = [r.detail["decisions"] for r in records if r.action == "features.written"]
+    assert {one for ids in written for one in ids} == {made.id for made in story.decisions}
 
 
 def test_one_trace_runs_from_the_decision_to_its_sample(story: Story) -> None:
@@ -220,9 +234,14 @@ def test_after_a_clean_stop_all_is_committed_and_the_group_is_empty(story: Story
     }
 
 
-def test_spans_of_admission_and_reward_are_written(story: Story) -> None:
+def test_spans_of_every_step_are_in_the_trace_of_the_request(story: Story) -> None:
     lines = (
         (story.worker.settings.state_dir / "spans" / "streams-1.jsonl").read_bytes().splitlines()
     )
-    names = {msgspec.json.decode(line)["name"] for line in lines}
-    assert {"admit", "reward"} <= names
+    spans = [msgspec.json.decode(line) for line in lines]
+    traced = Counter(s["name"] for s in spans if s["context"]["trace_id"] == f"0x{TRACE}")
+    assert traced == {"admit": 1, "judge safety": 1, "join": 1, "reward": 1}
+    linked = {
+        link["context"]["trace_id"] for s in spans if s["name"] == "features" for link in s["links"]
+    }
+    assert f"0x{TRACE}" in linked

@@ -1,0 +1,41 @@
+"""What one batch leads to: records to deliver, facts to count, offsets that are then done."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec import Struct
+
+from contracts.codec import Record, encode
+from contracts.errors import CodecError
+from contracts.events import Event
+from contracts.topics import Topic
+from contracts.tracing import current_trace_headers
+from streams.attribution import Attribution, Pending
+from streams.offsets import Offsets
+from streams.tally import Fact
+
+_log = logging.getLogger(__name__)
+
+
+class Step(Struct):
+    """Filled by the `flow`, delivered by the worker; ``source`` names the worker in records."""
+
+    source: str
+    records: list[Record] = []
+    facts: list[Fact] = []
+    done: list[tuple[Offsets, int]] = []
+    closed: list[tuple[Attribution, Pending]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.facts or self.done or self.closed)
+
+    def send(self, topic: Topic, event: Event) -> bool:
+        """Add an event, in the trace of the current span; False when it is too large."""
+        try:
+            record = encode(topic, event, source=self.source, trace=current_trace_headers())
+        except CodecError as error:
+            _log.error("%s %s not sent: %s", topic.name, event.id, error)
+            return False
+        self.records.append(record)
+        return True
