@@ -43,11 +43,11 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-def keep(report: dict[str, Any], ran_on: str, model: str) -> Path:
+def keep(report: dict[str, Any], ran_on: str, model: str, results: Path = RESULTS) -> Path:
     """Write a report with the machine, the commit and the given model's name; return where."""
     result = {"machine": machine(), "commit": ran_on, "model": model, "report": report}
     name = "-".join(filter(None, ("loop", report["users"], str(report["seed"]), model)))
-    path = RESULTS / f"{name}.json"
+    path = results / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
     return path
