@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from console.child_environment import inherited_environment
+from console.probe import Server
 from console.stack_file import is_same_process, start_time
 
 
@@ -24,7 +25,8 @@ class Program(Struct, frozen=True, kw_only=True):
 
     ``missing`` takes the pid and says in words what is not ready yet, "" when all is. ``needs``
     names the programs that must be ready before this one starts. ``environment`` lies over ours,
-    of which the feedback secret is not passed on.
+    of which the feedback secret is not passed on. ``server`` is how to ask a program that writes
+    no heartbeat.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Program(Struct, frozen=True, kw_only=True):
     stop_seconds: float = 20.0
     before_start: Callable[[], None] = _nothing
     after_ready: Callable[[], None] = _nothing
+    server: Server | None = None
 
 
 class Child:
@@ -73,6 +76,10 @@ class Child:
     def exit_code(self) -> int | None:
         """Return the exit code of the process, None while it runs; -1 before its first start."""
         return -1 if self._process is None else self._process.poll()
+
+    def ready_pid(self) -> int | None:
+        """Return the pid while the process is ready, None otherwise."""
+        return self.pid if self.ready else None
 
     def check_ready(self) -> str:
         """Ask the program's own check once; remember and return what it says."""

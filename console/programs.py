@@ -13,6 +13,7 @@ from pathlib import Path
 
 from console.child import Program
 from console.local_broker import broker_command, remove_dead_members
+from console.probe import Server, broker_server, engine_server
 from contracts.clock import SystemClock
 from contracts.errors import DeadlineError, UnavailableError
 from contracts.heartbeat import FRESH_SECONDS, read_heartbeat
@@ -74,15 +75,18 @@ def broker_program(settings: Settings) -> Program:
         start_seconds=30.0,
         before_start=lambda: data_dir.mkdir(parents=True, exist_ok=True),
         after_ready=lambda: _discard(create_topics(settings.kafka)),
+        server=broker_server(settings.kafka),
     )
 
 
 def engine_program(settings: Settings, environment: dict[str, str]) -> Program:
-    """Return the inference engine on ``settings.engine.port``."""
+    """Return the inference engine on ``settings.engine.port``; vLLM writes no heartbeat."""
     health = f"{settings.engine.url}/health"
     command: tuple[str, ...]
+    server: Server | None = None
     if settings.engine.kind == "vllm":
         command, environment = vllm_arguments(settings)
+        server = engine_server(settings.engine.url)
     else:
         command = (sys.executable, "-m", "serving", "engine")
     return Program(
@@ -93,6 +97,7 @@ def engine_program(settings: Settings, environment: dict[str, str]) -> Program:
         port=settings.engine.port,
         start_seconds=ENGINE_SECONDS,
         stop_seconds=30.0,
+        server=server,
     )
 
 

@@ -13,6 +13,7 @@ from console.child import Program
 from console.child_environment import public_settings
 from console.local_broker import free_port
 from console.model import local_model
+from console.probe import Server, broker_server, engine_server
 from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
 from contracts.errors import UnavailableError
@@ -84,7 +85,15 @@ def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, S
         gateway=f"http://{host}:{port}",
     )
     stack = stack_programs(given, settings, workers)
-    return settings, Supervisor(settings.state_dir, stack, addresses, shown)
+    outside = outside_servers(given)
+    return settings, Supervisor(settings.state_dir, stack, addresses, shown, outside)
+
+
+def outside_servers(given: Settings) -> list[Server]:
+    """Return the servers that ``given`` names and others run."""
+    broker = [broker_server(given.kafka)] if given.kafka.bootstrap else []
+    engine = [engine_server(given.engine.url)] if given.engine.url else []
+    return [*broker, *engine]
 
 
 def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Program]:

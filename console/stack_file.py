@@ -14,11 +14,11 @@ import psutil
 from msgspec import Struct
 
 Phase = Literal["starting", "running", "stopping", "stopped"]
-State = Literal["waiting", "starting", "running", "dead", "stopped"]
+State = Literal["waiting", "starting", "running", "dead", "outside"]
 
 
 class ProcessEntry(Struct, frozen=True, kw_only=True):
-    """One supervised process; ``pid`` 0 when it does not run."""
+    """One supervised process; ``pid`` 0 when it does not run, or runs ``outside`` the stack."""
 
     name: str
     state: State

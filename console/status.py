@@ -10,13 +10,15 @@ from msgspec import Struct
 from console.stack_file import ProcessEntry, StackFile, is_same_process, read_stack, supervisor_runs
 from console.table import table
 from contracts.clock import Clock
-from contracts.heartbeat import read_heartbeat
+from contracts.heartbeat import FRESH_SECONDS, Heartbeat, read_heartbeat
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One process: seconds since its start and since its last heartbeat.
+    """One process: seconds since its start and since its last heartbeat, the work that waits.
 
-    Age and lag are None where the process has no heartbeat (broker and engine never have one).
+    The supervisor beats for servers that do not: then the age is that of the last answer. Where age
+    or lag is None the note says why. ``state`` is "silent" for a server outside the stack that has
+    not answered for a while.
     """
 
     process: str
@@ -59,8 +61,9 @@ def status_of(state_dir: Path, clock: Clock) -> Status:
 
 
 def is_sound(status: Status) -> bool:
-    """Return whether every process runs."""
-    return status.phase == "running" and all(row.state == "running" for row in status.processes)
+    """Return whether every process runs and every server outside the stack answers."""
+    sound = ("running", "outside")
+    return status.phase == "running" and all(row.state in sound for row in status.processes)
 
 
 def _row(state_dir: Path, entry: ProcessEntry, now: datetime) -> Row:
@@ -68,18 +71,31 @@ def _row(state_dir: Path, entry: ProcessEntry, now: datetime) -> Row:
     if beat is not None and beat.pid != entry.pid:
         beat = None
     alive = is_same_process(entry.pid, entry.started)
+    age = beat.age_seconds(now) if beat else None
     return Row(
         process=entry.name,
-        state=entry.state if alive or entry.state not in ("running", "starting") else "dead",
+        state=_state(entry, alive, age),
         pid=entry.pid if alive else 0,
         port=entry.port,
         up_seconds=max(0.0, now.timestamp() - entry.started) if alive else None,
-        age_seconds=beat.age_seconds(now) if beat else None,
+        age_seconds=age,
         lag=beat.lag if beat else None,
         restarts=entry.restarts,
         counts=beat.counts if beat else {},
-        note=beat.note if beat else "",
+        note=_note(beat),
     )
+
+
+def _state(entry: ProcessEntry, alive: bool, age: float | None) -> str:
+    if entry.state == "outside":
+        return "outside" if age is not None and age <= FRESH_SECONDS else "silent"
+    return "dead" if entry.state in ("running", "starting") and not alive else entry.state
+
+
+def _note(beat: Heartbeat | None) -> str:
+    if beat is None:
+        return "no heartbeat yet"
+    return beat.note or ("" if beat.lag is not None else "lag not known yet")
 
 
 def status_text(status: Status) -> str:
@@ -94,7 +110,7 @@ def status_text(status: Status) -> str:
         "pid",
         "port",
         "up s",
-        "beat s",
+        "age s",
         "lag",
         "restarts",
         "counts",

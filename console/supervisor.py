@@ -15,8 +15,10 @@ from msgspec.structs import replace
 
 from console.child import Child, Program
 from console.child_environment import inherited_environment
+from console.probe import Probe, Server
 from console.stack_file import Phase, ProcessEntry, StackFile, State, start_time, write_stack
 from console.waiting import POLL_SECONDS, Shown
+from contracts.clock import SystemClock
 from contracts.errors import DeadlineError, HeadraceError, UnavailableError
 
 LONGEST_DELAY_SECONDS = 20.0
@@ -34,10 +36,18 @@ class Addresses(Struct, frozen=True, kw_only=True):
 
 
 class Supervisor:
-    """Runs programs until told to stop. Not thread-safe: one thread calls it at a time."""
+    """Runs programs until told to stop. Not thread-safe: one thread calls it at a time.
+
+    Servers ``outside`` are run by others: they are only asked how they fare.
+    """
 
     def __init__(
-        self, state_dir: Path, programs: Sequence[Program], addresses: Addresses, shown: Shown
+        self,
+        state_dir: Path,
+        programs: Sequence[Program],
+        addresses: Addresses,
+        shown: Shown,
+        outside: Sequence[Server] = (),
     ) -> None:
         self._state_dir = state_dir
         self._children = [Child(program, state_dir / "logs") for program in programs]
@@ -48,6 +58,8 @@ class Supervisor:
         self._failures: dict[str, int] = {}
         self._due: dict[str, float] = {}
         self._watchdog: subprocess.Popen[bytes] | None = None
+        self._outside = outside
+        self._probes: list[Probe] = []
 
     # --- start ---------------------------------------------------------------------------------
 
@@ -58,6 +70,7 @@ class Supervisor:
         had started; KeyboardInterrupt likewise when ``stop`` is set.
         """
         self._start_watchdog()
+        self._start_probes()
         try:
             self._start_all(stop or Event())
         except BaseException:
@@ -158,6 +171,8 @@ class Supervisor:
     def stop(self) -> None:
         """Stop what was started, last first; safe to call twice."""
         self._set_phase("stopping")
+        while self._probes:
+            self._probes.pop().stop()
         while self._order:
             child = self._order.pop()
             self._shown.waiting(f"  stopping {child.program.name}")
@@ -185,6 +200,17 @@ class Supervisor:
             start_new_session=True,
         )
 
+    def _start_probes(self) -> None:
+        clock = SystemClock()
+        for server in self._outside:
+            self._probes.append(Probe(self._state_dir, server, lambda: 0, clock))
+        for child in self._children:
+            if child.program.server is not None:
+                probe = Probe(self._state_dir, child.program.server, child.ready_pid, clock)
+                self._probes.append(probe)
+        for probe in self._probes:
+            probe.start()
+
     def _set_phase(self, phase: Phase) -> None:
         self._phase = phase
         self._write()
@@ -200,7 +226,10 @@ class Supervisor:
                 engine=self._addresses.engine,
                 engine_kind=self._addresses.engine_kind,
                 gateway=self._addresses.gateway,
-                processes=tuple(self._entry(child) for child in self._children),
+                processes=(
+                    *(ProcessEntry(name=server.name, state="outside") for server in self._outside),
+                    *(self._entry(child) for child in self._children),
+                ),
             ),
         )
 

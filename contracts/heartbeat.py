@@ -20,7 +20,7 @@ FRESH_SECONDS = 10.0
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True):
-    """One process at one moment. ``lag`` is the number of records it has yet to read."""
+    """One process at one moment. ``lag`` is the work that waits for it, most often records."""
 
     process: str
     pid: int
@@ -51,8 +51,6 @@ def beat(
     note: str = "",
 ) -> None:
     """Write the heartbeat of this process, atomically."""
-    path = heartbeat_path(state_dir, process)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = Heartbeat(
         process=process,
         pid=os.getpid(),
@@ -62,6 +60,13 @@ def beat(
         counts=counts or {},
         note=note,
     )
+    write_heartbeat(state_dir, state)
+
+
+def write_heartbeat(state_dir: Path, state: Heartbeat) -> None:
+    """Write a heartbeat, atomically; for who beats on behalf of another."""
+    path = heartbeat_path(state_dir, state.process)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(to_json(state))
     temporary.replace(path)

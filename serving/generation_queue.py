@@ -58,6 +58,11 @@ class GenerationQueue:
             self._changed.notify_all()
         self._thread.join(STOP_SECONDS)
 
+    def waiting(self) -> int:
+        """Return how many generations wait for their turn."""
+        with self._changed:
+            return sum(isinstance(item, _Generation) for item in self._waiting)
+
     def generate(self, model: str, job: Job) -> Future[None]:
         """Queue a job; the future ends after its last emit. EngineError 503 when full."""
         done: Future[None] = Future()

@@ -33,11 +33,13 @@ from contracts.settings import Settings, load_settings
 from contracts.tracing import span, start_tracing
 from serving.generation import Job, LocalModel
 from serving.generation_queue import GenerationQueue
+from serving.metrics import CONTENT_TYPE
 from serving.wire_errors import JSON, error_body
 
 PROCESS = "engine"
 BEAT_SECONDS = 1.0
 DRAIN_SECONDS = 5
+WAITING = "vllm:num_requests_waiting"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
@@ -169,6 +171,7 @@ def make_app(engine: TransformersEngine, settings: Settings) -> Starlette:
     app = Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
+            Route("/metrics", _metrics, methods=["GET"]),
             Route("/v1/models", _models, methods=["GET"]),
             Route("/v1/chat/completions", _chat, methods=["POST"]),
             Route("/v1/load_lora_adapter", _load, methods=["POST"]),
@@ -183,6 +186,12 @@ def make_app(engine: TransformersEngine, settings: Settings) -> Starlette:
 
 async def _health(_: Request) -> Response:
     return Response()
+
+
+async def _metrics(request: Request) -> Response:
+    waiting = request.app.state.engine.queue.waiting()
+    text = f"# TYPE {WAITING} gauge\n{WAITING} {waiting}\n"
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 async def _chat(request: Request) -> Response:
@@ -258,7 +267,8 @@ async def _heartbeat(engine: TransformersEngine, settings: Settings) -> None:
     clock = SystemClock()
     while True:
         counts = {"answered": engine.answered, "adapters": len(engine.adapters)}
-        beat(settings.state_dir, PROCESS, clock, ready=True, counts=counts)
+        waiting = engine.queue.waiting()
+        beat(settings.state_dir, PROCESS, clock, ready=True, lag=waiting, counts=counts)
         await asyncio.sleep(BEAT_SECONDS)
 
 

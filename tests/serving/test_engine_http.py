@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from console.local_broker import free_port
+from console.probe import Answer, engine_server
 from contracts import settings as s
 from contracts.errors import EngineError
 from contracts.events import Sampling
 from serving.engine import EngineAnswer, EngineRequest, HttpEngine
 from serving.vllm_command import vllm_command
+from tests.serving.http_server import Server
 
 ROOT = Path(__file__).parents[2]
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -50,9 +52,7 @@ def engine_url(
         policy=s.Policy(model=str(tiny_model)), engine=s.Engine(dtype="float32", max_lora_rank=8)
     )
     argv, environment = vllm_command(settings, port, VLLM_PYTHON)
-    server_type = type(request.getfixturevalue("tiny_engine"))
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    server = server_type(argv, environment, port, log)
+    server = Server(argv, environment, port, tmp_path_factory.mktemp("vllm") / "vllm.log")
     yield server.wait("/health").url
     server.stop()
 
@@ -64,10 +64,13 @@ async def engine(engine_url: str) -> AsyncIterator[HttpEngine]:
     await client.close()
 
 
-def asks(text: str, model: str = "base", sampling: Sampling = GREEDY, **more: Any) -> EngineRequest:
-    return EngineRequest(
-        model, [{"role": "user", "content": text}], more.get("tools", []), sampling
-    )
+def asks(
+    text: str,
+    model: str = "base",
+    sampling: Sampling = GREEDY,
+    tools: Sequence[dict[str, Any]] = (),
+) -> EngineRequest:
+    return EngineRequest(model, [{"role": "user", "content": text}], list(tools), sampling)
 
 
 async def streamed(engine: HttpEngine, request: EngineRequest) -> EngineAnswer:
@@ -217,6 +220,10 @@ async def test_a_stream_left_early_frees_the_engine(engine: HttpEngine) -> None:
 
 async def test_the_engine_says_that_it_is_healthy(engine: HttpEngine) -> None:
     assert await engine.healthy()
+
+
+async def test_the_engine_says_how_many_requests_wait(engine_url: str) -> None:
+    assert await asyncio.to_thread(engine_server(engine_url).ask) == Answer(0)
 
 
 async def test_an_engine_that_is_not_there_is_unhealthy_and_refuses_with_status_0() -> None:
