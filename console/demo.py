@@ -15,7 +15,7 @@ from console.demo_policy import base_policy
 from console.demo_report import Report, is_whole, make_report, report_text, write_report
 from console.demo_settings import DemoPolicy, demo_settings
 from console.demo_users import Crowd, measure, run_users
-from console.explain import ledger_lines, version_directories
+from console.evidence import ledger_lines, version_directories
 from console.log_access import remember
 from console.plot import plot_run
 from console.report import RunLog, run_figures, run_log, stable_version

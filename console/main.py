@@ -167,22 +167,37 @@ def topics(settings: Settings, what: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("decision_id")
+@click.argument("decision_id", required=False)
+@click.option("--all", "everything", is_flag=True, help="Check the chain of every decision.")
 @AS_JSON
 @command
-def explain(settings: Settings, decision_id: str, as_json: bool) -> None:
-    """Show why an answer was given, what it earned, and which version learned from it."""
+def explain(
+    settings: Settings, decision_id: str | None, *, everything: bool, as_json: bool
+) -> None:
+    """Show why an answer was given, what it earned, and which version learned from it.
+
+    With --all: whether every decision in the log can be explained and every audit chain is sound;
+    exit code 1 when not. It reads the whole log into memory.
+    """
+    from console.evidence import all_evidence
     from console.explain import explain_decision
     from console.explain_text import explanation_text
     from console.log_access import newest, open_log
+    from console.traceability import is_traceable, traceability, traceability_text
 
+    if (decision_id is None) is not everything:
+        raise click.UsageError("give one DECISION_ID, or --all")
     settings = newest(settings)
+    if decision_id is not None:
+        with open_log(settings) as kafka:
+            found = explain_decision(kafka, settings, decision_id)
+        write(found) if as_json else click.echo(explanation_text(found))
+        return
     with open_log(settings) as kafka:
-        found = explain_decision(kafka, settings, decision_id)
-    if as_json:
-        write(found)
-    else:
-        click.echo(explanation_text(found))
+        overall = traceability(all_evidence(kafka, settings))
+    write(overall) if as_json else click.echo(traceability_text(overall))
+    if not is_traceable(overall):
+        raise click.exceptions.Exit(1)
 
 
 @main.command()

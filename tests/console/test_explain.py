@@ -9,10 +9,12 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from console.explain import explain_decision
+from console.evidence import Evidence, all_evidence
+from console.explain import explain_decision, explanation
 from console.explain_text import explanation_text
 from console.local_broker import LocalBroker
 from console.main import main
+from console.traceability import is_traceable, traceability, traceability_text
 from contracts.audit import AuditChain
 from contracts.broker import create_topics, make_producer, send_and_wait
 from contracts.clock import ManualClock
@@ -20,6 +22,7 @@ from contracts.codec import encode, to_json
 from contracts.errors import UnavailableError
 from contracts.events import (
     Assignment,
+    AuditRecord,
     Candidate,
     Component,
     Decision,
@@ -286,3 +289,33 @@ def test_a_stopped_stack_still_explains_from_its_stored_log(
     unknown = runner.invoke(main, ["--settings", str(settings), "explain", "nobody"])
     assert unknown.exit_code == 1
     assert "no decision 'nobody'" in unknown.output
+
+
+def test_all_decisions_are_checked_and_what_lacks_is_named(
+    kafka: Kafka, state_dir: Path, story: Story
+) -> None:
+    evidence = all_evidence(kafka, Settings(state_dir=state_dir))
+    assert explanation(evidence, story.decision.id) == explain_decision(
+        kafka, Settings(state_dir=state_dir), story.decision.id
+    )
+    found = traceability(evidence)
+    assert (found.decisions, found.explained, is_traceable(found)) == (2, 0, False)
+    assert story.decision.id in found.lacking["audit of every step"]
+    assert story.decision.id not in found.lacking["policy version"]
+    assert found.lacking["safety features"] == found.lacking["reward"] == ()
+    assert (found.samples, found.learned, found.audit_chains) == (2, 1, 2)
+    assert f"{story.decision.id}" in traceability_text(found)
+
+
+def test_a_chain_with_a_changed_record_is_broken(story: Story) -> None:
+    records = [event for _, event in story.events if isinstance(event, AuditRecord)]
+    changed = msgspec.structs.replace(records[0], reason="stable")
+    evidence = Evidence(versions={}, about={"x": [changed, *records[1:]]}, learned={}, spans={})
+    assert traceability(evidence).broken
+
+
+def test_the_command_wants_one_decision_or_all() -> None:
+    for arguments in ([], ["some-id", "--all"]):
+        answer = CliRunner().invoke(main, ["explain", *arguments])
+        assert answer.exit_code == 2
+        assert "give one DECISION_ID, or --all" in answer.output

@@ -1,0 +1,212 @@
+"""What a run left behind about its decisions: log, ledgers of the versions, spans.
+
+It only reads. To look at one decision, records are picked by its id in their bytes and decoded
+afterwards, so that a long log costs little more than its transfer; to look at all, everything is
+read once and held in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from console.releases import read_versions
+from contracts.errors import CodecError, ManifestError
+from contracts.events import AuditRecord, Decision, Event, Sample
+from contracts.manifest import Manifest, read_manifest
+from contracts.settings import Kafka, Settings
+from contracts.topics import AUDIT, DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
+
+CLIENT_ID = "headrace-explain"
+LEDGER = "ledger.jsonl"
+ALL_TOPICS = (DECISIONS, FEEDBACK, REWARDS, SAMPLES, AUDIT)
+
+
+class Version(Struct, frozen=True, kw_only=True):
+    """A policy version; ``manifest`` is None for the base and where its files are gone."""
+
+    version: str
+    manifest: Manifest | None = None
+    note: str = ""
+
+
+class Learned(Struct, frozen=True, kw_only=True):
+    """What a later version did with the decision's sample, a line of that version's ledger."""
+
+    version: str
+    sequence: int
+    phase: str
+    outcome: dict[str, Any]
+
+
+class SpanLine(Struct, frozen=True, kw_only=True):
+    """One span of the decision's trace."""
+
+    process: str
+    name: str
+    start: str
+    seconds: float
+    span_id: str
+    parent_id: str | None
+
+
+class Evidence(Struct, frozen=True, kw_only=True):
+    """``about`` maps a decision or a version to the events on it, by time; ``learned`` a sample to
+    what became of it; ``spans`` a trace id to its spans, by start."""
+
+    versions: Mapping[str, Version]
+    about: Mapping[str, Sequence[Event]]
+    learned: Mapping[str, Sequence[Learned]]
+    spans: Mapping[str, Sequence[SpanLine]]
+
+
+def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
+    """Gather what there is on one decision and on the versions that learned from it."""
+    directories = version_directories(settings.state_dir / "versions")
+    versions = _versions(directories)
+    events = list(_events(kafka, ALL_TOPICS, (decision_id,)))
+    samples = {event.id for event in events if isinstance(event, Sample)}
+    learned = _learned(kafka, directories, versions, samples) if samples else {}
+    learners = {entry.version for entries in learned.values() for entry in entries}
+    if learners:
+        events += _events(kafka, (AUDIT,), learners)
+    traces = {event.trace_id for event in events if isinstance(event, Decision) and event.trace_id}
+    spans = _spans(settings.state_dir / "spans", traces) if traces else {}
+    return Evidence(versions=versions, about=_about(events), learned=learned, spans=spans)
+
+
+def all_evidence(kafka: Kafka, settings: Settings) -> Evidence:
+    """Gather what there is on every decision of the log."""
+    directories = version_directories(settings.state_dir / "versions")
+    versions = _versions(directories)
+    return Evidence(
+        versions=versions,
+        about=_about(_events(kafka, ALL_TOPICS)),
+        learned=_learned(kafka, directories, versions),
+        spans=_spans(settings.state_dir / "spans"),
+    )
+
+
+def version_directories(versions: Path) -> dict[str, Path]:
+    """Return version id to directory of every version below ``versions``."""
+    return {path.parent.name: path.parent for path in versions.glob("*/*/manifest.json")}
+
+
+def ledger_lines(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a version's ledger: one per sample read since its parent."""
+    path = directory / LEDGER
+    if path.exists():
+        with path.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())
+
+
+def _events(
+    kafka: Kafka, topics: tuple[Topic, ...], texts: Collection[str] = ()
+) -> Iterator[Event]:
+    """Yield the valid events of the topics; with ``texts`` those whose bytes hold one of them."""
+    from contracts.broker import read_to_end
+
+    wanted = [text.encode() for text in texts]
+    for record in read_to_end(kafka, topics, CLIENT_ID):
+        value = record.value
+        if value is None or (wanted and not any(text in value for text in wanted)):
+            continue
+        try:
+            yield record.event()
+        except CodecError:
+            continue
+
+
+def _about(events: Iterable[Event]) -> dict[str, list[Event]]:
+    found: dict[str, dict[str, Event]] = defaultdict(dict)
+    for event in events:
+        for subject in _subjects(event):
+            found[subject].setdefault(event.id, event)
+    return {
+        subject: sorted(known.values(), key=lambda event: (event.time, event.id))
+        for subject, known in found.items()
+    }
+
+
+def _subjects(event: Event) -> Iterator[str]:
+    """Yield what an event is about; repetitions do not matter."""
+    if isinstance(event, Decision):
+        yield event.id
+    elif isinstance(event, AuditRecord):
+        yield event.subject
+        yield from filter(None, (event.detail.get("decision_id"),))
+        yield from event.detail.get("decisions", ())
+    elif decision_id := getattr(event, "decision_id", None):
+        yield decision_id
+
+
+def _versions(directories: Mapping[str, Path]) -> dict[str, Version]:
+    found = {}
+    for version, directory in directories.items():
+        try:
+            found[version] = Version(version=version, manifest=read_manifest(directory)[1])
+        except ManifestError as error:
+            found[version] = Version(version=version, note=str(error))
+    return found
+
+
+def _learned(
+    kafka: Kafka,
+    directories: Mapping[str, Path],
+    versions: Mapping[str, Version],
+    samples: Collection[str] | None = None,
+) -> dict[str, list[Learned]]:
+    """Return what versions did with these samples, or with all."""
+    phases = {row.version: row.phase for row in read_versions(kafka)}
+    found: dict[str, list[Learned]] = defaultdict(list)
+    for version, directory in directories.items():
+        manifest = versions[version].manifest
+        for line in ledger_lines(directory):
+            sample = str(line.get("sample_id"))
+            if samples is None or sample in samples:
+                found[sample].append(
+                    Learned(
+                        version=version,
+                        sequence=manifest.sequence if manifest else 0,
+                        phase=phases.get(version, "not announced"),
+                        outcome=line,
+                    )
+                )
+    return dict(found)
+
+
+def _spans(directory: Path, traces: Collection[str] | None = None) -> dict[str, list[SpanLine]]:
+    """Return the spans of these traces, or of all, from the local files."""
+    found: dict[str, list[SpanLine]] = defaultdict(list)
+    for path in sorted(directory.glob("*.jsonl")):
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                if traces is not None and not any(trace in line for trace in traces):
+                    continue
+                if (span := _span(path.stem, line)) is not None:
+                    found[span[0]].append(span[1])
+    return {trace: sorted(spans, key=lambda span: span.start) for trace, spans in found.items()}
+
+
+def _span(process: str, line: str) -> tuple[str, SpanLine] | None:
+    try:
+        span = json.loads(line)
+        start = datetime.fromisoformat(span["start_time"])
+        seconds = (datetime.fromisoformat(span["end_time"]) - start).total_seconds()
+        parent = span.get("parent_id")
+        return str(span["context"]["trace_id"]).removeprefix("0x"), SpanLine(
+            process=process,
+            name=span["name"],
+            start=span["start_time"],
+            seconds=seconds,
+            span_id=str(span["context"]["span_id"]).removeprefix("0x"),
+            parent_id=str(parent).removeprefix("0x") if parent else None,
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None  # the line is being written at this moment
