@@ -15,12 +15,13 @@ from console.demo_policy import base_policy
 from console.demo_report import Report, is_whole, make_report, report_text, write_report
 from console.demo_settings import DemoPolicy, demo_settings
 from console.demo_users import Crowd, measure, run_users
-from console.evidence import ledger_lines, version_directories
+from console.evidence import all_evidence, ledger_lines, version_directories
 from console.log_access import remember
 from console.plot import plot_run
 from console.report import RunLog, run_figures, run_log, stable_version
 from console.settling import Follower, settle
 from console.stack import open_stack
+from console.traceability import traceability
 from console.up import stop_signals
 from console.waiting import Shown
 from contracts.events import BASE_VERSION
@@ -117,6 +118,8 @@ def _measured_run(given: Settings, run: Run) -> tuple[Report, RunLog]:
         stable = stable_version(run_log(follower.events))
         with run.stage("measure the learned policy", stable[:12]):
             after = measure(settings, options.users, stable, options.held_out, stop)
+        with run.stage("explain", "every decision of the run"):
+            traced = traceability(all_evidence(settings.kafka, settings))
         follower.follow()
         follower.close()
         if options.keep:
@@ -133,6 +136,7 @@ def _measured_run(given: Settings, run: Run) -> tuple[Report, RunLog]:
         before=before,
         after=after,
         figures=run_figures(log, _ledgers(settings)),
+        traced=traced,
         engine=f"{settings.engine.kind} {engine}",
         kafka=given.kafka.bootstrap or f"noida-db {settings.kafka.bootstrap}",
         stages=run.seconds,

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from console.report import RunFigures
 from console.table import table
+from console.traceability import Traceability
 
 PACKAGES = (
     "headrace",
@@ -55,6 +56,9 @@ class Report(Struct, frozen=True, kw_only=True):
     promoted: int
     rolled_back: int
     versions_served: int
+    decisions_explained: int
+    audit_records: int
+    audit_sound: bool
     utility_before: float
     utility_before_se: float
     utility_after: float
@@ -88,6 +92,7 @@ def make_report(
     before: Measured,
     after: Measured,
     figures: RunFigures,
+    traced: Traceability,
     engine: str,
     kafka: str,
     stages: dict[str, float],
@@ -107,6 +112,9 @@ def make_report(
         promoted=figures.promoted,
         rolled_back=figures.rolled_back,
         versions_served=figures.versions_served,
+        decisions_explained=traced.explained,
+        audit_records=traced.audit_records,
+        audit_sound=not traced.broken,
         utility_before=before.utility,
         utility_before_se=before.utility_se,
         utility_after=after.utility,
@@ -177,6 +185,11 @@ def report_text(report: Report) -> str:
             ("promoted", report.promoted),
             ("rolled back", report.rolled_back),
             ("versions served", report.versions_served),
+            ("decisions explained, link by link", report.decisions_explained),
+            (
+                f"audit records, chains {'sound' if report.audit_sound else 'BROKEN'}",
+                report.audit_records,
+            ),
         ],
     )
     p50, p95 = (_seconds(fresh[name]) for name in ("p50", "p95"))

@@ -21,6 +21,7 @@ STEPS = {
     "reward.closed",
 }
 SPANS = {"admit", "judge safety", "reward"}
+TRACE = "trace"
 SHOWN = 3
 """Lacking decisions named per link."""
 
@@ -28,7 +29,8 @@ SHOWN = 3
 class Traceability(Struct, frozen=True, kw_only=True):
     """``explained`` counts decisions that lack no link; ``lacking`` names the others by link.
 
-    A decision lacks its reward while its window is open. ``learned`` counts samples that a version
+    A decision lacks its reward while its window is open. Traces are left out where no spans are
+    kept locally. ``learned`` counts samples that a version
     read; the newest wait for the next one. ``broken`` says what is wrong with the audit chains.
     """
 
@@ -45,14 +47,15 @@ class Traceability(Struct, frozen=True, kw_only=True):
 def traceability(evidence: Evidence) -> Traceability:
     """Explain every decision there is evidence of, and verify every audit chain."""
     events = {event.id: event for found in evidence.about.values() for event in found}
-    lacking: dict[str, list[str]] = {link: [] for link in LINKS}
+    links = {link: holds for link, holds in LINKS.items() if link != TRACE or evidence.spans}
+    lacking: dict[str, list[str]] = {link: [] for link in links}
     decisions = [event for event in events.values() if isinstance(event, Decision)]
     samples = learned = 0
     for decision in decisions:
         found = explanation(evidence, decision.id)
         samples += len(found.samples)
         learned += len(found.learned)
-        for link, holds in LINKS.items():
+        for link, holds in links.items():
             if not holds(found):
                 lacking[link].append(decision.id)
     chains = _chains(events.values())
@@ -116,7 +119,7 @@ LINKS: Mapping[str, Callable[[Explanation], bool]] = {
     "reward": lambda found: bool(found.rewards),
     "events behind the reward": _has_events,
     "audit of every step": _has_steps,
-    "trace": _has_trace,
+    TRACE: _has_trace,
 }
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from console.demo_report import Measured, is_whole, make_report
 from console.demo_settings import DemoPolicy, demo_settings, merge
+from console.evidence import Evidence
 from console.plot import plot_run
 from console.releases import version_rows
 from console.report import freshness, quantiles, run_figures, run_log, stable_version
+from console.traceability import traceability
 from contracts.events import (
     Assignment,
     Candidate,
@@ -189,6 +191,7 @@ def test_a_run_is_whole_when_nothing_failed_or_got_lost_or_was_learned_twice() -
             before=measured,
             after=measured,
             figures=run_figures(run_log(a_run()), ledgers),
+            traced=traceability(Evidence(versions={}, about={}, learned={}, spans={})),
             engine="test",
             kafka="test",
             stages={},
