@@ -251,14 +251,18 @@ def test_a_given_setting_wins_over_those_of_the_demo_and_the_product(tmp_path: P
     empty = tmp_path / "headrace.yaml"
     empty.touch()
     given = load_settings(empty, environment)
-    product = {"streams": {"window_seconds": 3.0}, "learner": {"learning_rate": 0.25}}
+    product = {
+        "streams": {"window_seconds": 3.0},
+        "learner": {"kl_weight": 0.25, "learning_rate": 0.5},
+    }
     run_dir = tmp_path / "run-1"
     policy = DemoPolicy(model="/model", own=True, seed=4)
     found = demo_settings(given, run_dir, "transformers", policy, product)
     assert found.learner.batch_samples == 16
     assert found.streams.window_seconds == 5.0
     assert found.engine.port == 9001
-    assert (found.learner.learning_rate, found.learner.seed) == (0.25, 4)
+    assert (found.learner.kl_weight, found.learner.seed) == (0.25, 4)
+    assert found.learner.learning_rate == 1e-4  # a given model's, not the product's
     assert (found.learner.publish_every, found.gateway.port) == (1, 0)
     assert found.gateway.feedback_secret == "s" * 64
     assert "ssss" not in (run_dir / "headrace.yaml").read_text()
