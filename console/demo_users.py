@@ -28,7 +28,7 @@ HELD_OUT_SEED = 7
 """The same questions before and after, and in every run."""
 
 CONCURRENCY = 16
-STOP_SECONDS = 15.0
+STOP_SECONDS = 5.0
 
 
 class UserCounts(Struct, frozen=True, kw_only=True):
@@ -126,6 +126,10 @@ def measure(settings: Settings, users: str, version: str, held_out: int, stop: E
 async def _answers(
     settings: Settings, product: Product, prompts: Sequence[Prompt], version: str, stop: Event
 ) -> list[Message]:
+    """Return one answer per question; InterruptedError when ``stop`` is set meanwhile.
+
+    KeyboardInterrupt would tear the event loop down.
+    """
     from serving.engine import HttpEngine
 
     engine = HttpEngine(settings.engine.url, settings.engine.timeout_seconds)
@@ -133,14 +137,25 @@ async def _answers(
 
     async def one(number: int, prompt: Prompt) -> Message:
         async with room:
-            if stop.is_set():  # KeyboardInterrupt would tear the event loop down
-                raise InterruptedError
             return await _answer(engine, settings, product, prompt, version, number)
 
+    answers = asyncio.gather(*(one(n, prompt) for n, prompt in enumerate(prompts)))
+    stopped = asyncio.create_task(_until_set(stop))
     try:
-        return await asyncio.gather(*(one(n, prompt) for n, prompt in enumerate(prompts)))
+        await asyncio.wait((answers, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise InterruptedError
+        return answers.result()
     finally:
+        for pending in (answers, stopped):
+            pending.cancel()
+        await asyncio.gather(answers, stopped, return_exceptions=True)
         await engine.close()
+
+
+async def _until_set(stop: Event) -> None:
+    while not stop.is_set():  # noqa: ASYNC110 - a signal handler sets a thread's event
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _answer(

@@ -1,4 +1,4 @@
-"""Starts programs by their needs, restarts what dies, stops in reverse order and only its own."""
+"""Starts programs by their needs, restarts what dies, stops only its own, in reverse."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Event
 
@@ -169,25 +170,39 @@ class Supervisor:
     # --- stop ----------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop what was started, last first; safe to call twice."""
+        """Stop what was started, each before what it needs; safe to call twice."""
         self._set_phase("stopping")
         while self._probes:
             self._probes.pop().stop()
-        while self._order:
-            child = self._order.pop()
-            self._shown.waiting(f"  stopping {child.program.name}")
-            if not child.stop():
-                self._shown.say(
-                    f"  {child.program.name} did not end within "
-                    f"{child.program.stop_seconds:.0f} s and was killed; log: {child.log}"
-                )
-            self._write()
+        if self._order:
+            self._stop_all()
         if self._watchdog is not None and self._watchdog.stdin is not None:
             self._watchdog.stdin.close()
             self._watchdog.wait()
             self._watchdog = None
             self._shown.say("  all stopped")
         self._set_phase("stopped")
+
+    def _stop_all(self) -> None:
+        """Stop every child as soon as all that need it have ended."""
+        ending: dict[Child, Future[bool]] = {}
+        with ThreadPoolExecutor(len(self._order)) as pool:
+            while self._order:
+                child = self._order.pop()
+                needing = [
+                    end
+                    for other, end in ending.items()
+                    if child.program.name in other.program.needs
+                ]
+                ending[child] = pool.submit(_stop_after, needing, child)
+            for child, end in ending.items():
+                self._shown.waiting(f"  stopping {child.program.name}")
+                if not end.result():
+                    self._shown.say(
+                        f"  {child.program.name} did not end within "
+                        f"{child.program.stop_seconds:.0f} s and was killed; log: {child.log}"
+                    )
+                self._write()
 
     # --- what others see -----------------------------------------------------------------------
 
@@ -243,6 +258,11 @@ class Supervisor:
         if child.exit_code() is None:
             entry = replace(entry, pid=child.pid, started=child.started)
         return entry
+
+
+def _stop_after(others: list[Future[bool]], child: Child) -> bool:
+    wait(others)
+    return child.stop()
 
 
 def _state(child: Child) -> State:

@@ -11,7 +11,7 @@ import logging
 import re
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from serving.wire_errors import JSON, error_body
 PROCESS = "engine"
 BEAT_SECONDS = 1.0
 DRAIN_SECONDS = 5
+CLIENT_GONE = 499
+"""Nobody receives it; the number is nginx's for a client that closed its request."""
 WAITING = "vllm:num_requests_waiting"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
@@ -201,7 +203,12 @@ async def _chat(request: Request) -> Response:
         prompt, tokens = engine.begin(chat)
         if chat.stream:
             return StreamingResponse(_events(prompt, tokens), media_type="text/event-stream")
-        drawn = [token async for token in tokens]
+        drawn = []
+        async with aclosing(tokens):
+            async for token in tokens:
+                drawn.append(token)
+                if await request.is_disconnected():
+                    return Response(status_code=CLIENT_GONE)
     body = _choice(drawn, "message")
     return Response(to_json({**body, "prompt_token_ids": prompt}), media_type=JSON)
 

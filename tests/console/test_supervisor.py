@@ -152,3 +152,27 @@ def test_a_process_that_ignores_sigterm_is_killed_after_its_deadline(
     pid = pids(state_dir)["stubborn"]
     supervisor.stop()
     assert start_time(pid) == 0
+
+
+def test_programs_that_nothing_needs_stop_together(
+    make_program: MakeProgram, state_dir: Path, tmp_path: Path, shown: Shown
+) -> None:
+    """Each of the two ends only once both were told to."""
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        "name, ended, pid_file = sys.argv[1:]\n"
+        "told = pathlib.Path(ended).parent\n"
+        "def end(*_):\n"
+        "    (told / f'told-{name}').touch()\n"
+        "    while len(list(told.glob('told-*'))) < 2: time.sleep(0.02)\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path(pid_file).write_text(str(os.getpid()))\n"
+        "while True: time.sleep(0.05)"
+    )
+    pair = [make_program(name, ("a",), code=code) for name in ("b", "c")]
+    supervisor = Supervisor(state_dir, [make_program("a"), *pair], Addresses(), shown)
+    supervisor.start()
+    supervisor.stop()
+    assert (tmp_path / "ended").read_text().split() == ["a"]
+    assert "was killed" not in (tmp_path / "shown.txt").read_text()
