@@ -10,10 +10,10 @@ BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Any of these flags: arithmetic in bfloat16 (x86 vectors, x86 matrices, Arm)."""
 
 
-def processor_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
+def processor_flags(cpuinfo: Path | None = None) -> frozenset[str]:
     """Return the instruction set extensions by the kernel's names; none where it does not tell."""
     try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (cpuinfo or CPUINFO).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return frozenset()
     for line in lines:

@@ -1,0 +1,43 @@
+"""The learner computes in bfloat16 only a base that is stored so, where the processor does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from contracts import processor
+from contracts.settings import Policy, Settings
+from learner.policy import load_policy
+
+
+@pytest.mark.parametrize(
+    ("stored", "flags", "wanted"),
+    [
+        ("bfloat16", "avx2", torch.float32),
+        ("bfloat16", "avx2 avx512_bf16", torch.bfloat16),
+        ("float32", "avx2 avx512_bf16", torch.float32),
+    ],
+)
+def test_the_processor_decides_over_a_base_stored_in_bfloat16(
+    stored: str,
+    flags: str,
+    wanted: torch.dtype,
+    settings: Settings,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=stored).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+
+    policy = load_policy(replace(settings, policy=Policy(model=str(tmp_path))))
+
+    assert policy.model.dtype == wanted
+    assert all(weights.dtype == torch.float32 for weights in policy.adapters().values())
