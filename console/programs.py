@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from console.child import Program
+from console.environments import THIS_MACHINE
 from console.local_broker import broker_command, remove_dead_members
 from console.probe import Server, broker_server, engine_server
 from contracts.clock import SystemClock
@@ -19,8 +20,7 @@ from contracts.errors import DeadlineError, UnavailableError
 from contracts.heartbeat import FRESH_SECONDS, read_heartbeat
 from contracts.settings import Kafka, Settings
 
-ROOT = Path(__file__).resolve().parent.parent
-VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
+VLLM_PYTHON = THIS_MACHINE.vllm_python
 ENGINE_SECONDS = 300.0
 """vLLM takes about a minute on two quiet cores, and several under load."""
 

@@ -11,16 +11,17 @@ from msgspec.structs import replace
 from console import programs
 from console.child import Program
 from console.child_environment import public_settings
+from console.environments import THIS_MACHINE, Machine, vllm_missing
 from console.local_broker import free_port
 from console.model import local_model
 from console.probe import Server, broker_server, engine_server
 from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
 from contracts.errors import UnavailableError
-from contracts.settings import Settings, to_environment
+from contracts.settings import Engine, Settings, to_environment
 
 
-def resolve(settings: Settings, shown: Shown) -> Settings:
+def resolve(settings: Settings, shown: Shown, machine: Machine = THIS_MACHINE) -> Settings:
     """Fill in what the stack decides: absolute paths, free ports, addresses, the secret, and the
     transformers engine where vLLM is not installed. Children get the result by environment, the
     secret only the gateway."""
@@ -29,9 +30,7 @@ def resolve(settings: Settings, shown: Shown) -> Settings:
     if not kafka.bootstrap:
         kafka = replace(kafka, bootstrap=f"127.0.0.1:{free_port()}")
     if not engine.url:
-        if engine.kind == "vllm" and not programs.VLLM_PYTHON.exists():
-            shown.say("vLLM is not installed here (.venv-vllm): using the transformers engine")
-            engine = replace(engine, kind="transformers")
+        engine = engine_to_start(engine, shown, machine)
         port = engine.port or free_port()
         engine = replace(engine, port=port, url=f"http://127.0.0.1:{port}")
     gateway = replace(
@@ -47,6 +46,14 @@ def resolve(settings: Settings, shown: Shown) -> Settings:
         engine=engine,
         gateway=gateway,
     )
+
+
+def engine_to_start(engine: Engine, shown: Shown, machine: Machine = THIS_MACHINE) -> Engine:
+    """Return the engine that can be started here, and say so when it is not the one given."""
+    if engine.kind != "vllm" or engine.url or not (why := vllm_missing(machine)):
+        return engine
+    shown.say(f"{why}: the slower transformers engine serves instead")
+    return replace(engine, kind="transformers")
 
 
 def feedback_secret(state_dir: Path) -> str:

@@ -1,0 +1,80 @@
+"""Machines for which vLLM is not published: nothing of it is installed, the other engine serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from console.demo import Options, run_demo
+from console.environments import Machine, main, vllm_missing
+from console.stack import resolve
+from console.waiting import Shown
+from contracts.errors import UnavailableError
+from contracts.settings import Engine, Settings
+
+SENTENCE = "vLLM for CPU has no wheel for darwin arm64"
+
+
+@pytest.fixture
+def mac(tmp_path: Path) -> Machine:
+    (tmp_path / "checkout").mkdir()
+    return Machine("darwin", "arm64", tmp_path / "checkout")
+
+
+def test_set_up_does_not_try_to_install_vllm_where_it_has_no_wheel(
+    mac: Machine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    main(["vllm"], mac)
+    assert capfd.readouterr().out == f"setup: {SENTENCE}: the transformers engine will be used\n"
+    assert list(mac.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("asked", [None, "vllm"])
+def test_the_demo_says_first_that_the_transformers_engine_serves(
+    mac: Machine, tmp_path: Path, shown: Shown, asked: Literal["vllm"] | None
+) -> None:
+    options = Options(
+        interactions=1,
+        rate=1.0,
+        users="desk",
+        model="./missing",
+        report=None,
+        seed=0,
+        held_out=2,
+        engine=asked,
+        keep=False,
+    )
+    with pytest.raises(UnavailableError, match="is no directory"):  # before anything is started
+        run_demo(Settings(state_dir=tmp_path / "state"), options, shown, mac)
+    lines = (tmp_path / "shown.txt").read_text().splitlines()
+    assert lines[0] == f"{SENTENCE}: the slower transformers engine serves instead"
+    assert lines[1].startswith("engine: transformers; ")
+    [written] = (tmp_path / "state" / "runs").glob("*/headrace.yaml")
+    assert '"kind": "transformers"' in written.read_text()
+
+
+def test_the_stack_takes_the_transformers_engine_where_vllm_is_missing(
+    mac: Machine, tmp_path: Path, shown: Shown
+) -> None:
+    given = Settings(state_dir=tmp_path / "state")
+    assert resolve(given, shown, mac).engine.kind == "transformers"
+    linux = mac._replace(system="linux", processor="x86_64")
+    assert resolve(given, shown, linux).engine.kind == "transformers"
+    own = Settings(state_dir=tmp_path / "state", engine=Engine(url="http://127.0.0.1:1"))
+    assert resolve(own, shown, mac).engine.kind == "vllm"
+    lines = (tmp_path / "shown.txt").read_text().splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        SENTENCE,
+        "vLLM is not installed in .venv-vllm (make setup installs it)",
+    ]
+
+
+def test_a_vllm_that_somebody_built_there_is_used(
+    mac: Machine, tmp_path: Path, shown: Shown
+) -> None:
+    mac.vllm_python.parent.mkdir(parents=True)
+    mac.vllm_python.touch()
+    assert vllm_missing(mac) == ""
+    assert resolve(Settings(state_dir=tmp_path / "state"), shown, mac).engine.kind == "vllm"
