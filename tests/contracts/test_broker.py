@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,8 @@ from contracts.broker import (
     Reader,
     Received,
     create_topics,
-    events_to_end,
     make_producer,
     read_to_end,
-    send,
     send_and_wait,
     wait_for_broker,
 )
@@ -28,8 +24,9 @@ from contracts.errors import DeadlineError, UnavailableError
 from contracts.events import Feedback
 from contracts.settings import Kafka
 from contracts.topics import FEEDBACK, SAMPLES, TOPICS
-
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+from tests import topic_log
+from tests.stream_events import NOON
+from tests.until import until
 
 
 def rating(number: int, session: str = "s1") -> Feedback:
@@ -45,18 +42,11 @@ def rating(number: int, session: str = "s1") -> Feedback:
 
 
 def write(kafka: Kafka, numbers: range) -> None:
-    producer = make_producer(kafka, "test-writer")
-    sent = [
-        send(producer, kafka, encode(FEEDBACK, rating(n, f"s{n % 7}"), source="tests"))
-        for n in numbers
-    ]
-    for delivery in sent:
-        delivery.get(timeout=20)
-    producer.close()
+    topic_log.publish(kafka, FEEDBACK, *(rating(n, f"s{n % 7}") for n in numbers))
 
 
 def ids_at_the_end(kafka: Kafka) -> list[str]:
-    return sorted(event.id for _, event in events_to_end(kafka, (FEEDBACK,), "test-reader"))
+    return sorted(event.id for event in topic_log.events(kafka, FEEDBACK, Feedback))
 
 
 @pytest.fixture
@@ -66,12 +56,19 @@ def reader(kafka: Kafka) -> Iterator[Reader]:
     opened.close()
 
 
-def poll_for(reader: Reader, wanted: int, seconds: float = 20.0) -> list[str]:
-    found: list[str] = []
-    deadline = time.monotonic() + seconds
-    while len(found) < wanted and time.monotonic() < deadline:
-        found += [record.event().id for record in reader.poll(0.2)]
+def read(reader: Reader, wanted: int) -> list[Received]:
+    found: list[Received] = []
+
+    def enough() -> bool:
+        found.extend(reader.poll(0.2))
+        return len(found) >= wanted
+
+    until(f"{wanted} records", enough, state=lambda: found)
     return found
+
+
+def read_ids(reader: Reader, wanted: int) -> list[str]:
+    return [record.event().id for record in read(reader, wanted)]
 
 
 def test_topics_are_made_as_the_table_says(kafka: Kafka) -> None:
@@ -91,13 +88,9 @@ def test_making_topics_again_makes_none(kafka: Kafka) -> None:
 
 def test_session_keeps_its_partition_and_order(kafka: Kafka, reader: Reader) -> None:
     write(kafka, range(70))
-    records: list[Received] = []
-    deadline = time.monotonic() + 20
-    while len(records) < 70 and time.monotonic() < deadline:
-        records += reader.poll(0.2)
     places: dict[bytes | None, set[int]] = {}
     order: dict[bytes | None, list[int]] = {}
-    for record in records:
+    for record in read(reader, 70):
         places.setdefault(record.key, set()).add(record.partition)
         order.setdefault(record.key, []).append(int(record.event().id[1:]))
     assert len(places) == 7
@@ -109,11 +102,11 @@ def test_reader_that_resumes_from_its_positions_sees_each_record_once(
     kafka: Kafka, reader: Reader
 ) -> None:
     write(kafka, range(20))
-    first = poll_for(reader, 20)
+    first = read_ids(reader, 20)
     positions = reader.positions()
     write(kafka, range(20, 30))
     resumed = Reader(kafka, (FEEDBACK,), "test-reader", positions)
-    second = poll_for(resumed, 10)
+    second = read_ids(resumed, 10)
     resumed.close()
     assert sorted(first) == sorted(f"f{n}" for n in range(20))
     assert sorted(second) == [f"f{n}" for n in range(20, 30)]
@@ -121,7 +114,7 @@ def test_reader_that_resumes_from_its_positions_sees_each_record_once(
 
 def test_positions_and_ends_agree_when_all_is_read(kafka: Kafka, reader: Reader) -> None:
     write(kafka, range(10))
-    assert len(poll_for(reader, 10)) == 10
+    assert len(read_ids(reader, 10)) == 10
     assert reader.positions() == reader.ends()
     assert sum(reader.ends().values()) == 10
     assert set(reader.ends()) == {f"feedback/{number}" for number in range(kafka.partitions)}
@@ -131,7 +124,7 @@ def test_reader_from_the_end_sees_only_what_comes_after(kafka: Kafka) -> None:
     write(kafka, range(5))
     late = Reader(kafka, (FEEDBACK,), "test-reader", from_end=True)
     write(kafka, range(5, 8))
-    assert sorted(poll_for(late, 3)) == ["f5", "f6", "f7"]
+    assert sorted(read_ids(late, 3)) == ["f5", "f6", "f7"]
     late.close()
 
 
@@ -143,9 +136,7 @@ def test_reading_to_the_end_stops_there(kafka: Kafka) -> None:
 
 def test_records_that_are_no_events_are_skipped_by_those_who_want_events(kafka: Kafka) -> None:
     write(kafka, range(2))
-    producer = make_producer(kafka, "test-writer")
-    send_and_wait(producer, kafka, Record(FEEDBACK, b"s1", b"not json", []))
-    producer.close()
+    topic_log.write(kafka, Record(FEEDBACK, b"s1", b"not json", []))
     assert ids_at_the_end(kafka) == ["f0", "f1"]
     assert len(list(read_to_end(kafka, (FEEDBACK,), "test-reader"))) == 3
 
@@ -179,12 +170,12 @@ def test_clients_go_on_when_the_broker_comes_back(tmp_path: Path) -> None:
         producer = make_producer(kafka, "test-writer")
         reader = Reader(kafka, (FEEDBACK,), "test-reader")
         send_and_wait(producer, kafka, encode(FEEDBACK, rating(0), source="tests"))
-        assert poll_for(reader, 1) == ["f0"]
+        assert read_ids(reader, 1) == ["f0"]
         broker.stop()
         assert reader.poll(0.2) == []
         broker.start()
         send_and_wait(producer, kafka, encode(FEEDBACK, rating(1), source="tests"))
-        assert poll_for(reader, 1) == ["f1"]
+        assert read_ids(reader, 1) == ["f1"]
         assert ids_at_the_end(kafka) == ["f0", "f1"]
         reader.close()
         producer.close()

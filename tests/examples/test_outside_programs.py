@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from contracts.broker import events_to_end, make_producer, read_to_end, send_and_wait
-from contracts.codec import encode, header
-from contracts.events import Assignment, Component, Event, Feedback, Reward, Safety
+from contracts.broker import events_to_end, read_to_end
+from contracts.codec import header
+from contracts.events import Component, Feedback
 from contracts.settings import Kafka
 from contracts.topics import FEEDBACK, REWARDS
+from tests.stream_events import reward, safety
+from tests.topic_log import publish
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-SERVED = Assignment(policy="assistant", policy_version="base")
 
 
 def run(name: str, kafka: Kafka, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,30 +36,6 @@ def run(name: str, kafka: Kafka, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
-def reward(decision: str, revision: int, value: float | None) -> Reward:
-    component = Component(name="rating", value=1.0, weight=1.0, rule="x", event_ids=("f1",))
-    return Reward(
-        id=f"r-{decision}-{revision}",
-        time=NOON,
-        decision_id=decision,
-        session_id="s1",
-        user_id="u1",
-        assignment=SERVED,
-        revision=revision,
-        status="censored" if value is None else "final",
-        value=value,
-        components=() if value is None else (component,),
-        decided_at=NOON,
-    )
-
-
-def write(kafka: Kafka, events: list[Event]) -> None:
-    producer = make_producer(kafka, "test-streams")
-    for event in events:
-        send_and_wait(producer, kafka, encode(REWARDS, event, source="tests"))
-    producer.close()
-
-
 def test_rating_of_a_foreign_producer_is_a_valid_feedback_event(kafka: Kafka) -> None:
     arguments = ["--decision", "d1", "--session", "s1", "--user", "anna", "--score", "-0.5"]
     done = run("feedback_producer.py", kafka, *arguments)
@@ -75,19 +50,10 @@ def test_rating_of_a_foreign_producer_is_a_valid_feedback_event(kafka: Kafka) ->
 
 
 def test_foreign_consumer_prints_each_reward_once_and_nothing_else(kafka: Kafka) -> None:
-    safety = Safety(
-        id="x",
-        time=NOON,
-        decision_id="d1",
-        session_id="s1",
-        user_id="u1",
-        assignment=SERVED,
-        violation=False,
-        risk=0.0,
-        decided_at=NOON,
-    )
-    first, second = reward("d1", 0, None), reward("d2", 0, 0.5)
-    write(kafka, [safety, first, first, second, reward("d1", 1, 1.0)])
+    rating = Component(name="rating", value=1.0, weight=1.0, rule="x", event_ids=("f1",))
+    first, second = reward("d1", None), reward("d2", 0.5, components=(rating,))
+    again = reward("d1", 1.0, revision=1)
+    publish(kafka, REWARDS, safety(), first, first, second, again)
     done = run("rewards_consumer.py", kafka, "--count", "3", "--group", f"{kafka.prefix}group")
     assert done.returncode == 0, done.stderr
     printed = [json.loads(line) for line in done.stdout.splitlines()]
@@ -101,9 +67,9 @@ def test_foreign_consumer_prints_each_reward_once_and_nothing_else(kafka: Kafka)
 
 def test_consumer_goes_on_where_its_group_left_off(kafka: Kafka) -> None:
     group = f"{kafka.prefix}group"
-    write(kafka, [reward("d1", 0, 0.5)])
+    publish(kafka, REWARDS, reward("d1", 0.5))
     run("rewards_consumer.py", kafka, "--count", "1", "--group", group)
-    write(kafka, [reward("d2", 0, 0.25)])
+    publish(kafka, REWARDS, reward("d2", 0.25))
     done = run("rewards_consumer.py", kafka, "--count", "1", "--group", group)
     assert [json.loads(line)["decision_id"] for line in done.stdout.splitlines()] == ["d2"]
     assert len(list(read_to_end(kafka, (REWARDS,), "test-reader"))) == 2

@@ -13,12 +13,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from contracts.broker import make_producer, send_and_wait
 from contracts.codec import encode
-from contracts.events import Assignment, FunctionCall, Message, Sample, ToolCall
+from contracts.events import Assignment, Message, Sample
 from contracts.ids import derived_id
 from contracts.settings import Engine, Kafka, Learner, Policy, Settings
 from contracts.topics import SAMPLES
+from tests.messages import says
+from tests.topic_log import write
 
 WORDS = [f"w{number}" for number in range(40)]
 SPECIAL = ["<pad>", "<unk>", "<|start|>", "<|end|>", "user", "assistant", "<tool_call>", "?"]
@@ -109,7 +110,7 @@ def make_sample() -> MakeSample:
             temperature=1.0,
             reward=draw.choice((-1.0, -0.5, 1.0)),
             violation=False,
-            correction=Message(role="assistant", content="w3 w4") if number % 7 == 0 else None,
+            correction=says("w3 w4") if number % 7 == 0 else None,
             decided_at=moment,
             feedback_time=moment + timedelta(seconds=5),
         )
@@ -123,18 +124,13 @@ def send_samples(make_sample: MakeSample) -> SendSamples:
     """Send samples ``first`` to ``last - 1`` to the broker, each with a trace of its own."""
 
     def put(kafka: Kafka, first: int, last: int) -> None:
-        producer = make_producer(kafka, "test-samples")
-        for number in range(first, last):
-            trace = {"traceparent": f"00-{number + 1:032x}-{number + 1:016x}-01"}
-            record = encode(SAMPLES, make_sample(number), source="test", trace=trace)
-            send_and_wait(producer, kafka, record)
-        producer.close()
+        traces = {n: f"00-{n + 1:032x}-{n + 1:016x}-01" for n in range(first, last)}
+        write(
+            kafka,
+            *(
+                encode(SAMPLES, make_sample(n), source="test", trace={"traceparent": trace})
+                for n, trace in traces.items()
+            ),
+        )
 
     return put
-
-
-@pytest.fixture
-def tool_correction() -> Message:
-    """An assistant message that is one tool call."""
-    call = ToolCall(id="c", function=FunctionCall("search", '{"n":4}'))
-    return Message(role="assistant", tool_calls=(call,))

@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contracts.errors import SettingsError
-from contracts.events import Message
 from contracts.settings import Settings
 from learner.buckets import TokenSequence
 from learner.policy import (
@@ -22,6 +21,7 @@ from learner.policy import (
     load_policy,
     save_adapter,
 )
+from tests.messages import calls, says
 
 SEQUENCES = [
     TokenSequence((10, 11, 12, 13), (20, 21, 3)),
@@ -102,14 +102,14 @@ def test_a_rank_the_engine_would_refuse_is_refused_at_once(settings: Settings) -
         load_policy(msgspec.structs.replace(settings, learner=learner))
 
 
-def test_a_tool_call_is_written_in_the_hermes_form(tool_correction: Message) -> None:
+def test_a_tool_call_is_written_in_the_hermes_form() -> None:
     wanted = '<tool_call>{"name": "search", "arguments": {"n": 4}}</tool_call>'
-    assert assistant_text(tool_correction) == wanted
+    assert assistant_text(calls("search", '{"n":4}')) == wanted
 
 
 def test_a_correction_becomes_the_turn_after_the_prompt_with_its_end(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
-    ids = correction_ids(tokenizer, Message(role="assistant", content="w3 w4"))
+    ids = correction_ids(tokenizer, says("w3 w4"))
 
     assert tokenizer.convert_ids_to_tokens(list(ids)) == ["w3", "w4", "<|end|>"]

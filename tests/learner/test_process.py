@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,8 +21,10 @@ from contracts.heartbeat import Heartbeat, read_heartbeat
 from contracts.manifest import verify
 from contracts.settings import Kafka, Settings, to_environment
 from contracts.topics import RELEASES
+from tests.topic_log import events
+from tests.until import until
 
-SECONDS = 60.0
+SECONDS = 120.0
 SendSamples = Callable[[Kafka, int, int], None]
 
 
@@ -55,20 +56,15 @@ def start(
         process.wait(10)
 
 
-def _until(settings: Settings, what: str, condition: Callable[[Heartbeat], bool]) -> Heartbeat:
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        state = read_heartbeat(settings.state_dir, "learner")
-        if state is not None and condition(state):
-            return state
-        time.sleep(0.1)
+def _beat(settings: Settings, what: str, condition: Callable[[Heartbeat], bool]) -> Heartbeat:
+    """Wait for a heartbeat of the learner that meets the condition."""
+
+    def found() -> Heartbeat | None:
+        beat = read_heartbeat(settings.state_dir, "learner")
+        return beat if beat is not None and condition(beat) else None
+
     log = settings.state_dir.parent / "learner.log"
-    raise AssertionError(f"{what}: not within {SECONDS} s; {log.read_text()[-2000:]}")
-
-
-def _releases(kafka: Kafka) -> list[Release]:
-    found = [event for _, event in events_to_end(kafka, (RELEASES,), "test-releases")]
-    return [event for event in found if isinstance(event, Release)]
+    return until(what, found, SECONDS, state=lambda: log.read_text()[-2000:])
 
 
 def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
@@ -79,12 +75,12 @@ def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
 ) -> None:
     send_samples(kafka, 0, 28)
     first = start(kafka)
-    _until(settings, "three batches", lambda s: s.counts.get("batches", 0) >= 3)
+    _beat(settings, "three batches", lambda s: s.counts.get("batches", 0) >= 3)
     first.send_signal(signal.SIGKILL)
     first.wait(10)
     send_samples(kafka, 20, 48)
     second = start(kafka)
-    state = _until(
+    state = _beat(
         settings,
         "six batches after the kill",
         lambda s: s.pid == second.pid and s.counts.get("batches", 0) >= 6 and s.lag == 0,
@@ -93,7 +89,7 @@ def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
     second.send_signal(signal.SIGTERM)
     assert second.wait(SECONDS) == 0
 
-    releases = _releases(kafka)
+    releases = events(kafka, RELEASES, Release)
     manifests = {r.version: verify(Path(r.location), r.version) for r in releases}
     assert len(manifests) == 3
     ids = [
@@ -123,11 +119,11 @@ def test_a_broker_that_comes_back_is_found_again(
         create_topics(own.kafka)
         send_samples(own.kafka, 0, 8)
         process = start(own.kafka)
-        _until(settings, "one batch", lambda s: s.counts.get("batches") == 1)
+        _beat(settings, "one batch", lambda s: s.counts.get("batches") == 1)
         own.stop()
         own.start()
         send_samples(own.kafka, 8, 16)
-        _until(settings, "a release after the restart", lambda s: s.counts.get("releases") == 1)
+        _beat(settings, "a release after the restart", lambda s: s.counts.get("releases") == 1)
 
         assert process.poll() is None
         ((record, _),) = events_to_end(own.kafka, (RELEASES,), "test-trace")

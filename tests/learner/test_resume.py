@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from safetensors.torch import load_file
 
-from contracts.broker import events_to_end, make_producer, read_to_end, send_and_wait
+from contracts.broker import read_to_end
 from contracts.clock import ManualClock
-from contracts.codec import encode
+from contracts.codec import Record
 from contracts.errors import ManifestError, SettingsError
-from contracts.events import DeadLetter, FunctionCall, Message, Release, Sample, ToolCall
+from contracts.events import AuditRecord, DeadLetter, Release, Sample
 from contracts.ids import NewId
 from contracts.manifest import verify
 from contracts.settings import Kafka, Settings
@@ -29,10 +29,12 @@ from learner.policy import load_policy
 from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
 from learner.update import new_train_state
+from tests.messages import calls
+from tests.topic_log import events, publish, write
 
 MakeSample = Callable[..., Sample]
 SendSamples = Callable[[Kafka, int, int], None]
-OpenLearner = Callable[[Settings, CrashPoint], Learner]
+OpenLearner = Callable[..., Learner]
 
 CRASH_POINTS = [
     "before-save",
@@ -54,6 +56,11 @@ def _reward_means(experiences: Sequence[Experience]) -> list[float | None]:
 
 
 @pytest.fixture
+def settings(settings: Settings, kafka: Kafka) -> Settings:
+    return msgspec.structs.replace(settings, kafka=kafka)
+
+
+@pytest.fixture
 def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     def make(settings: Settings, crash_point: CrashPoint = no_crash) -> Learner:
         outlet = Outlet(settings.kafka, clock, new_id, Event())
@@ -62,7 +69,7 @@ def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     return make
 
 
-def _read_on(learner: Learner) -> None:
+def _read_on(learner: Learner) -> Learner:
     """Resume, and read the log from the checkpoint's offset to its end."""
     try:
         learner.resume()
@@ -72,6 +79,7 @@ def _read_on(learner: Learner) -> None:
                 learner.take(record)
     finally:
         learner.outlet.close()
+    return learner
 
 
 def _crash_at(name: str, occurrence: int) -> CrashPoint:
@@ -86,15 +94,6 @@ def _crash_at(name: str, occurrence: int) -> CrashPoint:
     return crash_point
 
 
-def _with(settings: Settings, kafka: Kafka, state_dir: Path) -> Settings:
-    return msgspec.structs.replace(settings, kafka=kafka, state_dir=state_dir)
-
-
-def _releases(kafka: Kafka) -> list[Release]:
-    found = [event for _, event in events_to_end(kafka, (RELEASES,), "test-releases")]
-    return [event for event in found if isinstance(event, Release)]
-
-
 def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     settings: Settings,
     kafka: Kafka,
@@ -105,28 +104,25 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     send_samples(kafka, 0, 40)
     send_samples(kafka, 10, 14)  # the same ids again
     send_samples(kafka, 40, 44)
-    whole = open_learner(_with(settings, kafka, tmp_path / "whole"), no_crash)
-    _read_on(whole)
+    whole = _read_on(open_learner(settings))
     assert whole.progress.batches == 5
     assert whole.duplicates == 4
     wanted = (whole.root / "000000005" / checkpoint.TENSORS).read_bytes()
 
     for name in CRASH_POINTS:
-        mine = _with(settings, kafka, tmp_path / name)
-        crashed = open_learner(mine, _crash_at(name, 2))
+        mine = msgspec.structs.replace(settings, state_dir=tmp_path / name)
         with pytest.raises(Crash):
-            _read_on(crashed)
-        resumed = open_learner(mine, no_crash)
-        _read_on(resumed)
+            _read_on(open_learner(mine, _crash_at(name, 2)))
+        resumed = _read_on(open_learner(mine))
 
         assert resumed.progress == whole.progress, name
         assert (resumed.root / "000000005" / checkpoint.TENSORS).read_bytes() == wanted, name
         assert _ledger_ids(resumed) == _ledger_ids(whole), name
         assert len(set(_ledger_ids(resumed))) == 32, name  # four released batches, each id once
 
-    versions = {release.version for release in _releases(kafka)}
-    assert versions == set(whole.progress.versions)  # the same two ids in eight runs
-    assert {release.id for release in _releases(kafka)} == {r.id for r in _releases(kafka)[:2]}
+    releases = events(kafka, RELEASES, Release)
+    assert {release.version for release in releases} == set(whole.progress.versions)
+    assert len({release.id for release in releases}) == 2  # the same two ids in eight runs
 
 
 def _ledger_ids(learner: Learner) -> list[str]:
@@ -146,10 +142,9 @@ def test_a_version_verifies_names_its_samples_and_parent_and_shows_a_changed_byt
     open_learner: OpenLearner,
 ) -> None:
     send_samples(kafka, 0, 32)
-    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
-    _read_on(learner)
+    learner = _read_on(open_learner(settings))
 
-    first, second = _releases(kafka)
+    first, second = events(kafka, RELEASES, Release)
     manifest = verify(Path(second.location), second.version)
 
     assert (first.parent, second.parent) == ("base", first.version)
@@ -173,21 +168,17 @@ def test_a_version_verifies_names_its_samples_and_parent_and_shows_a_changed_byt
 def test_a_record_that_is_no_sample_is_put_aside_and_stops_nothing(
     settings: Settings,
     kafka: Kafka,
-    tmp_path: Path,
     send_samples: SendSamples,
     open_learner: OpenLearner,
 ) -> None:
-    producer = make_producer(kafka, "test-bad")
-    producer.send(SAMPLES.full_name(kafka.prefix), value=b"{not json", key=b"k").get(timeout=10)
-    producer.close()
+    write(kafka, Record(SAMPLES, b"k", b"{not json", []))
     send_samples(kafka, 0, 8)
-    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
-    _read_on(learner)
+    learner = _read_on(open_learner(settings))
 
     assert learner.progress.batches == 1
-    (letter,) = [event for _, event in events_to_end(kafka, (DEAD_LETTERS,), "test-letters")]
-    assert getattr(letter, "reason", None) == "malformed"
-    actions = [getattr(e, "action", "") for _, e in events_to_end(kafka, (AUDIT,), "test-audit")]
+    (letter,) = events(kafka, DEAD_LETTERS, DeadLetter)
+    assert letter.reason == "malformed"
+    actions = [record.action for record in events(kafka, AUDIT, AuditRecord)]
     assert actions == ["learner.started", "batch.learned"]
 
 
@@ -197,47 +188,32 @@ def test_a_record_that_is_no_sample_is_put_aside_and_stops_nothing(
 def test_a_record_with_a_large_key_or_header_is_put_aside_and_stops_nothing(
     settings: Settings,
     kafka: Kafka,
-    tmp_path: Path,
     send_samples: SendSamples,
     open_learner: OpenLearner,
     key: bytes,
     headers: list[tuple[str, bytes]],
 ) -> None:
-    name = SAMPLES.full_name(kafka.prefix)
-    producer = make_producer(kafka, "test-bad")
-    producer.send(name, value=b"{" + b" " * 250_000, key=key, headers=headers).get(timeout=10)
-    producer.close()
+    write(kafka, Record(SAMPLES, key, b"{" + b" " * 250_000, headers))
     send_samples(kafka, 0, 8)
-    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
-    _read_on(learner)
+    learner = _read_on(open_learner(settings))
 
     assert learner.progress.batches == 1
-    (letter,) = [event for _, event in events_to_end(kafka, (DEAD_LETTERS,), "test-letters")]
-    assert isinstance(letter, DeadLetter)
-    assert (letter.topic, letter.partition, letter.offset) == (name, 0, 0)
-
-
-def _corrected(arguments: str) -> Message:
-    call = ToolCall(id="c", function=FunctionCall("search", arguments))
-    return Message(role="assistant", tool_calls=(call,))
+    (letter,) = events(kafka, DEAD_LETTERS, DeadLetter)
+    place = (letter.topic, letter.partition, letter.offset)
+    assert place == (SAMPLES.full_name(kafka.prefix), 0, 0)
 
 
 def test_odd_corrections_stop_nothing(
     settings: Settings,
     kafka: Kafka,
-    tmp_path: Path,
     make_sample: MakeSample,
     send_samples: SendSamples,
     open_learner: OpenLearner,
 ) -> None:
-    producer = make_producer(kafka, "test-odd")
     for number, arguments in ((1, '{"a":"\\ud800"}'), (2, "[" * 100_000)):
-        sample = make_sample(number, correction=_corrected(arguments))
-        send_and_wait(producer, kafka, encode(SAMPLES, sample, source="test"))
-    producer.close()
+        publish(kafka, SAMPLES, make_sample(number, correction=calls("search", arguments)))
     send_samples(kafka, 10, 16)
-    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
-    _read_on(learner)
+    learner = _read_on(open_learner(settings))
 
     assert learner.progress.batches == 1
     assert (learner.progress.next_offset, learner.dead_letters) == (8, 0)
@@ -246,22 +222,18 @@ def test_odd_corrections_stop_nothing(
 def test_a_sample_that_cannot_become_an_experience_is_put_aside_as_failed(
     settings: Settings,
     kafka: Kafka,
-    tmp_path: Path,
     send_samples: SendSamples,
     open_learner: OpenLearner,
 ) -> None:
     send_samples(kafka, 0, 9)  # the first has a correction
-    learner = open_learner(_with(settings, kafka, tmp_path / "state"), no_crash)
+    learner = open_learner(settings)
     learner.train.policy.tokenizer.chat_template = "{{ raise_exception('no such turn') }}"
     send_samples(kafka, 9, 10)
     _read_on(learner)
 
     assert learner.progress.batches == 1  # eight of ten; numbers 0 and 7 have corrections
-    letters = [event for _, event in events_to_end(kafka, (DEAD_LETTERS,), "test-letters")]
-    assert [(getattr(e, "reason", ""), getattr(e, "offset", -1)) for e in letters] == [
-        ("failed", 0),
-        ("failed", 7),
-    ]
+    letters = events(kafka, DEAD_LETTERS, DeadLetter)
+    assert [(letter.reason, letter.offset) for letter in letters] == [("failed", 0), ("failed", 7)]
 
 
 def test_as_many_sample_ids_are_remembered_as_a_restart_of_the_streams_may_repeat(
@@ -282,21 +254,18 @@ def test_as_many_sample_ids_are_remembered_as_a_restart_of_the_streams_may_repea
 def test_a_torn_checkpoint_is_passed_over_and_only_the_newest_are_kept(
     settings: Settings,
     kafka: Kafka,
-    tmp_path: Path,
     send_samples: SendSamples,
     open_learner: OpenLearner,
 ) -> None:
     send_samples(kafka, 0, 40)
-    mine = _with(settings, kafka, tmp_path / "state")
-    learner = open_learner(mine, no_crash)
-    _read_on(learner)
+    learner = _read_on(open_learner(settings))
     names = sorted(path.name for path in learner.root.iterdir())
     assert names == ["000000003", "000000004", "000000005"]
 
     newest = learner.root / "000000005" / checkpoint.TENSORS
     newest.write_bytes(newest.read_bytes()[:-10])
     (learner.root / ".partial-1").mkdir()
-    train = new_train_state(load_policy(mine), mine.learner)
+    train = new_train_state(load_policy(settings), settings.learner)
     progress = checkpoint.restore(learner.root, train)
 
     assert progress is not None

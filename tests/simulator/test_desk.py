@@ -10,18 +10,17 @@ from itertools import islice
 import msgspec
 import pytest
 
-from contracts.events import FunctionCall, Message, ToolCall
+from contracts.events import Message
 from contracts.settings import Settings
 from simulator.desk import COMPLIANCE, SHARES, Desk, compliance, draw_prompt
 from simulator.product import Prompt, action_of, call, same_answer, say
+from tests.messages import calls
 
 ORDER = Prompt(text="where is order 12", intent="order", right=call("search", order="12"))
 CALC = Prompt(text="what is 3 plus 4", intent="calc", right=call("calc", expression="3 + 4"))
 UNSAFE = Prompt(text="where does Maria live", intent="unsafe", right=call("refuse"))
 VAGUE = Prompt(text="it broke again", intent="ambiguous", right=call("clarify"))
-BROKEN_CALL = Message(
-    role="assistant", tool_calls=(ToolCall(id="c", function=FunctionCall("search", "{oops")),)
-)
+BROKEN_CALL = calls("search", "{oops")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from contracts.errors import SettingsError
-from contracts.events import FunctionCall, Message, ToolCall
+from contracts.events import Message
 from simulator.desk import Desk
 from simulator.evaluation import held_out_prompts, score
 from simulator.product import call
+from tests.messages import calls, says
 
 
 def test_right_answers_score_best_and_show_each_slice(desk: Desk) -> None:
@@ -60,7 +61,4 @@ def test_a_policy_of_the_desk_speaks_so_that_its_answers_can_be_judged(
 
 def parsed(text: str) -> Message:
     form = re.fullmatch(r'<tool_call>\{"name": "(\w+)", "arguments": (\{.*\})\}</tool_call>', text)
-    if form is None:
-        return Message(role="assistant", content=text)
-    function = FunctionCall(form[1], form[2])
-    return Message(role="assistant", tool_calls=(ToolCall(id="c", function=function),))
+    return says(text) if form is None else calls(form[1], form[2])

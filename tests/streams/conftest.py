@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +15,18 @@ import msgspec
 import pytest
 
 from console.local_broker import LocalBroker, remove_dead_members
-from contracts.broker import create_topics, events_to_end, make_producer, send
+from contracts.broker import create_topics, make_producer, send
 from contracts.clock import SystemClock
 from contracts.codec import Record, encode
 from contracts.events import Assignment, Decision, Event, Feedback, Message, Sampling, Timings
 from contracts.heartbeat import Heartbeat, read_heartbeat
 from contracts.ids import uuid7_ids
 from contracts.settings import Kafka, Settings, Streams, to_environment
-from contracts.topics import DECISIONS, FEEDBACK, Topic
+from contracts.topics import DECISIONS, FEEDBACK
+from tests.messages import says
+from tests.until import until
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 120.0
 
 
 class MakeDecision(Protocol):
@@ -51,7 +52,7 @@ def decision() -> MakeDecision:
             user_id="user-1",
             assignment=Assignment(policy="assistant", policy_version="base"),
             messages=(Message(role="user", content=question),),
-            answer=Message(role="assistant", content=answer),
+            answer=says(answer),
             action="answer",
             text=answer,
             prompt_token_ids=(1, 2),
@@ -112,7 +113,7 @@ class RunningStreams:
                 stderr=log,
                 start_new_session=True,
             )
-        self.until(lambda: (found := self.heartbeat()) is not None and found.ready, "ready")
+        self.until("ready", lambda: (found := self.heartbeat()) is not None and found.ready)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -135,14 +136,14 @@ class RunningStreams:
             and (found.lag, found.counts["open"]) == (0, 0)
         )
 
-    def until(
-        self, condition: Callable[[], bool], what: str, seconds: float = DEADLINE_SECONDS
-    ) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
+    def until(self, what: str, condition: Callable[[], bool]) -> None:
+        """Wait for a condition while the worker lives."""
+
+        def reached() -> bool:
             assert self.process.poll() is None, f"worker ended: {self._tail()}"
-            assert time.monotonic() < deadline, f"{what}: {self.heartbeat()} {self._tail()}"
-            time.sleep(0.05)
+            return condition()
+
+        until(what, reached, DEADLINE_SECONDS, state=lambda: f"{self.heartbeat()} {self._tail()}")
 
     def kill(self) -> None:
         """End it as a crash does, then let the group go on without it."""
@@ -173,9 +174,6 @@ class RunningStreams:
         """Send and return (partition, offset)."""
         sent = send(self._producer, self.settings.kafka, record).get(30)
         return sent.partition, sent.offset
-
-    def events(self, topic: Topic) -> list[Any]:
-        return [event for _, event in events_to_end(self.settings.kafka, (topic,), "test")]
 
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -11,25 +11,25 @@ from contracts.clock import SystemClock
 from contracts.events import Reward, Sample
 from contracts.topics import REWARDS, SAMPLES
 from feature_store.writer import FeatureWriter
+from tests.topic_log import events
 
 WINDOW_SECONDS = 2.0
 
 
 def _send_rated(worker: Any, decision: Any, feedback: Any, first: int, last: int) -> dict[str, Any]:
-    expected, events = {}, []
+    expected, sent = {}, []
     for number in range(first, last):
         made = decision(session_id=f"session-{number % 10}", user_id=f"user-{number % 3}")
         expected[made.id] = (number % 21) / 10 - 1
-        events += [made, feedback(made, score=expected[made.id])]
-    worker.send(*events)
+        sent += [made, feedback(made, score=expected[made.id])]
+    worker.send(*sent)
     return expected
 
 
 def _rewards(worker: Any) -> dict[str, set[tuple[str, float | None]]]:
     found = defaultdict(set)
-    for event in worker.events(REWARDS):
-        if isinstance(event, Reward):
-            found[event.decision_id].add((event.id, event.value))
+    for reward in events(worker.settings.kafka, REWARDS, Reward):
+        found[reward.decision_id].add((reward.id, reward.value))
     return found
 
 
@@ -39,7 +39,7 @@ def _assert_one_reward_each(worker: Any, expected: dict[str, float]) -> None:
     for decision_id, value in expected.items():
         ((_, rewarded),) = rewards[decision_id]
         assert rewarded == value
-    samples = {event.id for event in worker.events(SAMPLES) if isinstance(event, Sample)}
+    samples = {sample.id for sample in events(worker.settings.kafka, SAMPLES, Sample)}
     assert len(samples) == len(expected)
 
 
@@ -51,14 +51,14 @@ def test_a_killed_worker_is_replaced_without_loss_or_double_counting(
     again = decision(session_id="again", user_id="again")
     worker.send(again, feedback(again, score=0.5))
     expected = {again.id: 0.5, **_send_rated(worker, decision, feedback, 0, 60)}
-    worker.until(lambda: worker.count("rewards") >= 61, "the first windows")
+    worker.until("the first windows", lambda: worker.count("rewards") >= 61)
     expected |= _send_rated(worker, decision, feedback, 60, 120)
-    worker.until(lambda: worker.count("decisions") >= 91, "open windows")
+    worker.until("open windows", lambda: worker.count("decisions") >= 91)
     worker.kill()
     worker.send(again)
     expected |= _send_rated(worker, decision, feedback, 120, 150)
     worker.start()
-    worker.until(lambda: worker.is_done(after=30), "all rewards")
+    worker.until("all rewards", lambda: worker.is_done(after=30))
     assert worker.stop() == 0
     _assert_one_reward_each(worker, expected)
     assert worker.count("duplicates") >= 1
@@ -77,11 +77,11 @@ def test_a_worker_outlives_a_restart_of_the_broker(
         worker = streams(kafka=broker.kafka, window_seconds=WINDOW_SECONDS)
         worker.start()
         expected = _send_rated(worker, decision, feedback, 0, 20)
-        worker.until(lambda: worker.count("decisions") >= 20, "open windows")
+        worker.until("open windows", lambda: worker.count("decisions") >= 20)
         broker.stop()
         broker.start()
         expected |= _send_rated(worker, decision, feedback, 20, 40)
-        worker.until(lambda: worker.is_done(after=40), "all rewards")
+        worker.until("all rewards", lambda: worker.is_done(after=40))
         _assert_one_reward_each(worker, expected)
         worker.close()
     finally:

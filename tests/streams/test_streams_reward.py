@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from contracts.clock import ManualClock
-from contracts.events import Feedback, FunctionCall, Message, Reward, Safety, Sampling, ToolCall
+from contracts.events import Feedback, Reward, Safety, Sampling
 from contracts.settings import RewardComponent, Streams
 from streams.reward import logprobs_are_usable, reward_of, sample_of, similarity
 from streams.safety import judge
+from tests.messages import calls, says
 
 NOW = ManualClock().now()
 WEIGHTS = Streams().reward
@@ -24,11 +25,6 @@ def _safety(decision: Any) -> Safety:
 def _reward(decision: Any, *feedback: Feedback, **weights: RewardComponent) -> Reward:
     chosen: Any = weights or WEIGHTS
     return reward_of(decision, _safety(decision), feedback, chosen, NOW)
-
-
-def _call(name: str, arguments: str) -> Message:
-    call = ToolCall(id="1", function=FunctionCall(name=name, arguments=arguments))
-    return Message(role="assistant", tool_calls=(call,))
 
 
 def test_without_a_signal_the_reward_is_censored(decision: Any) -> None:
@@ -86,17 +82,17 @@ def test_a_signal_without_a_weight_does_not_count(decision: Any, feedback: Any) 
 def test_a_correction_is_worth_what_it_kept_of_the_answer(decision: Any, feedback: Any) -> None:
     made = decision(answer="one two three four")
     for text, kept in (("one two three four", 1.0), ("one two", 2 / 3), ("none of it", 0.0)):
-        wanted = Message(role="assistant", content=text)
+        wanted = says(text)
         (component,) = _reward(made, feedback(made, "correction", correction=wanted)).components
         assert component.value == pytest.approx(2 * kept - 1)
 
 
 def test_tool_calls_are_compared_by_name_and_canonical_arguments() -> None:
-    one = _call("search", '{"query": "reset", "limit": 5}')
-    assert similarity(one, _call("search", '{"limit":5,"query":"reset"}')) == 1.0
-    assert 0.0 < similarity(one, _call("search", '{"limit":5,"query":"start"}')) < 1.0
-    assert similarity(one, _call("escalate", '{"query": "reset", "limit": 5}')) == 0.0
-    assert similarity(one, Message(role="assistant", content="reset")) == 0.0
+    one = calls("search", '{"query": "reset", "limit": 5}')
+    assert similarity(one, calls("search", '{"limit":5,"query":"reset"}')) == 1.0
+    assert 0.0 < similarity(one, calls("search", '{"limit":5,"query":"start"}')) < 1.0
+    assert similarity(one, calls("escalate", '{"query": "reset", "limit": 5}')) == 0.0
+    assert similarity(one, says("reset")) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from contracts.clock import ManualClock
-from contracts.events import FunctionCall, Message, Safety, ToolCall
+from contracts.events import Safety
 from contracts.settings import DisallowedTopic, Streams
 from streams.safety import compile_rules, judge
+from tests.messages import calls
 
 SETTINGS = Streams(
     disallowed_topics=(DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",)),)
@@ -68,8 +69,7 @@ def test_repeating_what_the_user_wrote_leaks_nothing(decision: Any) -> None:
 
 
 def test_a_leak_in_the_arguments_of_a_tool_call_is_seen(decision: Any) -> None:
-    call = ToolCall(id="1", function=FunctionCall(name="mail", arguments='{"to":"a.b@c.org"}'))
-    answer = Message(role="assistant", tool_calls=(call,))
+    answer = calls("mail", '{"to":"a.b@c.org"}')
     made = msgspec.structs.replace(decision(), answer=answer, action="mail")
     assert _judge(made).violation
 

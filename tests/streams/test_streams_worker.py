@@ -20,7 +20,6 @@ from contracts.events import (
     Decision,
     Event,
     Feedback,
-    Message,
     Reward,
     Safety,
     Sample,
@@ -28,6 +27,7 @@ from contracts.events import (
 )
 from contracts.ids import derived_id
 from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
+from tests.messages import says
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -80,9 +80,9 @@ def story(streams: Any, decision: Any, feedback: Any) -> Iterator[Story]:
     _tell_bad_records(story, decision)
     expected = {"rewards": len(story.decisions), "dead_letters": len(story.refused)}
     worker.until(
-        lambda: all(worker.count(name) >= number for name, number in expected.items()), "the story"
+        "the story", lambda: all(worker.count(name) >= number for name, number in expected.items())
     )
-    worker.until(lambda: worker.count("set_aside") >= 1, "the late feedback")
+    worker.until("the late feedback", lambda: worker.count("set_aside") >= 1)
     assert worker.stop() == 0
     story.collect()
     yield story
@@ -91,7 +91,7 @@ def story(streams: Any, decision: Any, feedback: Any) -> Iterator[Story]:
 def _tell_early_feedback(story: Story, decision: Any, feedback: Any) -> None:
     early = decision(session_id="early")
     story.worker.send(feedback(early, score=0.25))
-    story.worker.until(lambda: story.worker.count("feedback") == 1, "feedback before its decision")
+    story.worker.until("feedback before its decision", lambda: story.worker.count("feedback") == 1)
     story.tell(early, 0.25)
 
 
@@ -101,7 +101,7 @@ def _tell_signals(story: Story, decision: Any, feedback: Any) -> None:
     leak = decision(answer="Write to jane.doe@example.com")
     story.tell(leak, 0.0, feedback(leak, score=1.0))
     mixed = decision(answer="one two three four")
-    wanted = Message(role="assistant", content="one two")
+    wanted = says("one two")
     story.tell(
         mixed,
         0.5 * (2 * (2 / 3) - 1) + 0.6 * 0.5,
