@@ -44,8 +44,9 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def keep(report: dict[str, Any], ran_on: str, model: str, results: Path = RESULTS) -> Path:
-    """Write a report with the machine, the commit and the given model's name; return where."""
-    result = {"machine": machine(), "commit": ran_on, "model": model, "report": report}
+    """Write a report with what it was taken on and with, and the model's name; return where."""
+    origin = {"machine": machine(), "commit": ran_on, "model": model, "settings": given_settings()}
+    result = {**origin, "report": report}
     name = "-".join(filter(None, ("loop", report["users"], str(report["seed"]), model)))
     path = results / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +62,15 @@ def machine() -> dict[str, Any]:
         names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def given_settings() -> dict[str, str]:
+    """Return the settings that came from the environment, secrets left out."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith("HEADRACE_") and not name.endswith("SECRET")
+    }
 
 
 def commit() -> str:
