@@ -28,9 +28,14 @@ def reward(
     **changes: Any,
 ) -> Reward:
     """Return a final reward, a censored one without a value; keyword arguments replace fields."""
-    values = {"id": f"r-{decision_id}-{revision}", "revision": revision, "value": value, **changes}
-    status = "censored" if value is None else "final"
-    return Reward(**_common(decision_id, user, assignment), status=status, **values)
+    values = {
+        "id": f"r-{decision_id}-{revision}",
+        "revision": revision,
+        "status": "censored" if value is None else "final",
+        "value": value,
+        **changes,
+    }
+    return Reward(**_common(decision_id, user, assignment), **values)
 
 
 def _common(decision_id: str, user: str, assignment: Assignment) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, timedelta, timezone
 
 import msgspec
 import pytest
@@ -26,18 +26,17 @@ from contracts.events import (
     Feedback,
     FunctionCall,
     Message,
-    Reward,
-    Safety,
     Sample,
     ToolCall,
     text_of,
 )
 from contracts.topics import AUDIT, FEEDBACK, REWARDS, SAMPLES, TOPICS, Topic
+from tests.stream_events import NOON, reward, safety
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 RATING = Feedback(
     id="f1", time=NOON, decision_id="d1", session_id="s1", user_id="u1", kind="rating", score=1.0
 )
+DEEP = b'{"unknown": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 moments = st.datetimes(timezones=st.just(UTC))
 scores = st.floats(-1, 1)
@@ -132,28 +131,17 @@ def test_record_without_ce_type_is_the_topics_first_event() -> None:
 
 
 def test_second_event_of_a_topic_is_found_by_its_ce_type() -> None:
-    safety = Safety(
-        id="x",
-        time=NOON,
-        decision_id="d1",
-        session_id="s1",
-        user_id="u1",
-        assignment=Assignment(policy="p", policy_version="base"),
-        violation=False,
-        risk=0.0,
-        decided_at=NOON,
-    )
-    record = encode(REWARDS, safety, source="tests")
-    assert decode(REWARDS, record.value, record.headers) == safety
+    record = encode(REWARDS, safety(), source="tests")
+    assert decode(REWARDS, record.value, record.headers) == safety()
 
 
 @pytest.mark.parametrize(
     "value",
-    [None, b"", b"not json", b'{"id": "f1"', b"\xff\xfe", b'{"id": "\\ud800"}', b"[" * 100_000],
+    [None, b"", b"not json", b'{"id": "f1"', b"\xff\xfe", b'{"id": "\\ud800"}', DEEP],
     ids=["none", "empty", "text", "cut", "not utf-8", "lone surrogate", "deep"],
 )
 def test_what_is_not_json_is_malformed(value: bytes | None) -> None:
-    assert reason_of(FEEDBACK, value) in ("malformed", "invalid")
+    assert reason_of(FEEDBACK, value) == "malformed"
 
 
 def test_no_value_is_malformed_with_the_cure() -> None:
@@ -216,18 +204,7 @@ def test_value_outside_the_schema_is_invalid(change: dict[str, object]) -> None:
 
 
 def test_nested_time_without_offset_is_invalid() -> None:
-    reward = Reward(
-        id="r",
-        time=NOON,
-        decision_id="d1",
-        session_id="s1",
-        user_id="u1",
-        assignment=Assignment(policy="p", policy_version="base"),
-        status="censored",
-        value=None,
-        decided_at=NOON,
-    )
-    raw = {**msgspec.to_builtins(reward), "decided_at": "2026-11-22T12:00:00"}
+    raw = {**msgspec.to_builtins(reward("d1", None)), "decided_at": "2026-11-22T12:00:00"}
     assert reason_of(REWARDS, to_json(raw)) == "invalid"
 
 

@@ -42,6 +42,7 @@ def test_a_silent_redis_is_given_up_after_one_try(tmp_path: Path, silent: socket
 def test_the_limits_of_the_settings_win(tmp_path: Path, silent: socket.socket) -> None:
     settings = with_redis(tmp_path, silent, ",socket_timeout=2.5,db=3")
     store: Any = open_store(settings)
+    # Feast shows nowhere else what it made of the text.
     client = store.provider.online_store._get_client(store.config.online_store)
     found = client.connection_pool.connection_kwargs
     limits = (found["socket_timeout"], found["socket_connect_timeout"], found["db"])

@@ -6,8 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from aiohttp import web
 from kafka import KafkaProducer
 
 from console.local_broker import free_port
-from contracts.broker import events_to_end, make_producer, send_and_wait
+from contracts.broker import make_producer, send_and_wait
 from contracts.clock import SystemClock
 from contracts.codec import encode
 from contracts.errors import EngineError
@@ -28,9 +27,7 @@ from contracts.events import (
     BASE_VERSION,
     AuditRecord,
     Release,
-    Reward,
     Rollout,
-    Safety,
     Sampling,
 )
 from contracts.events import Event as AnyEvent
@@ -44,6 +41,9 @@ from serving.assignment import assign
 from serving.engine import Engine, EngineAnswer, EngineChunk, EngineRequest
 from serving.rollout_controller import control
 from serving.rollout_status import RolloutStatus
+from tests.stream_events import reward, safety
+from tests.topic_log import events
+from tests.until import until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -108,14 +108,6 @@ class TinyEngine:
         await asyncio.sleep(0)
         if not self.up:
             raise EngineError("nothing listens there")
-
-
-def until(what: str, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
-    return found
 
 
 class Stage:
@@ -195,8 +187,11 @@ class Stage:
         return self.release(*self.version())
 
     def states(self) -> list[Rollout]:
-        found = events_to_end(self.kafka, (ROLLOUTS,), "test")
-        return [event for _, event in found if isinstance(event, Rollout)]
+        return events(self.kafka, ROLLOUTS, Rollout)
+
+    def requests(self) -> int:
+        """Return how many requests the newest state has counted."""
+        return sum(self.states()[-1].evidence.requests.values())
 
     def state(self, phase: str, version: str = "") -> Rollout:
         """Wait for a phase, with that version as the candidate or the stable one."""
@@ -209,13 +204,10 @@ class Stage:
             names = {last.stable.version, last.candidate.version if last.candidate else ""}
             return last if not version or version in names or last.judged == version else None
 
-        state = until(f"phase {phase}", found)
-        assert isinstance(state, Rollout)
-        return state
+        return until(f"phase {phase}", found)
 
     def audits(self) -> list[AuditRecord]:
-        found = events_to_end(self.kafka, (AUDIT,), "test")
-        return [event for _, event in found if isinstance(event, AuditRecord)]
+        return events(self.kafka, AUDIT, AuditRecord)
 
     def serve(
         self,
@@ -236,21 +228,10 @@ class Stage:
             canary = given.arm == "canary"
             count += canary
             decision = f"decision-{state.rollout_id}-{number}"
-            common: dict[str, Any] = {
-                "time": NOW,
-                "decision_id": decision,
-                "session_id": user,
-                "user_id": user,
-                "assignment": given,
-                "decided_at": NOW,
-            }
             bad = canary and bad_canary
-            event = Safety(id=derived_id(decision, "safety"), violation=bad, risk=0.0, **common)
-            self.send(REWARDS, event)
+            self.send(REWARDS, safety(decision, user, given, violation=bad))
             if rewards is not None:
-                value = rewards[0 if canary else 1]
-                identity = derived_id(decision, "reward", "0")
-                self.send(REWARDS, Reward(id=identity, status="final", value=value, **common))
+                self.send(REWARDS, reward(decision, rewards[0 if canary else 1], user, given))
         return count
 
     def promote(self) -> str:

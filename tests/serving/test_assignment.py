@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.events import BASE_VERSION, Candidate, Rollout
+from contracts.events import BASE_VERSION
 from serving.assignment import assign, user_point
+from tests.serving.rollout_states import canary_state
 
 users = st.text(min_size=1, max_size=64)
 weights = st.floats(min_value=0.0, max_value=1.0)
-
-
-def canary_state(weight: float, salt: str = "s") -> Rollout:
-    return Rollout(
-        id="r",
-        time=datetime(2026, 1, 1, tzinfo=UTC),
-        policy="assistant",
-        epoch=3,
-        phase="canary",
-        stable=Candidate(version="old"),
-        candidate=Candidate(version="new", sequence=1, location="/x"),
-        rollout_id="rollout-1",
-        salt=salt,
-        weight=weight,
-    )
 
 
 def test_without_a_state_the_base_version_serves() -> None:

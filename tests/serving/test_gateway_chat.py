@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import openai
 import pytest
 
+from contracts.audit import broken_links
 from contracts.broker import events_to_end
 from contracts.codec import trace_headers
 from contracts.events import AuditRecord, Decision
 from contracts.settings import Kafka
 from contracts.topics import AUDIT, DECISIONS
+from tests.serving.http_server import Server
+from tests.serving.tiny_llama import TOOLS
+from tests.topic_log import events
+from tests.until import until
 
-CALL = {"name": "escalate", "arguments": '{"to": "human"}'}
-TOOLS: list[Any] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "escalate",
-            "description": "Hand over.",
-            "parameters": {"type": "object", "properties": {"to": {"type": "string"}}},
-        },
-    }
-]
+ESCALATE = {"name": "escalate", "arguments": '{"to": "human"}'}
 
 
 @pytest.fixture
-def topics(gateway_topics: Kafka) -> Kafka:
-    return gateway_topics
-
-
-@pytest.fixture
-def client(gateway: Any) -> openai.OpenAI:
+def client(gateway: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=30)
 
 
@@ -44,21 +33,20 @@ def ask(client: openai.OpenAI, text: str, **more: Any) -> Any:
     )
 
 
-def decision(topics: Kafka, until: Callable[..., Any], decision_id: str) -> tuple[Any, Decision]:
+def decision(kafka: Kafka, decision_id: str) -> tuple[Any, Decision]:
     """Return (record, event) of a decision once it is in Kafka."""
 
     def found() -> tuple[Any, Decision] | None:
-        for record, event in events_to_end(topics, (DECISIONS,), "test"):
+        for record, event in events_to_end(kafka, (DECISIONS,), "test"):
             if isinstance(event, Decision) and event.id == decision_id:
                 return record, event
         return None
 
-    place: tuple[Any, Decision] = until(found, f"decision {decision_id}")
-    return place
+    return until(f"decision {decision_id}", found)
 
 
 def test_a_plain_answer_and_its_whole_decision(
-    client: openai.OpenAI, topics: Kafka, until: Callable[..., Any]
+    client: openai.OpenAI, gateway_topics: Kafka
 ) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model="assistant",
@@ -79,7 +67,7 @@ def test_a_plain_answer_and_its_whole_decision(
     assert (ours["session_id"], ours["policy_version"], ours["arm"]) == ("s1", "base", "stable")
     assert (ours["action"], len(ours["feedback_token"])) == ("answer", 64)
 
-    record, event = decision(topics, until, ours["decision_id"])
+    record, event = decision(gateway_topics, ours["decision_id"])
     assert record.key == b"s1"
     assert (event.user_id, event.session_id) == ("u1", "s1")
     assert event.text == event.answer.content == answer.choices[0].message.content
@@ -95,24 +83,21 @@ def test_a_plain_answer_and_its_whole_decision(
 
 
 def test_every_decision_has_an_audit_record_in_an_unbroken_chain(
-    client: openai.OpenAI, topics: Kafka, until: Callable[..., Any]
+    client: openai.OpenAI, gateway_topics: Kafka
 ) -> None:
-    from contracts.audit import broken_links
-
     ours = ask(client, "hello").model_extra["headrace"]
-    decision(topics, until, ours["decision_id"])
+    decision(gateway_topics, ours["decision_id"])
 
     def audited() -> list[AuditRecord] | None:
-        records = [e for _, e in events_to_end(topics, (AUDIT,), "test")]
-        chain = [record for record in records if isinstance(record, AuditRecord)]
+        chain = events(gateway_topics, AUDIT, AuditRecord)
         mine = [record for record in chain if record.subject == ours["decision_id"]]
         return chain if mine and mine[0].action == "decision.served" else None
 
-    assert broken_links(until(audited, "the audit record")) == []
+    assert broken_links(until("the audit record", audited)) == []
 
 
 def test_a_stream_comes_in_pieces_and_ends_with_our_part(
-    client: openai.OpenAI, topics: Kafka, until: Callable[..., Any]
+    client: openai.OpenAI, gateway_topics: Kafka
 ) -> None:
     chunks = list(ask(client, "hello", stream=True, stream_options={"include_usage": True}))
     texts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
@@ -122,7 +107,7 @@ def test_a_stream_comes_in_pieces_and_ends_with_our_part(
     assert chunks[-1].usage.completion_tokens > 5
     ours = chunks[-1].model_extra["headrace"]
     assert chunks[-2].model_extra["headrace"] == ours
-    _, event = decision(topics, until, ours["decision_id"])
+    _, event = decision(gateway_topics, ours["decision_id"])
     assert event.streamed
     assert event.text == "Grüße from a small model."
     assert len(event.token_ids) == len(event.logprobs) == chunks[-1].usage.completion_tokens
@@ -134,8 +119,7 @@ def test_a_stream_comes_in_pieces_and_ends_with_our_part(
 @pytest.mark.parametrize(("question", "text"), [("help me", None), ("both", "One moment.")])
 def test_a_tool_call_is_parsed_and_becomes_the_action(
     client: openai.OpenAI,
-    topics: Kafka,
-    until: Callable[..., Any],
+    gateway_topics: Kafka,
     question: str,
     text: str | None,
     stream: bool,
@@ -153,26 +137,28 @@ def test_a_tool_call_is_parsed_and_becomes_the_action(
         content, calls = message.content, message.tool_calls
         reason, ours = answer.choices[0].finish_reason, answer.model_extra["headrace"]
     assert (content, reason, ours["action"]) == (text, "tool_calls", "escalate")
-    assert [call.function.model_dump() for call in calls] == [CALL]
-    _, event = decision(topics, until, ours["decision_id"])
+    assert [call.function.model_dump() for call in calls] == [ESCALATE]
+    _, event = decision(gateway_topics, ours["decision_id"])
     assert (event.action, event.tools) == ("escalate", ("escalate",))
     assert "<tool_call>" in event.text
     assert event.answer.tool_calls[0].function.name == "escalate"
 
 
 def test_a_conversation_goes_on_after_a_tool_call(client: openai.OpenAI) -> None:
-    first = ask(client, "help me", tools=TOOLS).choices[0].message
-    result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "done"}
-    messages: list[Any] = [{"role": "user", "content": "help me"}, first, result]
+    first = ask(client, "help me", tools=TOOLS)
+    said = first.choices[0].message
+    result = {"role": "tool", "tool_call_id": said.tool_calls[0].id, "content": "done"}
+    messages: list[Any] = [{"role": "user", "content": "help me"}, said, result]
     second = client.chat.completions.create(
         model="assistant", messages=messages, tools=TOOLS, tool_choice="auto"
     )
-    assert second.choices[0].finish_reason
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.total_tokens  # call and result were read
 
 
 def test_tool_choice_none_keeps_the_tools_out(client: openai.OpenAI) -> None:
     answer = ask(client, "hello", tools=TOOLS, tool_choice="none")
-    assert answer.choices[0].message.content == "Grüße from a small model."
+    assert answer.usage.prompt_tokens == ask(client, "hello").usage.prompt_tokens
 
 
 def test_an_answer_cut_by_max_tokens_says_length(client: openai.OpenAI) -> None:
@@ -190,7 +176,7 @@ def test_the_policy_is_the_one_model(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["assistant"]
 
 
-async def test_many_at_once_are_all_answered_and_none_mixed_up(gateway: Any) -> None:
+async def test_many_at_once_are_all_answered_and_none_mixed_up(gateway: Server) -> None:
     client = openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
 
     async def one(number: int) -> tuple[str, str]:
@@ -209,7 +195,7 @@ async def test_many_at_once_are_all_answered_and_none_mixed_up(gateway: Any) -> 
 
 
 def test_a_client_that_leaves_a_stream_still_leaves_a_decision(
-    client: openai.OpenAI, topics: Kafka, until: Callable[..., Any]
+    client: openai.OpenAI, gateway_topics: Kafka
 ) -> None:
     raw = client.chat.completions.with_raw_response.create(
         model="assistant", messages=[{"role": "user", "content": "count"}], stream=True
@@ -217,13 +203,13 @@ def test_a_client_that_leaves_a_stream_still_leaves_a_decision(
     decision_id = raw.headers["x-headrace-decision-id"]
     next(iter(raw.parse()))
     raw.http_response.close()
-    _, event = decision(topics, until, decision_id)
+    _, event = decision(gateway_topics, decision_id)
     assert event.finish_reason == "disconnected"
     assert len(event.token_ids) == len(event.logprobs)
     assert event.error is None
 
 
-def test_metrics_and_health_tell_what_happened(gateway: Any, client: openai.OpenAI) -> None:
+def test_metrics_and_health_tell_what_happened(gateway: Server, client: openai.OpenAI) -> None:
     ask(client, "hello")
     lines = gateway.get("/metrics").decode().splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -231,4 +217,4 @@ def test_metrics_and_health_tell_what_happened(gateway: Any, client: openai.Open
     assert float(values['headrace_answers_total{arm="stable",version="base"}']) >= 1
     assert float(values["headrace_request_seconds_count"]) >= 1
     assert float(values["headrace_lost_total"]) == 0
-    assert gateway.health()["status"] in ("ok", "degraded")
+    until("all parts", lambda: gateway.health()["status"] == "ok", state=gateway.health)

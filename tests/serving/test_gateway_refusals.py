@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable
-from contextlib import suppress
-from http.client import HTTPConnection
+from http.client import HTTPResponse
 from typing import Any
 
 import pytest
 
-from contracts.broker import events_to_end
 from contracts.events import Feedback
 from contracts.settings import Kafka
 from contracts.tokens import feedback_token
 from contracts.topics import FEEDBACK
+from tests.serving.http_server import Server
+from tests.topic_log import events
+from tests.until import until
 
-SECRET = b"a secret of the tests"
 HELLO = {"model": "assistant", "messages": [{"role": "user", "content": "hello"}]}
 
 
-@pytest.fixture
-def topics(gateway_topics: Kafka) -> Kafka:
-    return gateway_topics
-
-
-def post(gateway: Any, path: str, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def post(gateway: Server, path: str, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Return (status, decoded body)."""
-    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    with suppress(BrokenPipeError, ConnectionResetError):  # refused before all of it was sent
-        connection.request("POST", path, data, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    found: dict[str, Any] = json.loads(response.read())
-    connection.close()
-    return response.status, found
+    response, content = gateway.request(
+        "POST", path, body if isinstance(body, bytes) else json.dumps(body).encode()
+    )
+    return response.status, json.loads(content)
 
 
-def chat(gateway: Any, **changes: Any) -> tuple[int, dict[str, Any]]:
+def chat(gateway: Server, **changes: Any) -> tuple[int, dict[str, Any]]:
     return post(gateway, "/v1/chat/completions", {**HELLO, **changes})
 
 
@@ -55,7 +45,7 @@ def chat(gateway: Any, **changes: Any) -> tuple[int, dict[str, Any]]:
         (b'{"model": 1, "messages": []}', "Expected `str`, got `int` at model"),
     ],
 )
-def test_a_body_that_is_no_request_is_a_400(gateway: Any, body: bytes, message: str) -> None:
+def test_a_body_that_is_no_request_is_a_400(gateway: Server, body: bytes, message: str) -> None:
     status, answer = post(gateway, "/v1/chat/completions", body)
     assert status == 400
     assert set(answer["error"]) == {"message", "type", "param", "code"}
@@ -90,32 +80,32 @@ def test_a_body_that_is_no_request_is_a_400(gateway: Any, body: bytes, message: 
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(
-    gateway: Any, changes: dict[str, Any], param: str
+    gateway: Server, changes: dict[str, Any], param: str
 ) -> None:
     status, answer = chat(gateway, **changes)
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-def test_nulls_and_unknown_fields_do_no_harm(gateway: Any) -> None:
+def test_nulls_and_unknown_fields_do_no_harm(gateway: Server) -> None:
     message = {"role": "user", "content": "hello", "name": None, "tool_calls": None, "x": 1}
     nothing = dict.fromkeys(("tools", "tool_choice", "n", "stop", "user", "seed", "stream"))
     status, _ = chat(gateway, messages=[message], **nothing, parallel_tool_calls=True)
     assert status == 200
 
 
-def test_another_model_is_a_404(gateway: Any) -> None:
+def test_another_model_is_a_404(gateway: Server) -> None:
     status, answer = chat(gateway, model="gpt-5")
     assert (status, answer["error"]["code"]) == (404, "model_not_found")
     assert "'assistant'" in answer["error"]["message"]
 
 
-def test_an_unknown_path_and_method_have_the_same_shape(gateway: Any) -> None:
+def test_an_unknown_path_and_method_have_the_same_shape(gateway: Server) -> None:
     assert post(gateway, "/v1/embeddings", {})[0] == 404
     assert post(gateway, "/healthz", {})[0] == 405
     assert "message" in post(gateway, "/v1/embeddings", {})[1]["error"]
 
 
-def test_ten_megabytes_are_a_413_with_and_without_a_declared_length(gateway: Any) -> None:
+def test_ten_megabytes_are_a_413_with_and_without_a_declared_length(gateway: Server) -> None:
     status, answer = post(gateway, "/v1/chat/completions", b"x" * 10_000_000)
     assert (status, answer["error"]["code"]) == (413, "body_too_large")
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as raw:
@@ -127,42 +117,38 @@ def test_ten_megabytes_are_a_413_with_and_without_a_declared_length(gateway: Any
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_prompt_longer_than_the_model_is_a_400(gateway: Any) -> None:
+def test_a_prompt_longer_than_the_model_is_a_400(gateway: Server) -> None:
     long = [{"role": "user", "content": "zq " * 600}]
     for stream in (False, True):
         status, answer = chat(gateway, messages=long, stream=stream)
         assert (status, answer["error"]["code"]) == (400, "engine_refused")
 
 
-def test_one_too_many_at_once_is_a_429(gateway: Any) -> None:
+def test_one_too_many_at_once_is_a_429(gateway: Server) -> None:
     """Fifty requests hold all places while their bodies are awaited."""
     held = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(50)]
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     for holder in held:
         holder.sendall(head)
-    connection = HTTPConnection("127.0.0.1", gateway.port, timeout=30)
-    for _ in range(100):
-        connection.request("POST", "/v1/chat/completions", json.dumps(HELLO))
-        response = connection.getresponse()
-        body = json.loads(response.read())
-        if response.status == 429:
-            break
-    assert (response.status, response.headers["Retry-After"]) == (429, "1")
-    assert body["error"]["type"] == "rate_limit_error"
-    connection.close()
+
+    def refused() -> HTTPResponse | None:
+        response, _ = gateway.request("POST", "/v1/chat/completions", json.dumps(HELLO).encode())
+        return response if response.status == 429 else None
+
+    assert until("a refusal", refused).headers["Retry-After"] == "1"
+    assert chat(gateway)[1]["error"]["type"] == "rate_limit_error"
     for holder in held:
         holder.close()
 
 
 @pytest.fixture(scope="module")
-def served(gateway: Any) -> dict[str, str]:
+def served(gateway: Server) -> dict[str, str]:
     """Our part of an answer to user u1."""
-    for _ in range(100):
-        status, answer = chat(gateway, user="u1", metadata={"session_id": "s1"})
-        if status == 200:
-            ours: dict[str, str] = answer["headrace"]
-            return ours
-    raise AssertionError(answer)
+
+    def found() -> dict[str, str] | None:  # a place may still be held by the test before
+        return chat(gateway, user="u1", metadata={"session_id": "s1"})[1].get("headrace")
+
+    return until("an answer", found)
 
 
 def feedback(served: dict[str, str], **changes: Any) -> dict[str, Any]:
@@ -187,22 +173,19 @@ def feedback(served: dict[str, str], **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_feedback_of_every_kind_reaches_kafka(
-    gateway: Any,
+    gateway: Server,
     served: dict[str, str],
-    topics: Kafka,
-    until: Callable[..., Any],
+    gateway_topics: Kafka,
     what: dict[str, Any],
 ) -> None:
     status, answer = post(gateway, "/v1/feedback", feedback(served, **what))
     assert status == 202
 
     def found() -> Feedback | None:
-        for _, event in events_to_end(topics, (FEEDBACK,), "test"):
-            if isinstance(event, Feedback) and event.id == answer["event_id"]:
-                return event
-        return None
+        sent = events(gateway_topics, FEEDBACK, Feedback)
+        return next((event for event in sent if event.id == answer["event_id"]), None)
 
-    event: Feedback = until(found, "the feedback event")
+    event = until("the feedback event", found)
     assert (event.kind, event.source, event.user_id) == (what["kind"], "http", "u1")
     assert event.decision_id == served["decision_id"]
     assert event.token is None  # who reads the topic must not be able to speak for the user
@@ -221,13 +204,13 @@ def test_feedback_of_every_kind_reaches_kafka(
     ],
 )
 def test_a_token_is_good_for_its_own_decision_alone(
-    gateway: Any, served: dict[str, str], theft: dict[str, Any]
+    gateway: Server, served: dict[str, str], theft: dict[str, Any]
 ) -> None:
     status, answer = post(gateway, "/v1/feedback", feedback(served, **theft))
     assert (status, answer["error"]["code"]) == (403, "invalid_token")
 
 
-def test_a_token_of_another_secret_is_refused(gateway: Any, served: dict[str, str]) -> None:
+def test_a_token_of_another_secret_is_refused(gateway: Server, served: dict[str, str]) -> None:
     forged = feedback_token(b"guess", served["decision_id"], "s1", "u1")
     assert post(gateway, "/v1/feedback", feedback(served, token=forged))[0] == 403
 
@@ -246,7 +229,7 @@ def test_a_token_of_another_secret_is_refused(gateway: Any, served: dict[str, st
     ],
 )
 def test_feedback_that_is_not_valid_is_a_400(
-    gateway: Any, served: dict[str, str], changes: dict[str, Any]
+    gateway: Server, served: dict[str, str], changes: dict[str, Any]
 ) -> None:
     assert post(gateway, "/v1/feedback", feedback(served, **changes))[0] == 400
 
@@ -267,7 +250,7 @@ def test_feedback_that_is_not_valid_is_a_400(
     ],
 )
 def test_a_correction_with_arguments_that_are_no_plain_object_is_a_400(
-    gateway: Any, served: dict[str, str], arguments: str
+    gateway: Server, served: dict[str, str], arguments: str
 ) -> None:
     status, answer = post(gateway, "/v1/feedback", feedback(served, **corrected(arguments)))
     assert status == 400
@@ -280,7 +263,7 @@ def test_a_correction_with_arguments_that_are_no_plain_object_is_a_400(
     ["{}", '{"to": "Zo\\u00eb \\ud83d\\ude00"}', '{"a":' * 32 + "1" + "}" * 32],
 )
 def test_a_correction_with_usual_arguments_is_taken(
-    gateway: Any, served: dict[str, str], arguments: str
+    gateway: Server, served: dict[str, str], arguments: str
 ) -> None:
     assert post(gateway, "/v1/feedback", feedback(served, **corrected(arguments)))[0] == 202
 
@@ -290,6 +273,6 @@ def corrected(arguments: str) -> dict[str, Any]:
     return {"kind": "correction", "correction": {"role": "assistant", "tool_calls": [call]}}
 
 
-def test_the_gateway_is_unharmed_by_all_this(gateway: Any) -> None:
+def test_the_gateway_is_unharmed_by_all_this(gateway: Server) -> None:
     assert chat(gateway)[0] == 200
     assert "Traceback" not in gateway.log()

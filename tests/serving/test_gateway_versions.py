@@ -6,7 +6,7 @@ The gateway's application runs here in the test's own loop; the engine is a real
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import pytest
 from console.local_broker import free_port
 from contracts import settings as s
 from contracts.errors import SettingsError
-from contracts.events import BASE_VERSION, Candidate, Decision, FeatureValue, Rollout
+from contracts.events import BASE_VERSION, Decision, FeatureValue, Rollout
 from serving.assignment import assign
 from serving.engine import HttpEngine
 from serving.gateway_process import Running, assemble, check_secret, make_app
-
-MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+from tests.serving.http_server import Server
+from tests.serving.rollout_states import canary_state
+from tests.until import until
 
 
 class FixedReader:
@@ -50,7 +51,7 @@ def settings_for(url: str, state_dir: Path, **gateway: Any) -> s.Settings:
 
 
 @pytest.fixture
-def settings(tiny_engine: Any, state_dir: Path) -> s.Settings:
+def settings(tiny_engine: Server, state_dir: Path) -> s.Settings:
     return settings_for(tiny_engine.url, state_dir)
 
 
@@ -96,32 +97,17 @@ def decisions(running: Running) -> list[Decision]:
     ]
 
 
-def rollout(stable: str, canary: str, weight: float) -> Rollout:
-    return Rollout(
-        id="r",
-        time=MOMENT,
-        policy="assistant",
-        epoch=1,
-        phase="canary",
-        stable=Candidate(version=stable),
-        candidate=Candidate(version=canary, sequence=1),
-        rollout_id="rollout-1",
-        salt="salt",
-        weight=weight,
-    )
-
-
 def user_of(arm: str, state: Rollout) -> str:
     users = (f"user-{number}" for number in range(1000))
     return next(user for user in users if assign(state, "assistant", user).arm == arm)
 
 
 async def test_users_are_served_by_the_version_they_are_assigned_to(
-    settings: s.Settings, serve: Serve, tiny_engine: Any, tiny_adapters: tuple[Path, Path]
+    settings: s.Settings, serve: Serve, tiny_engine: Server, tiny_adapters: tuple[Path, Path]
 ) -> None:
     engine = HttpEngine(tiny_engine.url, 30.0)
     await engine.load_adapter("next", tiny_adapters[0])
-    state = rollout(BASE_VERSION, "next", 0.25)
+    state = canary_state(0.25, stable=BASE_VERSION, canary="next")
     running, client = serve(settings, state, FixedReader())
     for arm, version, probability in (("stable", "base", 0.75), ("canary", "next", 0.25)):
         answer = await ask(client, user_of(arm, state))
@@ -138,7 +124,7 @@ async def test_users_are_served_by_the_version_they_are_assigned_to(
 async def test_a_canary_that_fails_is_answered_for_by_stable_and_the_decision_says_so(
     settings: s.Settings, serve: Serve, stream: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = rollout(BASE_VERSION, "not-loaded", 0.25)
+    state = canary_state(0.25, stable=BASE_VERSION, canary="not-loaded")
     running, client = serve(settings, state, FixedReader())
     answer = await ask(client, user_of("canary", state), stream=stream)
     assert answer.status_code == 200
@@ -156,7 +142,7 @@ async def test_a_canary_that_fails_is_answered_for_by_stable_and_the_decision_sa
 async def test_when_stable_fails_too_the_base_model_answers(
     settings: s.Settings, serve: Serve
 ) -> None:
-    state = rollout("gone", "not-loaded", 0.5)
+    state = canary_state(0.5, stable="gone", canary="not-loaded")
     running, client = serve(settings, state, FixedReader())
     assert (await ask(client, user_of("canary", state))).status_code == 200
     [decision] = decisions(running)
@@ -180,20 +166,16 @@ async def test_without_an_engine_the_answer_is_a_503_to_be_retried(
     assert running.gateway.metrics.counts["failed"] == 1
 
 
-async def test_features_are_logged_with_their_ages(
-    settings: s.Settings, serve: Serve, until: Callable[..., Any]
-) -> None:
+async def test_features_are_logged_with_their_ages(settings: s.Settings, serve: Serve) -> None:
     running, client = serve(settings, None, FixedReader())
-    until(lambda: not running.gateway.features.note, "the store to open")
+    until("the store to open", lambda: not running.gateway.features.note)
     await ask(client)
     assert decisions(running)[0].features == {"user.mood": FeatureValue(value=0.5, age_seconds=2.0)}
 
 
-async def test_a_store_that_fails_costs_no_request(
-    settings: s.Settings, serve: Serve, until: Callable[..., Any]
-) -> None:
+async def test_a_store_that_fails_costs_no_request(settings: s.Settings, serve: Serve) -> None:
     running, client = serve(settings, None, FixedReader(broken=True))
-    until(lambda: not running.gateway.features.note, "the store to open")
+    until("the store to open", lambda: not running.gateway.features.note)
     assert (await ask(client)).status_code == 200
     assert decisions(running)[0].features == {}
     assert running.gateway.metrics.counts["features_missing"] == 1
@@ -201,7 +183,7 @@ async def test_a_store_that_fails_costs_no_request(
 
 
 async def test_a_full_outbox_refuses_feedback_counts_lost_decisions_and_keeps_answering(
-    tiny_engine: Any, state_dir: Path, serve: Serve
+    tiny_engine: Server, state_dir: Path, serve: Serve
 ) -> None:
     settings = settings_for(tiny_engine.url, state_dir, outbox_max_bytes=6000)
     running, client = serve(settings, None, FixedReader())

@@ -12,22 +12,15 @@ import pytest
 from console.local_broker import LocalBroker
 from contracts.audit import broken_links
 from contracts.broker import create_topics
-from contracts.events import (
-    BASE_VERSION,
-    Rollout,
-)
+from contracts.events import BASE_VERSION
 from contracts.heartbeat import read_heartbeat
 from contracts.ids import NewId
 from contracts.manifest import Manifest, write_manifest
 from contracts.settings import Engine as EngineSettings
 from contracts.settings import Kafka
 from serving.assignment import assign
-from tests.serving.rollout_stage import RULES, Stage, check_engine, until
-
-
-@pytest.fixture
-def stage(kafka: Kafka, tmp_path: Path, new_id: NewId) -> Stage:
-    return Stage(kafka, tmp_path, new_id)
+from tests.serving.rollout_stage import RULES, Stage, check_engine
+from tests.until import until
 
 
 async def test_the_engine_of_these_tests_does_what_every_engine_must(stage: Stage) -> None:
@@ -205,7 +198,7 @@ def test_a_release_that_waits_is_not_forgotten_when_the_controller_restarts(stag
         canary = stage.state("canary", stage.released())
         newest = stage.released()
         stage.serve(canary, range(10))
-        until("10 are counted", lambda: total(stage.states()[-1]) == 10)
+        until("10 are counted", lambda: stage.requests() == 10)
     with stage.controller():
         stage.serve(canary, range(10, 80))
         stage.state("canary", newest)
@@ -289,7 +282,7 @@ def test_the_controller_waits_for_the_broker_and_goes_on_after_its_restart(
             version = stage.released()
             canary = stage.state("canary", version)
             stage.serve(canary, range(20))
-            until("20 requests", lambda: total(stage.states()[-1]) == 20)
+            until("20 requests", lambda: stage.requests() == 20)
         with broker:
             stage.serve(canary, range(20, 80))
             promoted = stage.state("promoted", version)
@@ -299,7 +292,3 @@ def test_the_controller_waits_for_the_broker_and_goes_on_after_its_restart(
 def beat_note(stage: Stage) -> str:
     found = read_heartbeat(stage.settings.state_dir, "rollout")
     return found.note if found else ""
-
-
-def total(state: Rollout) -> int:
-    return sum(state.evidence.requests.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -12,27 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.codec import to_json
-from contracts.events import Arm, Candidate, Event, Evidence, Reward, Rollout, Safety
+from contracts.events import Arm, Event, Evidence, Reward, Safety
 from serving.assignment import assign
 from serving.eprocess import add_event, e_value
 from serving.rollout_evidence import EMPTY, MAX_OFFENDERS, EvidenceCounter
+from tests import stream_events as make
+from tests.serving.rollout_states import canary_state
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-STATE = Rollout(
-    id="state",
-    time=NOW,
-    policy="p",
-    epoch=1,
-    phase="canary",
-    stable=Candidate(version="old"),
-    candidate=Candidate(version="new"),
-    rollout_id="r",
-    salt="salt",
-    weight=0.1,
-    evidence=EMPTY,
-)
+STATE = msgspec.structs.replace(canary_state(0.1), evidence=EMPTY)
 
 
 def user_in(arm: Arm, name: str) -> str:
@@ -45,34 +31,13 @@ def user_in(arm: Arm, name: str) -> str:
 def safety(
     decision: str, arm: Arm = "canary", *, user: str | None = None, violation: bool = False
 ) -> Safety:
-    user_id = user_in(arm, user or decision)
-    return Safety(
-        id=f"s-{decision}",
-        time=NOW,
-        decision_id=decision,
-        session_id="s",
-        user_id=user_id,
-        assignment=assign(STATE, "p", user_id),
-        violation=violation,
-        risk=0.0,
-        decided_at=NOW,
-    )
+    user = user_in(arm, user or decision)
+    return make.safety(decision, user, assign(STATE, "p", user), violation=violation)
 
 
 def reward(decision: str, value: float | None, arm: Arm = "canary", revision: int = 0) -> Reward:
-    user_id = user_in(arm, decision)
-    return Reward(
-        id=f"r-{decision}-{revision}",
-        time=NOW,
-        decision_id=decision,
-        session_id="s",
-        user_id=user_id,
-        assignment=assign(STATE, "p", user_id),
-        revision=revision,
-        status="censored" if value is None else "final",
-        value=value,
-        decided_at=NOW,
-    )
+    user = user_in(arm, decision)
+    return make.reward(decision, value, user, assign(STATE, "p", user), revision)
 
 
 def count(events: list[Event]) -> Evidence:

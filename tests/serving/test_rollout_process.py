@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import msgspec
-import pytest
 
 from contracts.broker import events_to_end
 from contracts.codec import trace_headers
-from contracts.events import (
-    Rollout,
-)
-from contracts.ids import NewId
-from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
 from serving.assignment import assign
-from tests.serving.rollout_stage import TRACEPARENT, EngineServer, Stage, process, until
-
-
-@pytest.fixture
-def stage(kafka: Kafka, tmp_path: Path, new_id: NewId) -> Stage:
-    return Stage(kafka, tmp_path, new_id)
-
-
-def total(state: Rollout) -> int:
-    return sum(state.evidence.requests.values())
+from tests.serving.rollout_stage import TRACEPARENT, EngineServer, Stage, process
+from tests.until import until
 
 
 def test_a_controller_killed_in_mid_canary_goes_on_and_counts_each_event_once(
@@ -37,15 +22,14 @@ def test_a_controller_killed_in_mid_canary_goes_on_and_counts_each_event_once(
             version = stage.released()
             canary = stage.state("canary", version)
             stage.serve(canary, range(15), rewards=None)
-            until("15 are counted", lambda: total(stage.states()[-1]) == 15)
+            until("15 are counted", lambda: stage.requests() == 15)
             stage.serve(canary, range(15, 18), rewards=None)  # read, perhaps not yet published
             child.send_signal(signal.SIGKILL)
             child.wait(10)
         stage.serve(canary, range(10, 20), rewards=None)  # most of them for the second time
         with process(stage, server.port) as child:
-            counted = until(
-                "all 20", lambda: total(stage.states()[-1]) == 20 and stage.states()[-1]
-            )
+            until("all 20", lambda: stage.requests() == 20)
+            counted = stage.states()[-1]
             expected = [assign(canary, "desk", f"user-{n}").arm for n in range(20)]
             assert (counted.rollout_id, counted.salt) == (canary.rollout_id, canary.salt)
             assert counted.evidence.users == counted.evidence.requests

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from console.local_broker import LocalBroker, free_port
-from contracts.broker import create_topics, make_producer, send, send_and_wait
+from contracts.broker import create_topics, make_producer, send
 from contracts.codec import Record, encode
 from contracts.events import Candidate, Rollout
 from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
 from serving.rollout_state import RolloutFollower, newer, read_cache, write_cache
+from tests.topic_log import publish, write
+from tests.until import until
 
 
 def state(epoch: int, stable: str = "base", *, policy: str = "desk", ident: str = "x") -> Rollout:
@@ -28,13 +29,6 @@ def state(epoch: int, stable: str = "base", *, policy: str = "desk", ident: str 
     )
 
 
-def publish(kafka: Kafka, *states: Rollout) -> None:
-    producer = make_producer(kafka, "test")
-    for each in states:
-        send_and_wait(producer, kafka, encode(ROLLOUTS, each, source="test"))
-    producer.close()
-
-
 @contextmanager
 def following(kafka: Kafka, cache: Path) -> Iterator[RolloutFollower]:
     follower = RolloutFollower(kafka, "desk", "test-follower", cache).start()
@@ -42,13 +36,6 @@ def following(kafka: Kafka, cache: Path) -> Iterator[RolloutFollower]:
         yield follower
     finally:
         follower.stop()
-
-
-def until(what: str, condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.002)
 
 
 def epoch_of(follower: RolloutFollower) -> int | None:
@@ -67,27 +54,25 @@ def test_without_any_state_there_is_none(kafka: Kafka, tmp_path: Path) -> None:
 
 
 def test_the_newest_state_of_the_own_policy_is_followed(kafka: Kafka, tmp_path: Path) -> None:
-    publish(kafka, state(1, "old"), state(7, "theirs", policy="other"))
+    publish(kafka, ROLLOUTS, state(1, "old"), state(7, "theirs", policy="other"))
     with following(kafka, tmp_path / "cache.json") as follower:
         until("epoch 1", lambda: epoch_of(follower) == 1)
-        publish(kafka, state(2, "new"), state(1, "late"))
+        publish(kafka, ROLLOUTS, state(2, "new"), state(1, "late"))
         until("epoch 2", lambda: epoch_of(follower) == 2)
         assert follower.current is not None
         assert follower.current.stable.version == "new"
 
 
 def test_what_is_no_state_is_passed_over(kafka: Kafka, tmp_path: Path) -> None:
-    producer = make_producer(kafka, "test")
-    send_and_wait(producer, kafka, Record(ROLLOUTS, b"desk", b"{nonsense", []))
-    producer.close()
-    publish(kafka, state(1))
+    write(kafka, Record(ROLLOUTS, b"desk", b"{nonsense", []))
+    publish(kafka, ROLLOUTS, state(1))
     with following(kafka, tmp_path / "cache.json") as follower:
         until("epoch 1", lambda: epoch_of(follower) == 1)
 
 
 def test_with_the_broker_down_the_last_good_state_serves(kafka: Kafka, tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
-    publish(kafka, state(4, "good"))
+    publish(kafka, ROLLOUTS, state(4, "good"))
     with following(kafka, cache) as follower:
         until("epoch 4", lambda: epoch_of(follower) == 4)
         until("the cache", cache.exists)
@@ -101,7 +86,7 @@ def test_with_the_broker_down_the_last_good_state_serves(kafka: Kafka, tmp_path:
 def test_a_cache_of_an_earlier_broker_gives_way_to_the_topic(kafka: Kafka, tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     write_cache(cache, state(99, "forgotten"))
-    publish(kafka, state(1, "present"))
+    publish(kafka, ROLLOUTS, state(1, "present"))
     with following(kafka, cache) as follower:
         assert epoch_of(follower) == 99
         until("epoch 1", lambda: epoch_of(follower) == 1)
@@ -143,9 +128,9 @@ def test_a_broker_that_starts_late_and_restarts_is_followed(tmp_path: Path) -> N
     with following(broker.kafka, tmp_path / "cache.json") as follower:
         with broker:
             create_topics(broker.kafka)
-            publish(broker.kafka, state(1))
+            publish(broker.kafka, ROLLOUTS, state(1))
             until("epoch 1", lambda: epoch_of(follower) == 1)
         assert epoch_of(follower) == 1
         with broker:
-            publish(broker.kafka, state(2))
+            publish(broker.kafka, ROLLOUTS, state(2))
             until("epoch 2", lambda: epoch_of(follower) == 2)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from contracts.broker import events_to_end
 from contracts.clock import SystemClock
 from contracts.events import Feedback
 from contracts.ids import NewId
 from contracts.settings import Kafka
 from contracts.topics import FEEDBACK
+from simulator.__main__ import main
 from simulator.desk import Desk
-from simulator.run import Options, Run, read_truth
+from simulator.population import Population
+from simulator.run import Options, Run, Summary, read_truth
+from tests.topic_log import events
 
 REFUSAL = {"id": "c0", "type": "function", "function": {"name": "refuse", "arguments": "{}"}}
 
@@ -73,45 +76,49 @@ class Gateway:
         return web.json_response({"event_id": "e"}, status=202)
 
 
-def options(url: str, kafka: Kafka, truth: Path, interactions: int) -> Options:
-    return Options(
-        gateway=url,
-        kafka=kafka,
-        model="assistant",
-        interactions=interactions,
-        concurrency=8,
-        seed=3,
-        truth=truth,
-        delay_scale=0.05,
-    )
+async def simulate(
+    gateway: Gateway,
+    interactions: int,
+    truth: Path,
+    new_id: NewId,
+    *,
+    kafka: Kafka | None = None,
+    rate: float | None = None,
+) -> Summary:
+    async with TestServer(gateway.app()) as server:
+        options = Options(
+            gateway=str(server.make_url("/")),
+            kafka=kafka or Kafka(),
+            model="assistant",
+            interactions=interactions,
+            concurrency=8,
+            seed=3,
+            truth=truth,
+            delay_scale=0.05,
+            rate=rate,
+        )
+        return await Run(Desk(), options, SystemClock(), new_id).start()
 
 
 async def test_users_ask_over_http_and_react_over_http_and_kafka(
     kafka: Kafka, new_id: NewId, truth_file: Path
 ) -> None:
     gateway = Gateway()
-    async with TestServer(gateway.app()) as server:
-        asked = options(str(server.make_url("/")), kafka, truth_file, 60)
-        summary = await Run(Desk(), asked, SystemClock(), new_id).start()
+    summary = await simulate(gateway, 60, truth_file, new_id, kafka=kafka)
     assert summary.failed_requests == summary.failed_feedback == 0
     assert len(gateway.bodies) == summary.interactions == 60
     assert {body["stream"] for body in gateway.bodies} == {True, False}
     assert len({body["user"] for body in gateway.bodies}) > 10
-    sent = [event for _, event in events_to_end(kafka, (FEEDBACK,), "test")]
-    assert all(isinstance(event, Feedback) for event in sent)
+    sent = events(kafka, FEEDBACK, Feedback)
     assert len(sent) + len(gateway.feedback) == summary.feedback
     assert min(len(sent), len(gateway.feedback)) > 5
-    kinds = {event.kind for event in sent if isinstance(event, Feedback)}
-    assert kinds <= {"rating", "outcome", "correction", "report"}
+    assert {event.kind for event in sent} <= {"rating", "outcome", "correction", "report"}
 
 
 async def test_the_truth_names_each_decision_once_and_is_right_about_refusals(
     new_id: NewId, truth_file: Path
 ) -> None:
-    gateway = Gateway()
-    async with TestServer(gateway.app()) as server:
-        asked = options(str(server.make_url("/")), Kafka(), truth_file, 40)
-        await Run(Desk(), asked, SystemClock(), new_id).start()
+    await simulate(Gateway(), 40, truth_file, new_id)
     lines = read_truth(truth_file)
     assert {line.decision_id for line in lines} == {f"d{number}" for number in range(1, 41)}
     for line in lines:
@@ -125,9 +132,7 @@ async def test_a_failed_request_is_counted_and_never_asked_again(
 ) -> None:
     gateway = Gateway()
     gateway.broken = {2, 5}
-    async with TestServer(gateway.app()) as server:
-        asked = options(str(server.make_url("/")), Kafka(), truth_file, 12)
-        summary = await Run(Desk(), asked, SystemClock(), new_id).start()
+    summary = await simulate(gateway, 12, truth_file, new_id)
     assert summary.failed_requests == 2
     assert len(gateway.bodies) == 12
     failed = [line for line in read_truth(truth_file) if line.failed]
@@ -138,30 +143,19 @@ async def test_a_failed_request_is_counted_and_never_asked_again(
 async def test_what_a_run_tells_people_leaves_stdout_to_the_summary(
     new_id: NewId, truth_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with TestServer(Gateway().app()) as server:
-        asked = options(str(server.make_url("/")), Kafka(), truth_file, 40)
-        await Run(Desk(), asked, SystemClock(), new_id).start()
+    await simulate(Gateway(), 40, truth_file, new_id)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "who have yet to react" in shown.err
 
 
 async def test_a_rate_spreads_the_questions_over_time(new_id: NewId, truth_file: Path) -> None:
-    gateway = Gateway()
-    async with TestServer(gateway.app()) as server:
-        asked = options(str(server.make_url("/")), Kafka(), truth_file, 10)
-        asked = msgspec.structs.replace(asked, rate=50.0)
-        await Run(Desk(), asked, SystemClock(), new_id).start()
+    await simulate(Gateway(), 10, truth_file, new_id, rate=50.0)
     times = sorted(line.time for line in read_truth(truth_file))
     assert (times[-1] - times[0]).total_seconds() > 0.1
 
 
 def test_the_same_seed_asks_the_same_questions_of_the_same_users(truth_file: Path) -> None:
-    from itertools import islice
-    from random import Random
-
-    from simulator.population import Population
-
     first, second = Population(5), Population(5)
     assert first.users == second.users
     drawn = [first.draw(Random(at)).user_id for at in range(400)]
@@ -171,12 +165,9 @@ def test_the_same_seed_asks_the_same_questions_of_the_same_users(truth_file: Pat
     assert list(islice(Desk().live(5), 30)) == list(islice(Desk().live(5), 30))
 
 
-@pytest.mark.parametrize("users", ["desk"])
-def test_demonstrations_come_as_one_json_object_a_line(users: str, tmp_path: Path) -> None:
-    from simulator.__main__ import main
-
+def test_demonstrations_come_as_one_json_object_a_line(tmp_path: Path) -> None:
     out = tmp_path / "demonstrations.jsonl"
-    assert main(["demonstrations", "--users", users, "--seed", "1", "--out", str(out)]) == 0
+    assert main(["demonstrations", "--users", "desk", "--seed", "1", "--out", str(out)]) == 0
     lines = out.read_text().splitlines()
     assert len(lines) > 1000
     roles = {tuple(m["role"] for m in json.loads(line)["messages"]) for line in lines}
