@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from console.environments import vllm_missing
 from console.local_broker import broker_command
 from console.stack import port_is_taken
 from console.status import running_stack
+from console.system_libraries import loader_environment
 from console.table import table
 from contracts.errors import HeadraceError
 from contracts.settings import Settings
@@ -103,6 +105,7 @@ def _vllm_environment(settings: Settings) -> Check:
             capture_output=True,
             text=True,
             timeout=IMPORT_SECONDS,
+            env=os.environ | loader_environment(programs.VLLM_PYTHON.parent.parent),
             check=False,
         )
     except subprocess.TimeoutExpired:

