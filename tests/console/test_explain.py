@@ -45,6 +45,8 @@ from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, DECISIONS, FEEDBACK, RELEASES, REWARDS, ROLLOUTS, SAMPLES, Topic
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+LATER = START + timedelta(seconds=9)
+WHO: dict[str, Any] = {"session_id": "s-1", "user_id": "u-1"}
 USER = Message(role="user", content="where is order 12?")
 ANSWER = Message(role="assistant", content="it left on Monday")
 
@@ -82,7 +84,7 @@ def write_version(versions: Path, sequence: int, parent: str, ledger: list[dict[
 
 
 def tell(versions: Path, new_id: NewId) -> Story:
-    decision_id, feedback_id = new_id(), new_id()
+    decision_id = new_id()
     parent = write_version(versions, 1, "base", [])
     sample_id = derived_id(decision_id, "sample", "0")
     line = {"sample_id": sample_id, "decision_id": decision_id, "outcome": "used"}
@@ -90,14 +92,20 @@ def tell(versions: Path, new_id: NewId) -> Story:
     assignment = Assignment(
         policy="assistant", policy_version=parent, arm="canary", probability=0.3, canary_weight=0.3
     )
-    who: dict[str, Any] = {"session_id": "s-1", "user_id": "u-1"}
-    about: dict[str, Any] = {
-        **who,
-        "decision_id": decision_id,
-        "assignment": assignment,
-        "decided_at": START,
-    }
-    decision = Decision(
+    decision = a_decision(decision_id, assignment)
+    audit = AuditChain("gateway", ManualClock(LATER), new_id)
+    events: tuple[tuple[Topic, Event], ...] = (
+        (DECISIONS, decision),
+        *consequences(decision, new_id()),
+        (AUDIT, audit.record("served", decision_id, reason="canary")),
+        (AUDIT, audit.record("promoted", version)),
+        *promotion(version, parent, new_id),
+    )
+    return Story(decision, parent, version, events)
+
+
+def a_decision(decision_id: str, assignment: Assignment) -> Decision:
+    return Decision(
         id=decision_id,
         time=START,
         assignment=assignment,
@@ -113,15 +121,24 @@ def tell(versions: Path, new_id: NewId) -> Story:
         timings=Timings(total_seconds=0.02),
         engine="test",
         trace_id="ab" * 16,
-        **who,
+        **WHO,
     )
-    later = START + timedelta(seconds=9)
+
+
+def consequences(decision: Decision, feedback_id: str) -> tuple[tuple[Topic, Event], ...]:
+    """Return the feedback on a decision and what the streams make of both."""
+    about: dict[str, Any] = {
+        **WHO,
+        "decision_id": decision.id,
+        "assignment": decision.assignment,
+        "decided_at": START,
+    }
     feedback = Feedback(
-        id=feedback_id, time=later, decision_id=decision_id, kind="rating", score=1.0, **who
+        id=feedback_id, time=LATER, decision_id=decision.id, kind="rating", score=1.0, **WHO
     )
     finding = Finding(category="secret", rule="bearer-token", where="answer", score=0.4)
     safety = Safety(
-        id=derived_id(decision_id, "safety", "0"),
+        id=derived_id(decision.id, "safety", "0"),
         time=START,
         violation=False,
         risk=0.4,
@@ -132,16 +149,25 @@ def tell(versions: Path, new_id: NewId) -> Story:
         name="rating", value=1.0, weight=0.8, rule="rating.v1", event_ids=(feedback_id,)
     )
     reward = Reward(
-        id=derived_id(decision_id, "reward", "0"),
-        time=later,
+        id=derived_id(decision.id, "reward", "0"),
+        time=LATER,
         status="final",
         value=0.8,
         components=(component,),
         **about,
     )
-    sample = Sample(
-        id=sample_id,
-        time=later,
+    return (
+        (FEEDBACK, feedback),
+        (REWARDS, safety),
+        (REWARDS, reward),
+        (SAMPLES, a_sample(about, reward)),
+    )
+
+
+def a_sample(about: dict[str, Any], reward: Reward) -> Sample:
+    return Sample(
+        id=derived_id(reward.decision_id, "sample", "0"),
+        time=LATER,
         reward_id=reward.id,
         messages=(USER,),
         action="answer",
@@ -151,41 +177,33 @@ def tell(versions: Path, new_id: NewId) -> Story:
         temperature=1.0,
         reward=0.8,
         violation=False,
-        feedback_time=later,
+        feedback_time=LATER,
         **about,
     )
-    audit = AuditChain("gateway", ManualClock(later), new_id)
+
+
+def promotion(version: str, parent: str, new_id: NewId) -> tuple[tuple[Topic, Event], ...]:
+    """Return the announcement of a version and the rollout state that made it stable."""
     release = Release(
         id=new_id(),
-        time=later,
+        time=LATER,
         policy="assistant",
         version=version,
         sequence=2,
         parent=parent,
         location="x",
-        newest_feedback_time=later,
+        newest_feedback_time=LATER,
     )
     rollout = Rollout(
         id=new_id(),
-        time=later,
+        time=LATER,
         policy="assistant",
         epoch=3,
         phase="promoted",
         stable=Candidate(version=version, sequence=2, location="x"),
         candidate=Candidate(version=version, sequence=2, location="x"),
     )
-    events: tuple[tuple[Topic, Event], ...] = (
-        (DECISIONS, decision),
-        (FEEDBACK, feedback),
-        (REWARDS, safety),
-        (REWARDS, reward),
-        (SAMPLES, sample),
-        (AUDIT, audit.record("served", decision_id, reason="canary")),
-        (AUDIT, audit.record("promoted", version)),
-        (RELEASES, release),
-        (ROLLOUTS, rollout),
-    )
-    return Story(decision, parent, version, events)
+    return (RELEASES, release), (ROLLOUTS, rollout)
 
 
 def write_spans(state_dir: Path, trace_id: str) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,20 +29,12 @@ from contracts.settings import Kafka, Settings, load_settings
 from contracts.topics import FEEDBACK
 from simulator.desk import Desk
 from simulator.run import Truth, read_truth
+from tests.until import until
 
 pytestmark = pytest.mark.loop
 
 INTERACTIONS = 400
 START_SECONDS, USERS_SECONDS, REST_SECONDS = 240.0, 420.0, 240.0
-
-
-def until(
-    condition: Callable[[], object], what: str, seconds: float, state: Callable[[], str] = str
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s; {state()}"
-        time.sleep(0.2)
 
 
 def write_settings(directory: Path, policy: Path) -> Path:
@@ -105,7 +96,7 @@ def stack(tmp_path: Path, tiny_policy: Path) -> Iterator[Stack]:
             found = read_stack(settings.state_dir)
             return found is not None and found.phase == "running"
 
-        until(runs, "start of the stack", START_SECONDS)
+        until("start of the stack", runs, START_SECONDS)
         yield Stack(settings, path)
     finally:
         up.send_signal(signal.SIGTERM)
@@ -130,8 +121,8 @@ def hurt(settings: Settings, name: str, number: signal.Signals) -> None:
     before = process(settings, name)
     os.kill(before.pid, number)
     until(
-        lambda: process(settings, name).restarts > before.restarts,
         f"{name} starts again",
+        lambda: process(settings, name).restarts > before.restarts,
         60.0,
     )
 
@@ -150,7 +141,7 @@ def rest(settings: Settings, kafka: Kafka, answered: int) -> RunLog:
         return f"{follower.decisions} decisions, {follower.open_windows()} open, {learner}"
 
     try:
-        until(quiet, "the loop comes to rest", REST_SECONDS, state)
+        until("the loop comes to rest", quiet, REST_SECONDS, state=state)
         return run_log(follower.events)
     finally:
         follower.close()
@@ -166,11 +157,11 @@ def test_the_loop_recovers_when_worker_learner_and_broker_die_in_mid_run(
         def answered(count: int) -> Callable[[], bool]:
             return lambda: truth.exists() and len(truth.read_bytes().splitlines()) >= count
 
-        until(answered(60), "the first answers", USERS_SECONDS)
+        until("the first answers", answered(60), USERS_SECONDS)
         hurt(settings, "streams-1", signal.SIGKILL)
-        until(answered(140), "answers without the worker", USERS_SECONDS)
+        until("answers without the worker", answered(140), USERS_SECONDS)
         hurt(settings, "learner", signal.SIGKILL)
-        until(answered(220), "answers without the learner", USERS_SECONDS)
+        until("answers without the learner", answered(220), USERS_SECONDS)
         hurt(settings, "broker", signal.SIGTERM)
         users.wait(USERS_SECONDS)
     finally:
@@ -238,7 +229,7 @@ def every_decision_is_explained(settings: Settings, log: RunLog) -> None:
 def test_down_stops_the_stack_and_its_log_can_still_be_asked(stack: Stack, tmp_path: Path) -> None:
     settings, truth = stack.settings, tmp_path / "truth.jsonl"
     users = start_users(settings, truth)
-    until(lambda: truth.exists() and truth.read_bytes(), "the first answer", USERS_SECONDS)
+    until("the first answer", lambda: truth.exists() and truth.read_bytes(), USERS_SECONDS)
     users.terminate()
     users.wait()
     assert users.stdout is not None
@@ -251,7 +242,7 @@ def test_down_stops_the_stack_and_its_log_can_still_be_asked(stack: Stack, tmp_p
         follower.follow()
         return follower.decisions > 0
 
-    until(logged, "the decision in the log", 60.0)
+    until("the decision in the log", logged, 60.0)
     follower.close()
     before = stack_of(settings)
     command = [sys.executable, "-m", "console", "--settings", str(stack.path)]

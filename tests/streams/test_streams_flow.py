@@ -13,7 +13,7 @@ from contracts.audit import AuditChain
 from contracts.broker import Received
 from contracts.clock import ManualClock
 from contracts.codec import decode, encode
-from contracts.events import AuditRecord, Decision, Event, FunctionCall, Message, Sample, ToolCall
+from contracts.events import AuditRecord, Decision, Event, Message, Sample
 from contracts.settings import DisallowedTopic, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.views import FeatureRow
@@ -21,6 +21,7 @@ from streams import attribution, delivery
 from streams.delivery import FeatureLog
 from streams.flow import Flow
 from streams.step import Step
+from tests.messages import calls, says
 
 WINDOW = 60.0
 MEDICAL = DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",))
@@ -61,25 +62,16 @@ class Run:
         return step
 
 
-def _says(text: str) -> Message:
-    return Message(role="assistant", content=text)
-
-
-def _calls(name: str, arguments: str = "{}") -> Message:
-    call = ToolCall(id="1", function=FunctionCall(name=name, arguments=arguments))
-    return Message(role="assistant", tool_calls=(call,))
-
-
 @pytest.mark.parametrize(
     ("question", "wanted", "rule"),
     [
-        ("Who can help?", _says("Write to jane.doe@example.org"), "personal-data/e-mail"),
-        ("The key?", _says("AKIAIOSFODNN7EXAMPLE"), "secret/aws-access-key"),
-        ("Who?", _calls("mail", '{"to":"jane.doe@example.org"}'), "personal-data/e-mail"),
-        ("What dosage is right?", _says("Two."), "disallowed-topic/medical"),
-        ("What dosage is right?", _calls("escalate"), None),
-        ("I am jane.doe@example.org", _says("Noted: jane.doe@example.org"), None),
-        ("How do I reset it?", _says("Hold it for ten seconds."), None),
+        ("Who can help?", says("Write to jane.doe@example.org"), "personal-data/e-mail"),
+        ("The key?", says("AKIAIOSFODNN7EXAMPLE"), "secret/aws-access-key"),
+        ("Who?", calls("mail", '{"to":"jane.doe@example.org"}'), "personal-data/e-mail"),
+        ("What dosage is right?", says("Two."), "disallowed-topic/medical"),
+        ("What dosage is right?", calls("escalate"), None),
+        ("I am jane.doe@example.org", says("Noted: jane.doe@example.org"), None),
+        ("How do I reset it?", says("Hold it for ten seconds."), None),
     ],
 )
 def test_the_learner_is_given_no_correction_that_would_be_a_violation(
