@@ -70,5 +70,5 @@ def test_a_plain_request_left_early_frees_the_engine(state_dir: Path) -> None:
         client.close()
         until("the end of the generation", lambda: model.ended == 1)
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         thread.join()
