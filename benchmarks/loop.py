@@ -5,9 +5,10 @@ writes ``benchmarks/results/loop-<users>-<seed>.json``; ``--table`` prints what 
 table of the README. A run takes about ten minutes on two cores.
 
 ``--model PATH`` gives the users another base model, and its name joins the file's. A chat model of
-135 million parameters answers a question a second there, so such a run is short, says nothing of
-utility, and is a row of a second table:
-``python -m benchmarks.loop desk:0 --model PATH --interactions 96 --rate 0.4 --held-out 32``.
+135 million parameters takes seconds for an answer there, so such a run is short, says nothing of
+utility, and is a row of a second table. Settings in the environment are part of the result:
+``HEADRACE_LEARNER__BATCH_SAMPLES=8 HEADRACE_GATEWAY__MAX_TOKENS=16 python -m benchmarks.loop desk:0
+--model PATH --interactions 56 --rate 0.16 --held-out 16``.
 """
 
 from __future__ import annotations
