@@ -24,7 +24,8 @@ def vllm_command(
     ``processed_logprobs`` reports each drawn token under the distribution it was drawn from
     (after temperature, top_k, top_p), which is what an importance weight divides by; vLLM's own
     default is the raw model's. ``--generation-config vllm`` keeps the model's recommended sampling
-    values (a repetition penalty, say) out of requests.
+    values (a repetition penalty, say) out of requests. With ``--enforce-eager`` torch.compile is
+    left with a function of the sampler alone, and would want a C++ compiler for it.
     """
     engine = settings.engine
     dtype = engine_dtype(engine.dtype, processor_flags() if flags is None else flags)
@@ -53,5 +54,6 @@ def vllm_command(
         "VLLM_SERVER_DEV_MODE": "0",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "TORCH_COMPILE_DISABLE": "1",
     }
     return argv, environment
