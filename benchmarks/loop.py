@@ -6,9 +6,8 @@ table of the README. A run takes about ten minutes on two cores.
 
 ``--model PATH`` gives the users another base model, and its name joins the file's. A chat model of
 135 million parameters takes seconds for an answer there, so such a run is short, says nothing of
-utility, and is a row of a second table. Settings in the environment are part of the result:
-``HEADRACE_LEARNER__BATCH_SAMPLES=8 HEADRACE_GATEWAY__MAX_TOKENS=16 python -m benchmarks.loop desk:0
---model PATH --interactions 56 --rate 0.16 --held-out 16``.
+utility, and is a row of a second table. ``HEADRACE_*`` settings of the environment are part of the
+result.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ def _change(report: dict[str, Any], name: str) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loop", description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="USERS:SEED")
-    parser.add_argument("--interactions", type=int, default=2400)
+    parser.add_argument("--interactions", type=int)
     parser.add_argument("--rate", type=float, help="questions a second")
     parser.add_argument("--held-out", type=int, metavar="N", help="questions before and after")
     parser.add_argument("--model", type=Path, metavar="PATH", help="a base model of yours")

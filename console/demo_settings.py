@@ -30,7 +30,9 @@ FAST: dict[str, Any] = {
 """Hours of a product's traffic pass in minutes, so windows and samples shrink likewise."""
 
 LARGE: dict[str, Any] = {
-    "learner": {"batch_samples": 16, "publish_every": 1, "learning_rate": 1e-4},
+    "gateway": {"max_tokens": 24},
+    "engine": {"timeout_seconds": 180.0},
+    "learner": {"batch_samples": 8, "publish_every": 1, "learning_rate": 1e-4},
     "rollout": {
         "canary_weight": 0.5,
         "min_canary_requests": 10,
@@ -39,12 +41,26 @@ LARGE: dict[str, Any] = {
         "max_wait_seconds": 300.0,
     },
 }
-"""A real chat model answers a question or a few a second here: a version comes after few samples,
-and its canary needs half of the users and minutes. One step at 5e-4 leaves the trust region
-(SmolLM2-135M: 44 % of the tokens clipped, 2 % at 1e-4)."""
+"""A real chat model on two cores answers a question in seconds while it also learns: answers are
+short and waited for, a version comes after few samples, and its canary needs half of the users and
+minutes. One step at 5e-4 leaves the trust region (SmolLM2-135M: 44 % of the tokens clipped, 2 % at
+1e-4)."""
 
-KEPT = ("kafka", "features", "tracing", "data_dir")
+KEPT = ("kafka", "engine", "features", "tracing", "data_dir")
 """Where things are stays as given."""
+
+
+class Extent(Struct, frozen=True, kw_only=True):
+    """How much is asked: live questions, how many a second, and held-out ones before and after."""
+
+    interactions: int
+    rate: float
+    held_out: int
+
+
+SMALL_POLICY = Extent(interactions=2400, rate=6.0, held_out=768)
+GIVEN_MODEL = Extent(interactions=64, rate=0.2, held_out=16)
+"""Enough for a version or a few, far too little to judge one by: that takes hours on two cores."""
 
 
 def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def demo_settings(
     placed: dict[str, Any] = {
         "state_dir": str(run_dir),
         "policy": {"name": given.policy.name, "model": policy.model},
-        "engine": {**tree["engine"], "kind": engine},
+        "engine": {"kind": engine},
         "data_dir": str(given.data_dir.absolute()),
     }
     if given.kafka.bootstrap:

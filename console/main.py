@@ -231,23 +231,23 @@ def health(settings: Settings, process: str) -> None:
 
 
 @main.command()
-@click.option("--interactions", default=2400, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--interactions", type=click.IntRange(1), help="[default: 2400, or 64 with a given model]"
+)
 @click.option(
     "--users", type=click.Choice(["desk", "banking77"]), default="desk", show_default=True
 )
 @click.option(
     "--rate",
-    default=6.0,
-    show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="Questions a second; versions need time to be learned and judged.",
+    help="Questions a second; versions need time to be learned and judged. "
+    "[default: 6, or 0.2 with a given model]",
 )
 @click.option(
     "--held-out",
-    default=768,
-    show_default=True,
     type=click.IntRange(2),
-    help="Questions that measure a version, before and after.",
+    help="Questions that measure a version, before and after. "
+    "[default: 768, or 16 with a given model]",
 )
 @click.option("--model", default="", help="Any Hugging Face causal LM; skips the warm start.")
 @click.option("--report", type=click.Path(path_type=Path), help="Also write the report here.")
@@ -262,7 +262,12 @@ def health(settings: Settings, process: str) -> None:
 def demo(settings: Settings, **options: Any) -> None:
     """Run the whole loop on simulated users and report what it learned."""
     from console.demo import Options, run_demo
+    from console.demo_settings import GIVEN_MODEL, SMALL_POLICY
     from console.waiting import Shown
 
+    extent = GIVEN_MODEL if options["model"] or settings.policy.model else SMALL_POLICY
+    for name in ("interactions", "rate", "held_out"):
+        if options[name] is None:
+            options[name] = getattr(extent, name)
     ok = run_demo(settings, Options(**options), Shown())
     raise click.exceptions.Exit(0 if ok else 1)

@@ -264,5 +264,6 @@ def test_a_given_setting_wins_over_those_of_the_demo_and_the_product(tmp_path: P
     assert (found.learner.kl_weight, found.learner.seed) == (0.25, 4)
     assert found.learner.learning_rate == 1e-4  # a given model's, not the product's
     assert (found.learner.publish_every, found.gateway.port) == (1, 0)
+    assert found.engine.timeout_seconds == 180.0  # time for a large model on few cores
     assert found.gateway.feedback_secret == "s" * 64
     assert "ssss" not in (run_dir / "headrace.yaml").read_text()
