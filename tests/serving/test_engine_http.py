@@ -52,6 +52,7 @@ def engine_url(
         policy=s.Policy(model=str(tiny_model)), engine=s.Engine(dtype="float32", max_lora_rank=8)
     )
     argv, environment = vllm_command(settings, port, VLLM_PYTHON)
+    environment["PATH"] = str(VLLM_PYTHON.parent)  # without a compiler, as on a small system
     server = Server(argv, environment, port, tmp_path_factory.mktemp("vllm") / "vllm.log")
     yield server.wait("/health").url
     server.stop()
