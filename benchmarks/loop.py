@@ -89,7 +89,7 @@ def table(results: Path = RESULTS) -> str:
     """Return the results as the Markdown table of the README, those of given models as another."""
     names = (
         *("users, seed", "interactions", "failed", "rewards", "samples, each once"),
-        *("versions served", "utility", "violations", "right action"),
+        *("explained", "versions served", "utility", "violations", "right action"),
         *("freshness p50 / p95", "minutes"),
     )
     own, given = [_heading(names)], [_heading(("model", *names))]
@@ -113,7 +113,8 @@ def _row(report: dict[str, Any]) -> str:
     return (
         f"| {report['users']}, {report['seed']} | {report['interactions']} "
         f"| {report['failed_requests']} | {report['rewards']} | {report['samples_learned']} "
-        f"| {report['versions_served']} | {_change(report, 'utility')} "
+        f"| {report['decisions_explained']} | {report['versions_served']} "
+        f"| {_change(report, 'utility')} "
         f"| {_change(report, 'violation_rate')} | {_change(report, 'right_action')} "
         f"| {ages} s | {report['duration_seconds'] / 60:.1f} |"
     )
