@@ -24,6 +24,7 @@ from contracts.topics import DECISIONS, FEEDBACK, Topic
 from contracts.tracing import span
 from streams.delivery import Delivery, FeatureLog
 from streams.flow import Flow
+from streams.pacing import pace
 from streams.step import Step
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Worker:
         self._paused = False
         self._begins: dict[Any, int] = {}
         self._look_again_at = 0.0
+        self._paced: Any = None
         self._connect()
 
     def _connect(self) -> None:
@@ -182,7 +184,14 @@ class Worker:
                 "both topics need the same number of partitions"
             )
         _log.info("partitions assigned: %s", sorted(decisions))
+        self._pace()
         self._begin(decisions)
+
+    def _pace(self) -> None:
+        fetcher = self.app.consumer._thread._ensure_consumer()._fetcher
+        if fetcher is not self._paced:
+            pace(fetcher)
+            self._paced = fetcher
 
     def _begin(self, partitions: Any) -> None:
         self.flow.assign(partitions)
