@@ -23,8 +23,8 @@ from contracts.settings import Settings
 from contracts.topics import DECISIONS, FEEDBACK, Topic
 from contracts.tracing import span
 from streams.delivery import Delivery, FeatureLog
+from streams.fetching import pace, rewind_uncommitted
 from streams.flow import Flow
-from streams.pacing import pace
 from streams.step import Step
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Worker:
         self._paused = False
         self._begins: dict[Any, int] = {}
         self._look_again_at = 0.0
-        self._paced: Any = None
+        self._corrected: Any = None
         self._connect()
 
     def _connect(self) -> None:
@@ -184,14 +184,16 @@ class Worker:
                 "both topics need the same number of partitions"
             )
         _log.info("partitions assigned: %s", sorted(decisions))
-        self._pace()
+        self._correct_fetching()
         self._begin(decisions)
 
-    def _pace(self) -> None:
-        fetcher = self.app.consumer._thread._ensure_consumer()._fetcher
-        if fetcher is not self._paced:
-            pace(fetcher)
-            self._paced = fetcher
+    def _correct_fetching(self) -> None:
+        """Correct the consumer once it is there, which is before Faust reads from it."""
+        thread = self.app.consumer._thread
+        if thread is not self._corrected:
+            pace(thread._ensure_consumer()._fetcher)
+            rewind_uncommitted(thread)
+            self._corrected = thread
 
     def _begin(self, partitions: Any) -> None:
         self.flow.assign(partitions)
