@@ -23,7 +23,8 @@ from typing import Any
 
 import msgspec
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 RUN_SECONDS = 1800.0
 
 
@@ -74,13 +75,15 @@ def given_settings() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the checkout, marked when files differ from it."""
+    """Return the commit of the checkout, marked when files other than results differ from it."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
     found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=RESULTS.parent,
-        capture_output=True,
-        text=True,
-        check=True,
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     return found.stdout.strip()
 
