@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from difflib import SequenceMatcher
 from statistics import fmean
 
 import msgspec
@@ -26,7 +25,7 @@ from contracts.ids import derived_id
 from contracts.settings import RewardComponent, RewardSignal
 
 MAX_WORDS = 2000
-"""Words compared of an answer and its correction: the comparison is quadratic at worst."""
+"""Words compared of an answer and its correction: 2 to 3 ms at this bound, whatever the words."""
 
 Signal = tuple[RewardSignal, float, str, tuple[str, ...]]
 """Name, value in [-1, 1], rule, ids of the events behind it."""
@@ -143,16 +142,35 @@ def logprobs_are_usable(decision: Decision) -> bool:
 
 
 def similarity(answer: Message, wanted: Message) -> float:
-    """Return the share of an answer that its correction kept, in [0, 1] (Ratcliff-Obershelp).
+    """Return the share of an answer that its correction kept, in [0, 1].
 
-    Texts are compared by words. Tool calls of the same names are compared by their arguments;
-    another action keeps nothing.
+    That is twice the number of words kept in order over the number of words of both. Tool calls of
+    the same names are compared by their arguments; another action keeps nothing.
     """
     if [call.function.name for call in answer.tool_calls] != [
         call.function.name for call in wanted.tool_calls
     ]:
         return 0.0
-    return SequenceMatcher(None, _words(answer), _words(wanted), autojunk=False).ratio()
+    said, corrected = _words(answer), _words(wanted)
+    both = len(said) + len(corrected)
+    return 2 * kept_in_order(said, corrected) / both if both else 1.0
+
+
+def kept_in_order(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence.
+
+    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): each word of ``one``
+    costs a few operations on integers of ``len(other)`` bits, so repeated words cost no more.
+    """
+    places: dict[str, int] = {}
+    for place, word in enumerate(other):
+        places[word] = places.get(word, 0) | 1 << place
+    everywhere = (1 << len(other)) - 1
+    unmatched = everywhere
+    for word in one:
+        hits = unmatched & places.get(word, 0)
+        unmatched = ((unmatched + hits) | (unmatched - hits)) & everywhere
+    return len(other) - unmatched.bit_count()
 
 
 def newest(feedback: Sequence[Feedback], kind: str) -> Feedback | None:

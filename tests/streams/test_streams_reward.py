@@ -10,7 +10,14 @@ import pytest
 from contracts.clock import ManualClock
 from contracts.events import Feedback, Reward, Safety, Sampling
 from contracts.settings import RewardComponent, Streams
-from streams.reward import logprobs_are_usable, reward_of, sample_of, similarity
+from streams.reward import (
+    MAX_WORDS,
+    kept_in_order,
+    logprobs_are_usable,
+    reward_of,
+    sample_of,
+    similarity,
+)
 from streams.safety import judge
 from tests.messages import calls, says
 
@@ -93,6 +100,43 @@ def test_tool_calls_are_compared_by_name_and_canonical_arguments() -> None:
     assert 0.0 < similarity(one, calls("search", '{"limit":5,"query":"start"}')) < 1.0
     assert similarity(one, calls("escalate", '{"query": "reset", "limit": 5}')) == 0.0
     assert similarity(one, says("reset")) == 0.0
+
+
+def test_words_count_as_kept_when_their_order_is() -> None:
+    for one, other, kept in (
+        ("hold the red button", "please hold the button now", 3),
+        ("a b c d", "d c b a", 1),
+        ("x x x", "x y x", 2),
+        ("a b", "", 0),
+    ):
+        assert kept_in_order(one.split(), other.split()) == kept
+        assert kept_in_order(other.split(), one.split()) == kept
+    assert similarity(says(""), says("")) == 1.0
+
+
+class _Word(str):
+    """A word that counts how often it is looked at."""
+
+    looks = 0
+
+    def __hash__(self) -> int:
+        _Word.looks += 1
+        return super().__hash__()
+
+    def __eq__(self, other: object) -> bool:
+        _Word.looks += 1
+        return super().__eq__(other)
+
+
+def test_a_correction_of_one_word_repeated_is_compared_in_a_few_looks_at_each_word() -> None:
+    said = [_Word("x") for _ in range(MAX_WORDS)]
+    wanted = [_Word(word) for word in ["x", "y"] * (MAX_WORDS // 2)]
+    assert kept_in_order(said, wanted) == MAX_WORDS // 2
+    assert _Word.looks <= 4 * (len(said) + len(wanted))
+
+
+def test_words_beyond_the_bound_are_not_compared() -> None:
+    assert similarity(says("x " * MAX_WORDS + "y"), says("x " * MAX_WORDS + "z")) == 1.0
 
 
 @pytest.mark.parametrize(
