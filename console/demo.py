@@ -20,6 +20,7 @@ from console.demo_users import Crowd, measure, run_users
 from console.environments import THIS_MACHINE, Machine
 from console.evidence import all_evidence, ledger_lines, version_directories
 from console.log_access import remember
+from console.model import local_model
 from console.plot import plot_run
 from console.report import RunLog, run_figures, run_log, stable_version
 from console.settling import Follower, settle
@@ -77,7 +78,10 @@ def run_demo(
     product = make_product(options.users, given.data_dir)
     began = time.monotonic()
     given_model = options.model or given.policy.model
-    model = given_model or str(base_policy(given, options.users, options.seed, shown))
+    if given_model:
+        model = local_model(given_model, shown)
+    else:
+        model = str(base_policy(given, options.users, options.seed, shown))
     warm_start_seconds = time.monotonic() - began
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     run_dir = given.state_dir.absolute() / "runs" / f"{now}-{options.users}-{options.seed}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from console.waiting import Shown
@@ -34,7 +37,8 @@ def _fetched(name: str, shown: Shown) -> str:
 
     shown.say(f"model: {name} from the Hugging Face hub, unless it was fetched before")
     try:
-        return snapshot_download(name, allow_patterns=list(FILES))
+        with _interrupt_ends_at_once():
+            return snapshot_download(name, allow_patterns=list(FILES))
     except (OSError, ValueError, HTTPError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UnavailableError(
@@ -42,3 +46,14 @@ def _fetched(name: str, shown: Shown) -> str:
             "name and the network, log in with 'hf auth login' where it is gated, or fetch it "
             "elsewhere and give its directory"
         ) from error
+
+
+@contextmanager
+def _interrupt_ends_at_once() -> Iterator[None]:
+    """Let SIGINT end the process as SIGTERM does: a KeyboardInterrupt would wait for the threads
+    that download. What they have stays in the cache, and the next download goes on from there."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -41,8 +41,8 @@ def run_stack(settings: Settings, workers: int, shown: Shown) -> None:
     from console.stack import open_stack
 
     refuse_second(settings.state_dir)
+    resolved, supervisor = open_stack(settings, workers, shown)  # starts nothing: may be cut short
     with stop_signals() as stop:
-        resolved, supervisor = open_stack(settings, workers, shown)
         shown.say(f"headrace up: {resolved.engine.kind} engine, state in {resolved.state_dir}")
         try:
             supervisor.start(stop)
