@@ -57,6 +57,7 @@ class Report(Struct, frozen=True, kw_only=True):
     rolled_back: int
     versions_served: int
     decisions_explained: int
+    decisions_traced: int
     audit_records: int
     audit_sound: bool
     utility_before: float
@@ -113,6 +114,7 @@ def make_report(
         rolled_back=figures.rolled_back,
         versions_served=figures.versions_served,
         decisions_explained=traced.explained,
+        decisions_traced=traced.traced,
         audit_records=traced.audit_records,
         audit_sound=not traced.broken,
         utility_before=before.utility,
@@ -141,10 +143,13 @@ def make_report(
 
 
 def is_whole(report: Report) -> bool:
-    """Return whether no request failed, every one was logged, and no sample was learned twice."""
+    """Return whether no request failed, every one was logged and can be explained, the audit is
+    sound, and no sample was learned twice."""
     return (
         report.failed_requests == 0
         and report.decisions_logged == report.interactions
+        and report.decisions_explained == report.decisions_logged
+        and report.audit_sound
         and report.samples_learned == report.distinct_samples_learned
     )
 

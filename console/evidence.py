@@ -57,11 +57,13 @@ class SpanLine(Struct, frozen=True, kw_only=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """``about`` maps a decision or a version to the events on it, by time; ``learned`` a sample to
-    what became of it; ``spans`` a trace id to its spans, by start."""
+    """``about`` maps a decision or a version to the events on it, by time; ``offsets`` a sample to
+    its offset; ``learned`` a sample to what became of it; ``spans`` a trace id to its spans, by
+    start."""
 
     versions: Mapping[str, Version]
     about: Mapping[str, Sequence[Event]]
+    offsets: Mapping[str, int]
     learned: Mapping[str, Sequence[Learned]]
     spans: Mapping[str, Sequence[SpanLine]]
 
@@ -69,25 +71,32 @@ class Evidence(Struct, frozen=True, kw_only=True):
 def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
     """Gather what there is on one decision and on the versions that learned from it."""
     directories = version_directories(settings.state_dir / "versions")
-    versions = _versions(directories)
-    events = list(_events(kafka, ALL_TOPICS, (decision_id,)))
+    versions = manifests(directories)
+    events = [event for _, event in _records(kafka, ALL_TOPICS, (decision_id,))]
     samples = {event.id for event in events if isinstance(event, Sample)}
     learned = _learned(kafka, directories, versions, samples) if samples else {}
     learners = {entry.version for entries in learned.values() for entry in entries}
     if learners:
-        events += _events(kafka, (AUDIT,), learners)
+        events += [event for _, event in _records(kafka, (AUDIT,), learners)]
     traces = {event.trace_id for event in events if isinstance(event, Decision) and event.trace_id}
     spans = _spans(settings.state_dir / "spans", traces) if traces else {}
-    return Evidence(versions=versions, about=_about(events), learned=learned, spans=spans)
+    about = _about(events)
+    return Evidence(versions=versions, about=about, offsets={}, learned=learned, spans=spans)
 
 
 def all_evidence(kafka: Kafka, settings: Settings) -> Evidence:
     """Gather what there is on every decision of the log."""
     directories = version_directories(settings.state_dir / "versions")
-    versions = _versions(directories)
+    versions = manifests(directories)
+    records = list(_records(kafka, ALL_TOPICS))
+    offsets: dict[str, int] = {}
+    for offset, event in records:
+        if isinstance(event, Sample):
+            offsets.setdefault(event.id, offset)
     return Evidence(
         versions=versions,
-        about=_about(_events(kafka, ALL_TOPICS)),
+        about=_about(event for _, event in records),
+        offsets=offsets,
         learned=_learned(kafka, directories, versions),
         spans=_spans(settings.state_dir / "spans"),
     )
@@ -106,10 +115,11 @@ def ledger_lines(directory: Path) -> Iterator[dict[str, Any]]:
             yield from (json.loads(line) for line in lines if line.strip())
 
 
-def _events(
+def _records(
     kafka: Kafka, topics: tuple[Topic, ...], texts: Collection[str] = ()
-) -> Iterator[Event]:
-    """Yield the valid events of the topics; with ``texts`` those whose bytes hold one of them."""
+) -> Iterator[tuple[int, Event]]:
+    """Yield (offset, event) of the topics' valid records; with ``texts`` of those whose bytes hold
+    one of them."""
     from contracts.broker import read_to_end
 
     wanted = [text.encode() for text in texts]
@@ -118,16 +128,17 @@ def _events(
         if value is None or (wanted and not any(text in value for text in wanted)):
             continue
         try:
-            yield record.event()
+            yield record.offset, record.event()
         except CodecError:
             continue
 
 
 def _about(events: Iterable[Event]) -> dict[str, list[Event]]:
-    found: dict[str, dict[str, Event]] = defaultdict(dict)
+    """Index events by what they are about. Ids are unique within a type: feedback has its own."""
+    found: dict[str, dict[tuple[str, str], Event]] = defaultdict(dict)
     for event in events:
         for subject in _subjects(event):
-            found[subject].setdefault(event.id, event)
+            found[subject].setdefault((event.TYPE, event.id), event)
     return {
         subject: sorted(known.values(), key=lambda event: (event.time, event.id))
         for subject, known in found.items()
@@ -146,7 +157,8 @@ def _subjects(event: Event) -> Iterator[str]:
         yield decision_id
 
 
-def _versions(directories: Mapping[str, Path]) -> dict[str, Version]:
+def manifests(directories: Mapping[str, Path]) -> dict[str, Version]:
+    """Return every version with its manifest, or with what is wrong with it."""
     found = {}
     for version, directory in directories.items():
         try:

@@ -12,6 +12,7 @@ from console.explain import Explanation, explanation
 from console.table import table
 from contracts.audit import broken_links
 from contracts.events import BASE_VERSION, AuditRecord, Decision, Event
+from contracts.topics import SAMPLES
 
 STEPS = {
     "decision.served",
@@ -21,7 +22,7 @@ STEPS = {
     "reward.closed",
 }
 SPANS = {"admit", "judge safety", "reward"}
-TRACE = "trace"
+GATEWAY, LEARN = "gateway", "learn"
 SHOWN = 3
 """Lacking decisions named per link."""
 
@@ -29,51 +30,59 @@ SHOWN = 3
 class Traceability(Struct, frozen=True, kw_only=True):
     """``explained`` counts decisions that lack no link; ``lacking`` names the others by link.
 
-    A decision lacks its reward while its window is open. Traces are left out where no spans are
-    kept locally. ``learned`` counts samples that a version
-    read; the newest wait for the next one. ``broken`` says what is wrong with the audit chains.
+    A decision lacks its reward while its window is open. ``learned`` counts samples that a version
+    read; the newest wait for the next one. ``traced`` counts decisions whose spans are all in the
+    local files: spans may be lost or kept elsewhere, so that nothing depends on it. ``broken`` says
+    what is wrong with the audit chains; ``cut`` counts those whose first records are gone, because
+    they are older than the topic keeps them, or because somebody removed them.
     """
 
     decisions: int
     explained: int
+    traced: int
     lacking: dict[str, tuple[str, ...]]
     samples: int
     learned: int
     audit_records: int
     audit_chains: int
+    cut: int
     broken: tuple[str, ...]
 
 
 def traceability(evidence: Evidence) -> Traceability:
     """Explain every decision there is evidence of, and verify every audit chain."""
-    events = {event.id: event for found in evidence.about.values() for event in found}
-    links = {link: holds for link, holds in LINKS.items() if link != TRACE or evidence.spans}
-    lacking: dict[str, list[str]] = {link: [] for link in links}
-    decisions = [event for event in events.values() if isinstance(event, Decision)]
-    samples = learned = 0
+    events = {(e.TYPE, e.id): e for found in evidence.about.values() for e in found}.values()
+    lacking: dict[str, list[str]] = {link: [] for link in LINKS}
+    decisions = [event for event in events if isinstance(event, Decision)]
+    read_to = _read_to(evidence)
+    samples = learned = traced = 0
     for decision in decisions:
         found = explanation(evidence, decision.id)
         samples += len(found.samples)
         learned += len(found.learned)
-        for link, holds in links.items():
-            if not holds(found):
+        traced += _is_traced(found)
+        due = any(evidence.offsets.get(sample.id, read_to) < read_to for sample in found.samples)
+        for link, holds in LINKS.items():
+            if not holds(found, due):
                 lacking[link].append(decision.id)
-    chains = _chains(events.values())
+    chains = _chains(events)
     return Traceability(
         decisions=len(decisions),
         explained=len(decisions) - len({one for ids in lacking.values() for one in ids}),
+        traced=traced,
         lacking={link: tuple(ids) for link, ids in lacking.items()},
         samples=samples,
         learned=learned,
-        audit_records=sum(map(len, chains.values())),
+        audit_records=sum(map(len, chains)),
         audit_chains=len(chains),
-        broken=tuple(problem for chain in chains.values() for problem in broken_links(chain)),
+        cut=sum(chain[0].sequence > 0 for chain in chains),
+        broken=tuple(problem for chain in chains for problem in _problems(chain)),
     )
 
 
 def is_traceable(found: Traceability) -> bool:
-    """Return whether nothing lacks and no chain is broken."""
-    return found.explained == found.decisions and not found.broken
+    """Return whether there are decisions, none lacks a link, and no chain is broken."""
+    return 0 < found.decisions == found.explained and not found.broken
 
 
 def traceability_text(found: Traceability) -> str:
@@ -83,10 +92,13 @@ def traceability_text(found: Traceability) -> str:
         for link, ids in found.lacking.items()
     ]
     state = "BROKEN:" if found.broken else "all sound"
+    if found.cut:
+        state = f"{found.cut} without their first records, {state}"
     return "\n".join(
         [
             f"{found.explained} of {found.decisions} decisions can be explained",
             table(("link", "decisions", "lacking", "which"), rows),
+            f"traces: {found.traced} whole in the local files",
             f"samples: {found.samples}, of which a version has read {found.learned}",
             f"audit: {found.audit_records} records in {found.audit_chains} chains, {state}",
             *(f"  {problem}" for problem in found.broken),
@@ -109,27 +121,41 @@ def _has_steps(found: Explanation) -> bool:
     return {record.action for record in found.audit} >= STEPS
 
 
-def _has_trace(found: Explanation) -> bool:
-    return {span.name for span in found.spans} >= SPANS
-
-
-LINKS: Mapping[str, Callable[[Explanation], bool]] = {
-    "policy version": _has_version,
-    "safety features": lambda found: found.safety is not None,
-    "reward": lambda found: bool(found.rewards),
-    "events behind the reward": _has_events,
-    "audit of every step": _has_steps,
-    TRACE: _has_trace,
+LINKS: Mapping[str, Callable[[Explanation, bool], bool]] = {
+    "policy version": lambda found, _: _has_version(found),
+    "safety features": lambda found, _: found.safety is not None,
+    "reward": lambda found, _: bool(found.rewards),
+    "events behind the reward": lambda found, _: _has_events(found),
+    "audit of every step": lambda found, _: _has_steps(found),
+    "version that learned it": lambda found, due: bool(found.learned) or not due,
 }
+"""What each decision must have; the second argument says that its sample lies below the offset
+that versions have read to."""
 
 
-def _chains(events: Iterable[Event]) -> dict[str, list[AuditRecord]]:
+def _is_traced(found: Explanation) -> bool:
+    names = {span.name for span in found.spans}
+    processes = {span.process for span in found.spans}
+    return names >= SPANS and GATEWAY in processes and (LEARN in names or not found.learned)
+
+
+def _read_to(evidence: Evidence) -> int:
+    """Return the offset up to which versions were made from the samples."""
+    manifests = [version.manifest for version in evidence.versions.values() if version.manifest]
+    ends = [part.next for m in manifests for part in m.trained_on if part.topic == SAMPLES.name]
+    return max(ends, default=0)
+
+
+def _problems(chain: list[AuditRecord]) -> list[str]:
+    """Return what is broken in a chain; that it does not begin at its beginning is told apart."""
+    problems = broken_links(chain)
+    return problems[1:] if chain[0].sequence > 0 else problems
+
+
+def _chains(events: Iterable[Event]) -> list[list[AuditRecord]]:
     """Return each producer's records in order."""
     chains: dict[str, list[AuditRecord]] = defaultdict(list)
     for event in events:
         if isinstance(event, AuditRecord):
             chains[event.producer].append(event)
-    return {
-        producer: sorted(chain, key=lambda record: record.sequence)
-        for producer, chain in chains.items()
-    }
+    return [sorted(chain, key=lambda record: record.sequence) for chain in chains.values()]

@@ -230,7 +230,7 @@ def create_topics(kafka: Kafka) -> list[str]:
                 name=topic.full_name(kafka.prefix),
                 num_partitions=topic.partitions or kafka.partitions,
                 replication_factor=kafka.replication,
-                topic_configs={"cleanup.policy": topic.cleanup},
+                topic_configs=_configs(topic),
             )
             try:
                 admin.create_topics([new])
@@ -239,6 +239,11 @@ def create_topics(kafka: Kafka) -> list[str]:
         return [topic.full_name(kafka.prefix) for topic in missing]
     finally:
         admin.close()
+
+
+def _configs(topic: Topic) -> dict[str, str]:
+    for_ever = {"retention.ms": "-1", "retention.bytes": "-1"} if topic.kept_for_ever else {}
+    return {"cleanup.policy": topic.cleanup, **for_ever}
 
 
 def wait_for_broker(

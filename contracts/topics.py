@@ -22,7 +22,8 @@ from contracts.events import (
 
 
 class Topic(Struct, frozen=True, kw_only=True):
-    """One row of the table. ``partitions`` is None for the count in the settings."""
+    """One row of the table. ``partitions`` is None for the count in the settings; what is not
+    ``kept_for_ever`` is kept for as long as the broker does by default."""
 
     name: str
     events: tuple[type[Event], ...]
@@ -31,6 +32,7 @@ class Topic(Struct, frozen=True, kw_only=True):
     writers: str
     readers: str
     cleanup: Literal["delete", "compact"] = "delete"
+    kept_for_ever: bool = False
     partitions: int | None = None
 
     def full_name(self, prefix: str) -> str:
@@ -114,6 +116,7 @@ AUDIT = Topic(
     key_name="producer",
     writers="all",
     readers="explain",
+    kept_for_ever=True,
 )
 
 TOPICS: tuple[Topic, ...] = (

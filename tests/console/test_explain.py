@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,21 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
-from console.evidence import Evidence, all_evidence
+from console.evidence import (
+    Evidence,
+    Learned,
+    SpanLine,
+    all_evidence,
+    manifests,
+    version_directories,
+)
 from console.explain import explain_decision, explanation
 from console.explain_text import explanation_text
 from console.local_broker import LocalBroker
 from console.main import main
-from console.traceability import is_traceable, traceability, traceability_text
+from console.traceability import SPANS, STEPS, is_traceable, traceability, traceability_text
 from contracts.audit import AuditChain
 from contracts.broker import create_topics, make_producer, send_and_wait
 from contracts.clock import ManualClock
@@ -259,10 +267,10 @@ def test_what_users_wrote_cannot_steer_the_terminal(
     found = explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
     hostile = "wi\x1b]0;owned\x07pe\x1b[2J \x9b1m\u202eit\nup"
     said = Message(role="user", content=hostile)
-    decision = msgspec.structs.replace(
+    decision = replace(
         found.decision, messages=(said,), text=hostile, user_id=hostile, error=hostile
     )
-    text = explanation_text(msgspec.structs.replace(found, decision=decision))
+    text = explanation_text(replace(found, decision=decision))
     assert all(line.isprintable() for line in text.split("\n"))
     assert text.count("it up") == 4
 
@@ -325,11 +333,111 @@ def test_all_decisions_are_checked_and_what_lacks_is_named(
     assert f"{story.decision.id}" in traceability_text(found)
 
 
-def test_a_chain_with_a_changed_record_is_broken(story: Story) -> None:
-    records = [event for _, event in story.events if isinstance(event, AuditRecord)]
-    changed = msgspec.structs.replace(records[0], reason="stable")
-    evidence = Evidence(versions={}, about={"x": [changed, *records[1:]]}, learned={}, spans={})
-    assert traceability(evidence).broken
+@pytest.fixture
+def whole(state_dir: Path, new_id: NewId) -> Evidence:
+    """All that there is on one decision of which nothing lacks."""
+    told = tell(state_dir / "versions", new_id)
+    chain = AuditChain("streams-1", ManualClock(LATER), new_id)
+    steps = [chain.record(action, told.decision.id) for action in sorted(STEPS)]
+    about = [event for _, event in told.events if not isinstance(event, AuditRecord)] + steps
+    (sample,) = (event for event in about if isinstance(event, Sample))
+    line = {"sample_id": sample.id, "outcome": "used"}
+    learned = Learned(version=told.version, sequence=2, phase="promoted", outcome=line)
+    names = [("gateway", "chat assistant"), ("learner", "learn")]
+    names += [("streams-1", name) for name in SPANS]
+    spans = [
+        SpanLine(process=p, name=name, start="", seconds=0.1, span_id="1", parent_id=None)
+        for p, name in names
+    ]
+    return Evidence(
+        versions=manifests(version_directories(state_dir / "versions")),
+        about={told.decision.id: about},
+        offsets={sample.id: 63},
+        learned={sample.id: [learned]},
+        spans={"ab" * 16: spans},
+    )
+
+
+def without(evidence: Evidence, unwanted: Callable[[Event], bool]) -> Evidence:
+    about = {
+        key: [event for event in events if not unwanted(event)]
+        for key, events in evidence.about.items()
+    }
+    return replace(evidence, about=about)
+
+
+def test_a_decision_of_which_nothing_lacks_is_traceable(whole: Evidence) -> None:
+    found = traceability(whole)
+    assert is_traceable(found)
+    assert (found.explained, found.traced, found.cut) == (1, 1, 0)
+    assert set(found.lacking.values()) == {()}
+
+
+@pytest.mark.parametrize(
+    ("link", "harm"),
+    [
+        ("policy version", lambda e: replace(e, versions={})),
+        ("safety features", lambda e: without(e, lambda event: isinstance(event, Safety))),
+        ("reward", lambda e: without(e, lambda event: isinstance(event, Reward))),
+        ("events behind the reward", lambda e: without(e, lambda x: isinstance(x, Feedback))),
+        *(
+            (
+                "audit of every step",
+                lambda e, step=step: without(e, lambda x: getattr(x, "action", "") == step),
+            )
+            for step in sorted(STEPS)
+        ),
+        ("version that learned it", lambda e: replace(e, learned={})),
+    ],
+)
+def test_the_link_that_lacks_is_named(
+    whole: Evidence, link: str, harm: Callable[[Evidence], Evidence]
+) -> None:
+    found = traceability(harm(whole))
+    assert not is_traceable(found)
+    assert {name for name, ids in found.lacking.items() if ids} == {link}
+
+
+@pytest.mark.parametrize("lost", [*SPANS, "chat assistant", "learn"])
+def test_a_lost_span_is_counted_and_breaks_nothing(whole: Evidence, lost: str) -> None:
+    spans = {key: [s for s in lines if s.name != lost] for key, lines in whole.spans.items()}
+    found = traceability(replace(whole, spans=spans))
+    assert is_traceable(found)
+    assert found.traced == 0
+
+
+def test_a_sample_that_no_version_has_come_to_yet_lacks_nothing(whole: Evidence) -> None:
+    newest = replace(whole, learned={}, offsets=dict.fromkeys(whole.offsets, 64), spans={})
+    assert is_traceable(traceability(newest))
+
+
+def test_an_empty_log_is_not_called_traceable() -> None:
+    nothing = Evidence(versions={}, about={}, offsets={}, learned={}, spans={})
+    assert not is_traceable(traceability(nothing))
+
+
+def test_a_chain_with_a_changed_record_is_broken_one_without_its_head_is_cut(
+    whole: Evidence,
+) -> None:
+    (decision_id,) = whole.about
+    first, *others = (e for e in whole.about[decision_id] if isinstance(e, AuditRecord))
+    changed = replace(whole, about={"x": [replace(first, reason="?"), *others]})
+    assert traceability(changed).broken
+    missing = replace(whole, about={"x": [first, *others[1:]]})
+    assert traceability(missing).broken
+    expired = traceability(replace(whole, about={"x": others}))
+    assert (expired.broken, expired.cut) == ((), 1)
+
+
+def test_feedback_with_the_id_of_its_decision_hides_nothing(
+    kafka: Kafka, state_dir: Path, story: Story
+) -> None:
+    own = next(event for _, event in story.events if isinstance(event, Feedback))
+    same_id = replace(own, id=story.decision.id)
+    produce(kafka, ((FEEDBACK, same_id),))
+    found = explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
+    assert found.decision == story.decision
+    assert {event.id for event in found.feedback} == {own.id, story.decision.id}
 
 
 def test_the_command_wants_one_decision_or_all() -> None:

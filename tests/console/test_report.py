@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from console.demo_report import Measured, is_whole, make_report
 from console.demo_settings import DemoPolicy, demo_settings, merge
-from console.evidence import Evidence
 from console.plot import plot_run
 from console.releases import version_rows
 from console.report import freshness, quantiles, run_figures, run_log, stable_version
-from console.traceability import traceability
+from console.traceability import Traceability
 from contracts.events import (
     Assignment,
     Candidate,
@@ -169,6 +169,20 @@ def test_a_sample_learned_twice_is_seen() -> None:
     assert (figures.samples_learned, figures.distinct_samples_learned) == (3, 2)
 
 
+EXPLAINED = Traceability(
+    decisions=4,
+    explained=4,
+    traced=4,
+    lacking={},
+    samples=2,
+    learned=2,
+    audit_records=9,
+    audit_chains=2,
+    cut=0,
+    broken=(),
+)
+
+
 def test_a_run_is_whole_when_nothing_failed_or_got_lost_or_was_learned_twice() -> None:
     measured = Measured(
         version="base",
@@ -182,7 +196,12 @@ def test_a_run_is_whole_when_nothing_failed_or_got_lost_or_was_learned_twice() -
         right_by_intent={},
     )
 
-    def whole(ledgers: dict[str, list[dict[str, str]]], interactions: int, failed: int) -> bool:
+    def whole(
+        ledgers: dict[str, list[dict[str, str]]],
+        interactions: int,
+        failed: int,
+        traced: Traceability = EXPLAINED,
+    ) -> bool:
         report = make_report(
             users="desk",
             seed=0,
@@ -191,7 +210,7 @@ def test_a_run_is_whole_when_nothing_failed_or_got_lost_or_was_learned_twice() -
             before=measured,
             after=measured,
             figures=run_figures(run_log(a_run()), ledgers),
-            traced=traceability(Evidence(versions={}, about={}, learned={}, spans={})),
+            traced=traced,
             engine="test",
             kafka="test",
             stages={},
@@ -203,6 +222,8 @@ def test_a_run_is_whole_when_nothing_failed_or_got_lost_or_was_learned_twice() -
     assert not whole(LEDGERS, 4, 1)
     assert not whole(LEDGERS, 5, 0)
     assert not whole(twice, 4, 0)
+    assert not whole(LEDGERS, 4, 0, replace(EXPLAINED, explained=3))
+    assert not whole(LEDGERS, 4, 0, replace(EXPLAINED, broken=("x: sequence 2, expected 1",)))
 
 
 def test_a_run_is_drawn(tmp_path: Path) -> None:

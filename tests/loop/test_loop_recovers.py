@@ -216,12 +216,10 @@ def every_decision_is_explained(settings: Settings, log: RunLog) -> None:
         found = traceability(all_evidence(kafka, settings))
         learned = explain_decision(kafka, settings, log.samples[0].decision_id)
     assert found.decisions == INTERACTIONS
+    assert found.lacking == dict.fromkeys(LINKS, ())
+    assert (found.broken, found.cut) == ((), 0)
     # Spans that a killed worker had not written yet are gone: they may be lost, the audit not.
-    assert {link: ids for link, ids in found.lacking.items() if link != "trace"} == dict.fromkeys(
-        LINKS.keys() - {"trace"}, ()
-    )
-    assert len(found.lacking["trace"]) < INTERACTIONS / 2
-    assert found.broken == ()
+    assert found.traced > INTERACTIONS / 2
     assert learned.learned[0].outcome["decision_id"] == learned.decision.id
     assert {span.process for span in learned.spans} >= {"gateway", "engine"}
 
