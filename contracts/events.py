@@ -141,8 +141,9 @@ FeedbackKind = Literal["rating", "correction", "outcome", "report"]
 class Feedback(Event, frozen=True, kw_only=True):
     """What a person or system said about one decision.
 
-    rating: ``score`` in [-1, 1]. correction: ``correction`` is the assistant message wanted.
-    outcome: ``score`` and ``name`` of what succeeded or failed ("tool", "ticket", "re-ask").
+    rating: ``score`` in [-1, 1]. correction: ``correction`` is the assistant message wanted, with
+    text or tool calls. outcome: ``score`` and ``name`` of what succeeded or failed ("tool",
+    "ticket", "re-ask").
     report: ``reason`` in words.
     """
 
@@ -160,7 +161,7 @@ class Feedback(Event, frozen=True, kw_only=True):
     source: str = "kafka"
 
     def __post_init__(self) -> None:
-        """Check that the kind carries what it needs; ValueError names the missing field."""
+        """Check that the kind carries what it needs; ValueError names what is missing or wrong."""
         needed = {
             "rating": (self.score, "score in [-1, 1]"),
             "outcome": (self.score, "score in [-1, 1]"),
@@ -170,6 +171,15 @@ class Feedback(Event, frozen=True, kw_only=True):
         value, wanted = needed[self.kind]
         if value is None:
             raise ValueError(f"feedback of kind {self.kind!r} needs {wanted}")
+        if self.kind == "correction" and self.correction is not None:
+            _check_is_answer(self.correction)
+
+
+def _check_is_answer(message: Message) -> None:
+    if message.role != "assistant":
+        raise ValueError(f"correction has role {message.role!r}; give the assistant message wanted")
+    if not message.tool_calls and not text_of(message).strip():
+        raise ValueError("correction is empty; give text or a tool call")
 
 
 # --- rewards and samples -----------------------------------------------------------------------

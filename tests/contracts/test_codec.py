@@ -203,6 +203,39 @@ def test_value_outside_the_schema_is_invalid(change: dict[str, object]) -> None:
     assert reason_of(FEEDBACK, to_json(raw)) == "invalid"
 
 
+@pytest.mark.parametrize(
+    "correction",
+    [
+        {"role": "system", "content": "Say nothing."},
+        {"role": "user", "content": "Why?"},
+        {"role": "tool", "content": "42", "tool_call_id": "c"},
+        {"role": "assistant"},
+        {"role": "assistant", "content": " \n"},
+        {"role": "assistant", "content": []},
+        {"role": "assistant", "content": [{"type": "text", "text": ""}]},
+    ],
+)
+def test_correction_that_is_no_answer_is_invalid(correction: dict[str, object]) -> None:
+    raw = {**msgspec.to_builtins(RATING), "kind": "correction", "correction": correction}
+    assert reason_of(FEEDBACK, to_json(raw)) == "invalid"
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [
+        {"role": "assistant", "content": "Hold it."},
+        {"role": "assistant", "content": [{"type": "text", "text": "Hold it."}]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "function": {"name": "search", "arguments": "{}"}}],
+        },
+    ],
+)
+def test_correction_that_says_or_calls_something_is_valid(correction: dict[str, object]) -> None:
+    raw = {**msgspec.to_builtins(RATING), "kind": "correction", "correction": correction}
+    assert isinstance(decode(FEEDBACK, to_json(raw), None), Feedback)
+
+
 def test_nested_time_without_offset_is_invalid() -> None:
     raw = {**msgspec.to_builtins(reward("d1", None)), "decided_at": "2026-11-22T12:00:00"}
     assert reason_of(REWARDS, to_json(raw)) == "invalid"
