@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from console.child import Program
@@ -46,8 +48,8 @@ def http_missing(url: str) -> str:
     try:
         with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - address from the settings
             return "" if answer.status == 200 else f"GET {url} answers {answer.status}"
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error)).strip() or type(error).__name__
         return f"GET {url}: {reason}"
 
 
@@ -62,10 +64,27 @@ def broker_missing(kafka: Kafka) -> str:
     return ""
 
 
-def broker_program(settings: Settings) -> Program:
-    """Return the development broker on the port of ``settings.kafka.bootstrap``."""
+@contextmanager
+def broker_answers(kafka: Kafka) -> Iterator[None]:
+    """Turn the Kafka client's errors into UnavailableError."""
+    from kafka.errors import KafkaError
+
+    try:
+        yield
+    except KafkaError as error:
+        raise UnavailableError(f"broker {kafka.bootstrap} refused or is away: {error}") from error
+
+
+def make_topics(kafka: Kafka) -> None:
+    """Create the topics that are missing; UnavailableError when the broker does not."""
     from contracts.broker import create_topics
 
+    with broker_answers(kafka):
+        create_topics(kafka)
+
+
+def broker_program(settings: Settings) -> Program:
+    """Return the development broker on the port of ``settings.kafka.bootstrap``."""
     port = int(settings.kafka.bootstrap.rsplit(":", 1)[1])
     data_dir = settings.state_dir / "broker"
     return Program(
@@ -75,7 +94,7 @@ def broker_program(settings: Settings) -> Program:
         port=port,
         start_seconds=30.0,
         before_start=lambda: data_dir.mkdir(parents=True, exist_ok=True),
-        after_ready=lambda: _discard(create_topics(settings.kafka)),
+        after_ready=lambda: make_topics(settings.kafka),
         server=broker_server(settings.kafka),
     )
 
@@ -126,11 +145,12 @@ def streams_program(
     def remove_left_behind() -> None:
         if words := broker_missing(settings.kafka):
             raise UnavailableError(f"the broker is away ({words})")
-        remove_dead_members(
-            settings.kafka.bootstrap,
-            f"{settings.kafka.prefix}streams",
-            lambda found: found == client_id or found.startswith(f"{client_id}-"),
-        )
+        with broker_answers(settings.kafka):
+            remove_dead_members(
+                settings.kafka.bootstrap,
+                f"{settings.kafka.prefix}streams",
+                lambda found: found == client_id or found.startswith(f"{client_id}-"),
+            )
 
     return Program(
         name=f"streams-{number}",
@@ -159,7 +179,3 @@ def own_program(
         needs=needs,
         port=port,
     )
-
-
-def _discard(_value: object) -> None:
-    return None

@@ -134,11 +134,9 @@ def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Pr
 
 def use_existing_broker(settings: Settings) -> None:
     """Check that the given broker answers and has the topics; UnavailableError when it is away."""
-    from contracts.broker import create_topics
-
     if words := programs.broker_missing(settings.kafka):
         raise UnavailableError(f"broker {settings.kafka.bootstrap} does not answer ({words})")
-    create_topics(settings.kafka)
+    programs.make_topics(settings.kafka)
 
 
 def port_is_taken(host: str, port: int) -> bool:

@@ -111,9 +111,8 @@ class Supervisor:
                 f"{name} ended with code {code} while starting; the end of {child.log}:\n"
                 f"{child.last_lines()}"
             )
-        lacking = child.check_ready()
+        lacking = _lacking(child)
         if not lacking:
-            child.program.after_ready()
             self._shown.say(f"  {name:<12} ready after {elapsed:5.1f} s  (pid {child.pid})")
             self._write()
         elif elapsed > child.program.start_seconds:
@@ -135,8 +134,7 @@ class Supervisor:
         for child in self._children:
             if child.exit_code() is not None:
                 self._restart_when_due(child)
-            elif not child.ready and not child.check_ready():
-                child.program.after_ready()
+            elif not child.ready and not _lacking(child):
                 self._shown.say(f"{child.program.name} is ready again (pid {child.pid})")
                 self._write()
 
@@ -258,6 +256,18 @@ class Supervisor:
         if child.exit_code() is None:
             entry = replace(entry, pid=child.pid, started=child.started)
         return entry
+
+
+def _lacking(child: Child) -> str:
+    """Return what is missing, "" when the child is ready and its ``after_ready`` went well."""
+    lacking = child.check_ready()
+    if not lacking:
+        try:
+            child.program.after_ready()
+        except HeadraceError as error:
+            child.ready = False
+            return str(error)
+    return lacking
 
 
 def _stop_after(others: list[Future[bool]], child: Child) -> bool:

@@ -9,12 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from console.child import Program
+from console.local_broker import free_port
+from console.programs import make_topics
 from console.stack_file import is_same_process, read_stack, start_time
 from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
+from contracts.broker import _PATIENCE
 from contracts.errors import DeadlineError, UnavailableError
+from contracts.settings import Kafka
 
 MakeProgram = Callable[..., Program]
 
@@ -30,6 +35,12 @@ def pids(state_dir: Path) -> dict[str, int]:
     stack = read_stack(state_dir)
     assert stack is not None
     return {entry.name: entry.pid for entry in stack.processes}
+
+
+def states(state_dir: Path) -> dict[str, str]:
+    stack = read_stack(state_dir)
+    assert stack is not None
+    return {entry.name: entry.state for entry in stack.processes}
 
 
 def test_programs_start_by_their_needs_and_stop_in_reverse(
@@ -65,6 +76,45 @@ def test_a_process_that_is_killed_starts_again(
         assert stack is not None
         assert {entry.name: entry.restarts for entry in stack.processes} == {"a": 1, "b": 0}
         assert pids(state_dir)["b"] == before["b"]
+    finally:
+        supervisor.stop()
+
+
+def test_a_process_whose_last_step_fails_is_not_ready_yet_and_holds_up_no_other(
+    make_program: MakeProgram,
+    state_dir: Path,
+    shown: Shown,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker gets its topics after each restart, and may be away again by then."""
+    monkeypatch.setitem(_PATIENCE, "bootstrap_timeout_ms", 300)
+    away = replace(kafka, bootstrap=f"127.0.0.1:{free_port()}")
+    addresses = [kafka, away, kafka]
+
+    def make() -> None:
+        make_topics(addresses.pop(0) if len(addresses) > 1 else addresses[0])
+
+    broker = replace(make_program("broker"), after_ready=make)
+    supervisor = Supervisor(state_dir, [broker, make_program("a")], Addresses(), shown)
+    supervisor.start()
+    try:
+        before = pids(state_dir)
+        os.kill(before["broker"], signal.SIGKILL)
+
+        def failed() -> bool:
+            supervisor.check()
+            return len(addresses) == 1
+
+        until(failed, "a step that fails", 40.0)
+        assert states(state_dir) == {"broker": "starting", "a": "running"}
+
+        def is_back() -> bool:
+            supervisor.check()
+            return states(state_dir)["broker"] == "running"
+
+        until(is_back, "the step that goes well")
+        assert pids(state_dir)["a"] == before["a"]
     finally:
         supervisor.stop()
 
