@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 SCHEMA = "https://github.com/open-telemetry/semantic-conventions-genai@002c8a6"
@@ -86,7 +86,8 @@ def span(
     """Run a block inside a span.
 
     ``parent`` and ``links`` are W3C trace headers as they came with a record. Work on one record
-    takes it as parent; work on a batch starts its own trace and links to the records.
+    takes it as parent; work on a batch starts its own trace and links to the records. An exception
+    that leaves the block marks the span with its type alone: its message may quote a conversation.
     """
     parent_context: Context | None = extract(dict(parent)) if parent else None
     linked = [
@@ -95,9 +96,19 @@ def span(
         if (ctx := trace.get_current_span(extract(dict(headers))).get_span_context()).is_valid
     ]
     with _tracer.start_as_current_span(
-        name, context=parent_context, kind=kind, links=linked, attributes=attributes
+        name,
+        context=parent_context,
+        kind=kind,
+        links=linked,
+        attributes=attributes,
+        record_exception=False,
+        set_status_on_exception=False,
     ) as current:
-        yield current
+        try:
+            yield current
+        except Exception as error:
+            current.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
 
 
 def current_trace_headers() -> dict[str, str]:

@@ -20,7 +20,13 @@ from contracts.codec import to_json
 from contracts.errors import EngineError
 from contracts.events import Assignment, ToolCall
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
-from serving.gateway import Gateway, end_turn, first_that_answers, reason_without_content
+from serving.gateway import (
+    Gateway,
+    end_turn,
+    first_that_answers,
+    reason_to_keep,
+    reason_without_content,
+)
 from serving.tool_calls import Piece, answer_message
 from serving.turn import Outcome, Turn, finish_reason, headrace_of, usage_of
 from serving.wire_errors import DECISION_HEADER, ErrorBody, error_body
@@ -85,7 +91,7 @@ async def _forward(
             chunk = await anext(stream.rest, None)
     except EngineError as error:
         _log.warning("%s broke off: %s", answer.version, reason_without_content(error))
-        answer.fail(str(error))
+        answer.fail(error)
 
 
 async def _finish(answer: _Answer, outcome: Outcome, send: Send) -> None:
@@ -134,9 +140,10 @@ class _Answer:
             self._reason = chunk.finish_reason
         return self._deltas(self._scanner.feed(chunk.text))
 
-    def fail(self, why: str) -> None:
+    def fail(self, error: EngineError) -> None:
         """Note that the engine broke off."""
         self._reason = FAILED
+        why = reason_to_keep(self._gateway, error)
         note = f"{self._assignment.arm}: {self.version}: broke off: {why}"
         self._notes = "; ".join(filter(None, (self._notes, note)))
 

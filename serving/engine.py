@@ -25,6 +25,8 @@ HEALTH_SECONDS = 5.0
 MAX_CONNECTIONS = 1024
 KEEP_ALIVE_SECONDS = 3.0  # below the 5 s of uvicorn: a reused connection is never half closed
 READ_BUFFER_BYTES = 1 << 20  # one SSE line holds all prompt token ids
+MESSAGE_CHARACTERS = 500
+"""How much of an engine's error message is kept: it may quote a whole conversation."""
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -199,7 +201,7 @@ class HttpEngine:
             async for data in all_:
                 body = _decode(_completions, data)
                 if body.error is not None:
-                    raise EngineError(f"engine: {body.error.get('message', body.error)}", 500)
+                    raise EngineError(f"engine: {_message(body.error)}", 500)
                 if not body.choices:
                     continue
                 choice = body.choices[0]
@@ -358,7 +360,11 @@ def _decode(decoder: msgspec.json.Decoder[_Wire], data: bytes) -> _Wire:
 
 def _refusal(status: int, data: bytes) -> EngineError:
     try:
-        message = str(_refusals.decode(data).error.get("message", ""))
+        message = _message(_refusals.decode(data).error)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        message = data[:200].decode("utf-8", "replace")
+        message = data[:MESSAGE_CHARACTERS].decode("utf-8", "replace")
     return EngineError(f"engine refused ({status}): {message}", status)
+
+
+def _message(error: dict[str, Any]) -> str:
+    return str(error.get("message", error))[:MESSAGE_CHARACTERS]

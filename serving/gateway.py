@@ -140,7 +140,7 @@ async def first_that_answers(
         except EngineError as error:
             if error.status == 400:
                 raise Refusal(400, str(error), code="engine_refused") from error
-            notes.append(f"{assignment.arm}: {version}: {error}")
+            notes.append(f"{assignment.arm}: {version}: {reason_to_keep(gateway, error)}")
             _log.warning("%s gives no answer: %s", version, reason_without_content(error))
         except TimeoutError:
             notes.append(f"{assignment.arm}: {version}: no answer in {seconds:.3g} s")
@@ -156,6 +156,11 @@ async def first_that_answers(
         code="engine_unavailable",
         retry_after=1,
     ) from EngineError("; ".join(notes))
+
+
+def reason_to_keep(gateway: Gateway, error: EngineError) -> str:
+    """Return what went wrong for the decision and its audit record, as `tracing.content` allows."""
+    return str(error) if gateway.settings.tracing.content else reason_without_content(error)
 
 
 def reason_without_content(error: EngineError) -> str:

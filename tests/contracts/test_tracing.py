@@ -9,6 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from contracts import tracing
 from contracts.audit import AuditChain
@@ -100,6 +101,19 @@ def test_audit_records_carry_the_ids_of_their_span(
     assert inside.trace_id == f"{promote.context.trace_id:032x}"
     assert inside.span_id == f"{promote.context.span_id:016x}"
     assert chain.record("idle", "v1").trace_id is None
+
+
+def test_an_exception_leaves_its_type_on_the_span_and_nothing_of_its_message(
+    spans: InMemorySpanExporter,
+) -> None:
+    with pytest.raises(ValueError, match="4111"), span("outer"), span("inner"):
+        raise ValueError("4111 1111 1111 1111")
+    for failed in spans.get_finished_spans():
+        assert (failed.status.status_code, failed.status.description) == (
+            StatusCode.ERROR,
+            "ValueError",
+        )
+        assert "4111" not in failed.to_json()
 
 
 def test_outside_of_a_span_no_trace_is_sent_along() -> None:

@@ -1,8 +1,9 @@
-"""The state of a rollout in mid-canary."""
+"""The state of a rollout in mid-canary, and its users."""
 
 from __future__ import annotations
 
 from contracts.events import Candidate, Rollout
+from serving.assignment import assign
 from tests.stream_events import NOON
 
 
@@ -22,3 +23,9 @@ def canary_state(
         salt=salt,
         weight=weight,
     )
+
+
+def user_of(arm: str, state: Rollout) -> str:
+    """Return a user whom this state assigns to ``arm``."""
+    users = (f"user-{number}" for number in range(1000))
+    return next(user for user in users if assign(state, "assistant", user).arm == arm)
