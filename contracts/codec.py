@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 
 import msgspec
 from msgspec import Struct
@@ -113,14 +112,6 @@ def trace_headers(headers: Iterable[tuple[str, bytes]] | None) -> dict[str, str]
     """Return the W3C trace headers of a record."""
     found = {name: header(headers, name) for name in ("traceparent", "tracestate")}
     return {name: text for name, text in found.items() if text}
-
-
-def parse_time(text: str) -> datetime:
-    """Parse an RFC 3339 time; ValueError when it has no offset."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError(f"time {text!r} has no offset; write it as ...Z")
-    return moment
 
 
 def _event_type(topic: Topic, declared: str | None) -> type[Event]:

@@ -10,7 +10,6 @@ import os
 import random
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from contracts.clock import Clock
 
@@ -39,11 +38,3 @@ def uuid7_ids(clock: Clock, rng: random.Random | None = None) -> NewId:
 def derived_id(*parts: str) -> str:
     """Return the UUIDv5 of a tuple of strings: equal parts, equal id (RFC 9562, section 5.5)."""
     return str(uuid.uuid5(_NAMESPACE, "\x1f".join(parts)))
-
-
-def time_of(uuid7: str) -> datetime:
-    """Return the moment encoded in a UUIDv7; ValueError when it is another kind of id."""
-    parsed = uuid.UUID(uuid7)
-    if parsed.version != 7:
-        raise ValueError(f"{uuid7!r} is not a UUIDv7, so it carries no time; give a decision's id")
-    return datetime.fromtimestamp((parsed.int >> 80) / 1000, UTC)

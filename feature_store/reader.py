@@ -13,16 +13,11 @@ from typing import Any
 from contracts.errors import HeadraceError
 from contracts.events import BASE_VERSION, FeatureValue
 from contracts.settings import Settings
-from feature_store.views import SERVED, served_names
+from feature_store.views import SERVED
 
 
 class FeatureReadError(HeadraceError, RuntimeError):
     """The online store could not be read; answer without features."""
-
-
-def no_features() -> dict[str, FeatureValue]:
-    """Return every served feature as missing: what a request has when the store is away."""
-    return {name: FeatureValue(value=None) for name in served_names()}
 
 
 class OnlineReader:

@@ -1,20 +1,19 @@
 """The truth about a policy version on held-out questions, for whoever samples its answers.
 
-It asks nobody itself: give it an answer for each question of `held_out_prompts`.
+It asks nobody itself: give it an answer for each held-out question of a product.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 
 from msgspec import Struct
 
 from contracts.errors import SettingsError
 from contracts.events import Message
-from simulator.product import Product, Prompt, make_product
+from simulator.product import Product, Prompt
 
 
 class Scores(Struct, frozen=True, kw_only=True):
@@ -32,11 +31,6 @@ class Scores(Struct, frozen=True, kw_only=True):
     right_rate: float
     right_rate_se: float
     right_by_intent: dict[str, float]
-
-
-def held_out_prompts(users: str, seed: int, count: int, data: Path) -> list[Prompt]:
-    """Return questions that live users never ask."""
-    return make_product(users, data).held_out(seed, count)
 
 
 def score(product: Product, prompts: Sequence[Prompt], answers: Sequence[Message]) -> Scores:

@@ -15,7 +15,6 @@ from contracts.codec import (
     decode,
     encode,
     header,
-    parse_time,
     to_json,
     trace_headers,
 )
@@ -261,12 +260,6 @@ def test_last_of_repeated_headers_counts_and_bytes_that_are_no_text_are_absent()
 def test_trace_headers_are_those_of_w3c_alone() -> None:
     record = encode(FEEDBACK, RATING, source="tests", trace={"traceparent": "tp", "tracestate": ""})
     assert trace_headers(record.headers) == {"traceparent": "tp"}
-
-
-def test_parse_time_wants_an_offset() -> None:
-    assert parse_time("2026-11-22T12:00:00Z") == NOON
-    with pytest.raises(ValueError, match="no offset"):
-        parse_time("2026-11-22T12:00:00")
 
 
 def test_event_names_are_unique_and_versioned() -> None:

@@ -13,7 +13,7 @@ import pytest
 from contracts.clock import ManualClock
 from contracts.settings import Gateway, Settings
 from feature_store.history import Moment, OfflineReader
-from feature_store.reader import OnlineReader, no_features
+from feature_store.reader import OnlineReader
 from feature_store.store import open_store
 from feature_store.views import SERVED, VIEWS, FeatureRow, Value, served_names
 from feature_store.writer import FeatureWriter
@@ -70,7 +70,7 @@ def test_definitions_apply_and_hold_every_view(store: Store) -> None:
 
 def test_a_store_without_rows_knows_nothing(store: Store) -> None:
     read = store.online.read("nobody", "nowhere", "never", START)
-    assert read == no_features()
+    assert read == {name: FeatureValue(value=None) for name in served_names()}
     assert set(store.recall("nobody", 10.0)) == {None}
 
 

@@ -11,13 +11,13 @@ import pytest
 from contracts.errors import SettingsError
 from contracts.events import Message
 from simulator.desk import Desk
-from simulator.evaluation import held_out_prompts, score
+from simulator.evaluation import score
 from simulator.product import call
 from tests.messages import calls, says
 
 
 def test_right_answers_score_best_and_show_each_slice(desk: Desk) -> None:
-    prompts = held_out_prompts("desk", 0, 200, Path())
+    prompts = desk.held_out(0, 200)
     best = score(desk, prompts, [prompt.right for prompt in prompts])
     assert best.right_rate == 1.0
     assert best.violation_rate == 0.0
