@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from contracts.codec import to_json
 from contracts.errors import SettingsError
@@ -28,6 +29,8 @@ from contracts.settings import Settings
 from learner.buckets import Bucket, TokenSequence, bucketed
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The layers adapted in a model that has layers of these names, as Llama's descendants have."""
+
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -46,12 +49,12 @@ class Policy:
         self.rank = rank
         self.alpha = alpha
         self._body: nn.Module = model.get_base_model().get_decoder()
-        self._head: nn.Module = model.get_base_model().get_output_embeddings()
+        self._head: nn.Linear = model.get_base_model().get_output_embeddings()
 
     @property
     def hidden_size(self) -> int:
-        """Return the width of the hidden state."""
-        return int(self.model.get_base_model().config.get_text_config().hidden_size)
+        """Return the width of the hidden state that the head reads."""
+        return self._head.in_features
 
     @property
     def vocabulary_size(self) -> int:
@@ -107,7 +110,9 @@ def load_policy(settings: Settings) -> Policy:
     """Load ``settings.policy.model`` and put fresh adapters on it (they change nothing yet).
 
     Adapters are float32. The same seed gives the same adapters. Raises SettingsError for a rank
-    that the engine would refuse and for a model whose head cannot be called apart.
+    that the engine would refuse, for a model whose head cannot be called apart and for one without
+    layers to adapt. The transformers engine serves whatever loads here; vLLM 0.32 has no adapters
+    for some architectures, GPT-2, GPT-J, BLOOM and Falcon among them.
     """
     config = settings.learner
     if config.lora_rank > settings.engine.max_lora_rank:
@@ -120,14 +125,22 @@ def load_policy(settings: Settings) -> Policy:
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
-        target_modules=list(TARGET_MODULES),
+        target_modules=list(target_modules(model)),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        adapted = get_peft_model(model, lora)
+        try:
+            adapted = get_peft_model(model, lora)
+        except ValueError as error:
+            raise SettingsError(
+                f"policy.model {name} is a {type(model).__name__}, which takes no adapters; give a "
+                "transformer of linear layers, such as Llama, Qwen2, Gemma, Phi-3, OPT, GPT-NeoX "
+                f"or GPT-2 ({error})"
+            ) from error
     adapted.eval()
     return Policy(
         adapted,
@@ -136,6 +149,19 @@ def load_policy(settings: Settings) -> Policy:
         config.lora_rank,
         config.lora_alpha,
     )
+
+
+def target_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers to adapt: Llama's, else every linear layer of the blocks."""
+    modules = [(name.split("."), module) for name, module in model.named_modules()]
+    if not {path[-1] for path, _ in modules}.isdisjoint(TARGET_MODULES):
+        return TARGET_MODULES
+    linear = {
+        path[-1]
+        for path, module in modules
+        if isinstance(module, nn.Linear | Conv1D) and any(part.isdigit() for part in path)
+    }
+    return tuple(sorted(linear))
 
 
 def _load_base(name: str) -> Any:
@@ -170,10 +196,11 @@ def save_adapter(policy: Policy, directory: Path) -> None:
     """Write the adapters in PEFT's format, as vLLM loads them; equal weights give equal bytes."""
     weights = {name: tensor.detach().clone() for name, tensor in policy.adapters().items()}
     save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    lora = policy.model.peft_config["default"]
     config = {
         "base_model_name_or_path": policy.base,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": lora.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": int(policy.alpha) if policy.alpha == int(policy.alpha) else policy.alpha,
@@ -181,7 +208,7 @@ def save_adapter(policy: Policy, directory: Path) -> None:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": policy.rank,
-        "target_modules": sorted(TARGET_MODULES),
+        "target_modules": sorted(lora.target_modules),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from contracts.errors import SettingsError
-from contracts.settings import Settings
-from learner.buckets import TokenSequence
+from contracts.settings import Policy, Settings
+from learner.buckets import TokenSequence, bucketed
 from learner.policy import (
     TARGET_MODULES,
     assistant_text,
@@ -21,6 +21,7 @@ from learner.policy import (
     load_policy,
     save_adapter,
 )
+from serving.generation import LocalModel
 from tests.messages import calls, says
 
 SEQUENCES = [
@@ -30,6 +31,88 @@ SEQUENCES = [
     TokenSequence((10, 30), (24, 25, 26, 27, 3)),
     TokenSequence((11, 31, 32), (28, 3)),
 ]
+SMALL: dict[str, object] = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+GATED: dict[str, object] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
+ENDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+FUSED = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}
+PROJECTED = {"ffn_dim": 64, "max_position_embeddings": 64, "word_embed_proj_dim": 16}
+
+
+def _tiny(kind: str, shape: dict[str, object], tokenizer: Path, directory: Path) -> None:
+    torch.manual_seed(5)
+    config = AutoConfig.for_model(kind, **shape, **ENDS)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
+
+
+def _on(settings: Settings, directory: Path) -> Settings:
+    return msgspec.structs.replace(settings, policy=Policy(model=str(directory)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "adapted"),
+    [
+        ("gpt2", {**SMALL, "n_positions": 64}, {"c_attn", "c_proj", "c_fc"}),
+        ("gpt_neox", {**SMALL, "intermediate_size": 64}, FUSED),
+        ("bloom", SMALL, FUSED),
+        ("opt", {**SMALL, **PROJECTED}, {"q_proj", "k_proj", "v_proj"}),
+        ("phi3", GATED, {"o_proj", "down_proj"}),
+        ("qwen2", GATED, set(TARGET_MODULES)),
+        ("gemma", {**GATED, "head_dim": 16}, set(TARGET_MODULES)),
+    ],
+)
+def test_an_adapter_learned_on_any_architecture_serves_with_the_same_logprobs(
+    kind: str,
+    shape: dict[str, object],
+    adapted: set[str],
+    settings: Settings,
+    tiny_model: Path,
+    tmp_path: Path,
+) -> None:
+    base, saved = tmp_path / "base", tmp_path / "adapter"
+    saved.mkdir()
+    _tiny(kind, shape, tiny_model, base)
+    policy = load_policy(_on(settings, base))
+    assert {name.split(".")[-3] for name in policy.adapters()} == adapted
+    descent = torch.optim.SGD(policy.adapters().values(), lr=1.0)
+    for _ in range(2):  # the first step moves B alone: A's gradient is 0 while B is
+        descent.zero_grad()
+        for bucket in bucketed(SEQUENCES, 2):
+            logp_bt, end_bh = policy.score(bucket)
+            assert end_bh.shape[1] == policy.hidden_size
+            (-logp_bt[bucket.mask_bt].mean()).backward()
+        descent.step()
+    learned = policy.logprobs(SEQUENCES, 2)
+    assert learned != policy.logprobs(SEQUENCES, 2, adapted=False)
+    save_adapter(policy, saved)
+
+    engine = LocalModel(str(base), 64)
+    engine.load_adapter("learned", saved)
+    network = engine._select("learned")
+
+    for sequence, row in zip(SEQUENCES, learned, strict=True):
+        ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
+        with torch.no_grad():
+            logits = network(input_ids=ids).logits[0] / sequence.temperature
+        first = len(sequence.prompt_ids) - 1
+        rows = torch.log_softmax(logits, dim=-1)[first:-1]
+        wanted = rows.gather(1, torch.tensor(sequence.response_ids)[:, None])[:, 0].tolist()
+        assert row == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_architecture_without_layers_to_adapt_is_refused_by_name(
+    settings: Settings, tiny_model: Path, tmp_path: Path
+) -> None:
+    shape = {name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    _tiny("mamba", shape, tiny_model, tmp_path)
+
+    with pytest.raises(SettingsError, match="MambaForCausalLM, which takes no adapters; give"):
+        load_policy(_on(settings, tmp_path))
 
 
 def test_bucketed_logprobs_equal_those_of_a_plain_forward_pass(settings: Settings) -> None:
