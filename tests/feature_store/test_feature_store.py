@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from contracts.clock import ManualClock
+from contracts.events import FeatureValue
 from contracts.settings import Gateway, Settings
 from feature_store.history import Moment, OfflineReader
 from feature_store.reader import OnlineReader
