@@ -7,18 +7,22 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from console.programs import ENGINE_SECONDS
 from console.stack_file import ProcessEntry, StackFile, is_same_process, read_stack, supervisor_runs
 from console.table import table
 from contracts.clock import Clock
 from contracts.heartbeat import FRESH_SECONDS, Heartbeat, read_heartbeat
+
+FIRST_BEAT_SECONDS = ENGINE_SECONDS
+"""No program may take longer until it is ready, and it beats before."""
 
 
 class Row(Struct, frozen=True, kw_only=True):
     """One process: seconds since its start and since its last heartbeat, the work that waits.
 
     The supervisor beats for servers that do not: then the age is that of the last answer. Where age
-    or lag is None the note says why. ``state`` is "silent" for a server outside the stack that has
-    not answered for a while.
+    or lag is None the note says why. ``state`` is "silent" for a process that is up but has not
+    been heard of for a while, and for a server outside the stack that has not answered.
     """
 
     process: str
@@ -72,12 +76,13 @@ def _row(state_dir: Path, entry: ProcessEntry, now: datetime) -> Row:
         beat = None
     alive = is_same_process(entry.pid, entry.started)
     age = beat.age_seconds(now) if beat else None
+    up = max(0.0, now.timestamp() - entry.started) if alive else None
     return Row(
         process=entry.name,
-        state=_state(entry, alive, age),
+        state=_state(entry, up, age),
         pid=entry.pid if alive else 0,
         port=entry.port,
-        up_seconds=max(0.0, now.timestamp() - entry.started) if alive else None,
+        up_seconds=up,
         age_seconds=age,
         lag=beat.lag if beat else None,
         restarts=entry.restarts,
@@ -86,10 +91,16 @@ def _row(state_dir: Path, entry: ProcessEntry, now: datetime) -> Row:
     )
 
 
-def _state(entry: ProcessEntry, alive: bool, age: float | None) -> str:
+def _state(entry: ProcessEntry, up: float | None, age: float | None) -> str:
+    heard = age is not None and age <= FRESH_SECONDS
     if entry.state == "outside":
-        return "outside" if age is not None and age <= FRESH_SECONDS else "silent"
-    return "dead" if entry.state in ("running", "starting") and not alive else entry.state
+        return "outside" if heard else "silent"
+    if entry.state not in ("running", "starting"):
+        return entry.state
+    if up is None:
+        return "dead"
+    young = age is None and up <= FIRST_BEAT_SECONDS
+    return entry.state if heard or young else "silent"
 
 
 def _note(beat: Heartbeat | None) -> str:

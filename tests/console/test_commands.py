@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,17 @@ from console.doctor import doctor_text, examine, is_healthy
 from console.log_access import newest, remember
 from console.main import main
 from console.stack import feedback_secret, open_stack, resolve
-from console.status import is_sound, status_of, status_text
+from console.stack_file import ProcessEntry, StackFile, start_time, write_stack
+from console.status import FIRST_BEAT_SECONDS, is_sound, status_of, status_text
 from console.supervisor import Addresses, Supervisor
 from console.topic_table import topic_rows, topics_text
 from console.waiting import Shown
-from contracts.clock import SystemClock
+from contracts.clock import ManualClock, SystemClock
 from contracts.errors import UnavailableError
-from contracts.heartbeat import beat
+from contracts.heartbeat import FRESH_SECONDS, beat
 from contracts.settings import Engine, Gateway, Kafka, Policy, Settings
 from contracts.topics import TOPICS
+from tests.until import until
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -59,9 +63,50 @@ def test_status_shows_the_heartbeat_and_names_a_process_that_died(
         assert is_sound(status)
         assert (status.processes[0].lag, status.processes[0].counts) == (3, {"batches": 2})
         assert "batches=2" in status_text(status)
+        os.kill(row.pid, signal.SIGKILL)
+        until("the death", lambda: status_of(state_dir, SystemClock()).processes[0].pid == 0)
+        status = status_of(state_dir, SystemClock())
+        assert (status.phase, status.processes[0].state) == ("running", "dead")
+        assert not is_sound(status)
     finally:
         supervisor.stop()
-    assert not is_sound(status_of(state_dir, SystemClock()))
+
+
+@pytest.mark.parametrize(
+    ("beat_age", "up_seconds", "state"),
+    [
+        (FRESH_SECONDS - 1, 9000.0, "running"),
+        (FRESH_SECONDS + 1, 9000.0, "silent"),
+        (None, FIRST_BEAT_SECONDS - 1, "running"),
+        (None, FIRST_BEAT_SECONDS + 1, "silent"),
+    ],
+)
+def test_status_calls_a_process_silent_that_hangs(
+    state_dir: Path, beat_age: float | None, up_seconds: float, state: str
+) -> None:
+    started = start_time(os.getpid())
+    clock = ManualClock(datetime.fromtimestamp(started + up_seconds, UTC))
+    write_stack(
+        state_dir,
+        StackFile(
+            supervisor_pid=os.getpid(),
+            supervisor_started=started,
+            phase="running",
+            kafka="",
+            engine="",
+            engine_kind="",
+            gateway="",
+            processes=(
+                ProcessEntry(name="learner", state="running", pid=os.getpid(), started=started),
+            ),
+        ),
+    )
+    if beat_age is not None:
+        then = ManualClock(clock.now() - timedelta(seconds=beat_age))
+        beat(state_dir, "learner", then, ready=True)
+    status = status_of(state_dir, clock)
+    assert status.processes[0].state == state
+    assert is_sound(status) is (state == "running")
 
 
 def test_status_without_a_stack_says_how_to_start_one(tmp_path: Path) -> None:
