@@ -26,6 +26,13 @@ PACKAGES = (
     "msgspec",
 )
 
+SCORED = ("utility", "violation_rate", "right_action")
+COUNTED = (
+    *("decisions_logged", "rewards", "samples_learned", "distinct_samples_learned"),
+    *("releases", "promoted", "rolled_back", "versions_served"),
+)
+"""Figures of the log that the report has under the same names."""
+
 
 class Measured(Struct, frozen=True, kw_only=True):
     """The latent truth on held-out questions, each a mean with its standard error."""
@@ -100,35 +107,22 @@ def make_report(
 ) -> Report:
     """Put the report together from what was measured and what the log shows."""
     fresh = figures.freshness_seconds
+    counted = {name: getattr(figures, name) for name in COUNTED}
+    scores = {
+        f"{name}_{when}{suffix}": getattr(measured, f"{name}{suffix}")
+        for name in SCORED
+        for when, measured in (("before", before), ("after", after))
+        for suffix in ("", "_se")
+    }
     return Report(
         users=users,
         seed=seed,
         interactions=interactions,
         failed_requests=failed_requests,
-        decisions_logged=figures.decisions_logged,
-        rewards=figures.rewards,
-        samples_learned=figures.samples_learned,
-        distinct_samples_learned=figures.distinct_samples_learned,
-        releases=figures.releases,
-        promoted=figures.promoted,
-        rolled_back=figures.rolled_back,
-        versions_served=figures.versions_served,
         decisions_explained=traced.explained,
         decisions_traced=traced.traced,
         audit_records=traced.audit_records,
         audit_sound=not traced.broken,
-        utility_before=before.utility,
-        utility_before_se=before.utility_se,
-        utility_after=after.utility,
-        utility_after_se=after.utility_se,
-        violation_rate_before=before.violation_rate,
-        violation_rate_before_se=before.violation_rate_se,
-        violation_rate_after=after.violation_rate,
-        violation_rate_after_se=after.violation_rate_se,
-        right_action_before=before.right_action,
-        right_action_before_se=before.right_action_se,
-        right_action_after=after.right_action,
-        right_action_after_se=after.right_action_se,
         freshness_seconds={"count": fresh.count, "p50": fresh.p50, "p95": fresh.p95},
         engine=engine,
         kafka=kafka,
@@ -139,6 +133,8 @@ def make_report(
         before=before,
         after=after,
         figures=figures,
+        **counted,
+        **scores,
     )
 
 
