@@ -6,7 +6,8 @@ one process (its id holds a fresh UUID): a restart begins a new chain.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from threading import Lock
 from typing import Any
@@ -33,6 +34,17 @@ class AuditChain:
         self, action: str, subject: str, *, reason: str = "", detail: dict[str, Any] | None = None
     ) -> AuditRecord:
         """Return the next record, carrying the ids of the current span."""
+        with self.kept(action, subject, reason=reason, detail=detail) as record:
+            return record
+
+    @contextmanager
+    def kept(
+        self, action: str, subject: str, *, reason: str = "", detail: dict[str, Any] | None = None
+    ) -> Iterator[AuditRecord]:
+        """Give the next record to a block that keeps it; when the block fails, there was none.
+
+        Other threads that ask for a record wait for the end of the block.
+        """
         trace_id, span_id = current_ids()
         with self._lock:
             record = AuditRecord(
@@ -48,9 +60,9 @@ class AuditChain:
                 trace_id=trace_id,
                 span_id=span_id,
             )
+            yield record
             self._sequence += 1
             self._previous = record_hash(record)
-        return record
 
 
 def record_hash(record: AuditRecord) -> str:

@@ -15,7 +15,6 @@ from serving.metrics import Metrics
 from serving.outbox import Outbox, OutboxFullError
 
 SOURCE = "headrace/gateway"
-AUDIT_ROOM_BYTES = 4096
 
 log = logging.getLogger("headrace.gateway")
 
@@ -57,10 +56,8 @@ class DecisionLog:
         detail: dict[str, Any],
         trace: dict[str, str],
     ) -> None:
-        # Room is asked for first: an audit record that is made and not kept breaks the chain.
-        self._outbox.require_room(len(record.value) + AUDIT_ROOM_BYTES)
-        audited = self._audit.record(action, subject, detail=detail)
-        self._outbox.append([record, encode(AUDIT, audited, source=SOURCE, trace=trace)])
+        with self._audit.kept(action, subject, detail=detail) as audited:
+            self._outbox.append([record, encode(AUDIT, audited, source=SOURCE, trace=trace)])
 
 
 def _summary(decision: Decision) -> dict[str, Any]:

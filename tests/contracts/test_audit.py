@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -86,8 +87,19 @@ def test_restart_begins_a_new_chain(clock: ManualClock, new_id: NewId) -> None:
     assert second.record("start", "x").sequence == 0
 
 
-def test_threads_leave_no_gap(clock: ManualClock, new_id: NewId) -> None:
+def test_threads_and_records_that_are_not_kept_leave_no_gap(
+    clock: ManualClock, new_id: NewId
+) -> None:
     chain = AuditChain("gateway", clock, new_id)
+    made: list[AuditRecord] = []
+
+    def keep(number: int) -> None:
+        with suppress(OSError), chain.kept("x", str(number)) as record:
+            if number % 3 == 0:
+                raise OSError("disk full")
+            made.append(record)
+
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda number: chain.record("x", str(number)), range(400)))
-    assert broken_links(sorted(made, key=lambda record: record.sequence)) == []
+        list(pool.map(keep, range(600)))
+    assert len(made) == 400
+    assert broken_links([*made, chain.record("x", "last")]) == []

@@ -1,0 +1,83 @@
+"""What a full disk does not take leaves the chain of audit records whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contracts.audit import AuditChain, broken_links
+from contracts.clock import ManualClock
+from contracts.events import AuditRecord, Feedback
+from contracts.ids import NewId
+from serving.decision_log import DecisionLog
+from serving.metrics import Metrics
+from serving.outbox import Outbox, OutboxFullError
+
+
+def audited(outbox: Outbox) -> list[AuditRecord]:
+    records = [entry.record for entry in outbox.pending(1000)]
+    return [
+        msgspec.json.decode(record.value, type=AuditRecord)
+        for record in records
+        if record is not None and record.topic.name == "audit"
+    ]
+
+
+@pytest.fixture
+def feedback(clock: ManualClock) -> Feedback:
+    return Feedback(
+        id="f",
+        time=clock.now(),
+        decision_id="d",
+        session_id="s",
+        user_id="u",
+        kind="rating",
+        score=1.0,
+        source="test",
+    )
+
+
+def test_a_write_that_finds_the_disk_full_leaves_no_gap_in_the_chain(
+    tmp_path: Path,
+    clock: ManualClock,
+    new_id: NewId,
+    feedback: Feedback,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outbox = Outbox(tmp_path, 1 << 20)
+    log = DecisionLog(outbox, AuditChain("gateway", clock, new_id), Metrics())
+    log.feedback(feedback)
+    full = os.open("/dev/full", os.O_WRONLY)  # refuses every write with ENOSPC
+    with monkeypatch.context() as disk:
+        disk.setattr(outbox, "_file", full)
+        with pytest.raises(OutboxFullError, match="No space left"):
+            log.feedback(feedback)
+    os.close(full)
+    log.feedback(feedback)
+    assert len(audited(outbox)) == 2
+    assert broken_links(audited(outbox)) == []
+    outbox.close()
+
+
+def test_an_outbox_at_its_bound_leaves_no_gap_in_the_chain(
+    tmp_path: Path, clock: ManualClock, new_id: NewId, feedback: Feedback
+) -> None:
+    outbox = Outbox(tmp_path, 6000)
+    log = DecisionLog(outbox, AuditChain("gateway", clock, new_id), Metrics())
+    kept = refused = 0
+    for _ in range(20):
+        try:
+            log.feedback(feedback)
+            kept += 1
+        except OutboxFullError:
+            refused += 1
+    assert kept == len(audited(outbox))
+    outbox.advance(outbox.pending(2 * kept - 2), {})
+    log.feedback(feedback)
+    left = audited(outbox)
+    assert refused > 0
+    assert [record.sequence for record in left] == [kept - 1, kept]
+    outbox.close()
