@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from traceback import format_tb
 from typing import Any
 
 import msgspec
@@ -134,7 +135,7 @@ class Flow:
                 elif isinstance(event, Feedback):
                     self._join(step, partition, offsets, record, event, now)
             except Exception as error:  # noqa: BLE001 - a poison record becomes a dead letter
-                _log.exception("%s/%s@%s", full_name, record.partition, record.offset)
+                _tell_failure(f"{full_name}/{record.partition}@{record.offset}", error)
                 event = dead_letter(record, full_name, "failed", repr(error), now)
             if isinstance(event, DeadLetter):
                 self._refuse(step, offsets, record.offset, event)
@@ -214,7 +215,7 @@ class Flow:
                 reward = reward_of(decision, safety, pending.feedback, weights, now)
                 correction, withheld = self._correction(pending, now)
             except Exception as error:  # noqa: BLE001 - poison feedback must not stop the others
-                _log.exception("reward of %s", decision.id)
+                _tell_failure(f"reward of {decision.id}", error)
                 self.trail.failed(step, decision, error)
                 reward = reward_of(decision, safety, (), weights, now)
             sample = sample_of(decision, reward, safety, pending.feedback, now, correction)
@@ -266,6 +267,12 @@ def _head(record: Received) -> Head | None:
         return _heads.decode(record.value or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _tell_failure(what: str, error: Exception) -> None:
+    """Log where an error arose; its message may quote what people wrote."""
+    frames = "".join(format_tb(error.__traceback__))
+    _log.error("%s failed: %s\n%s", what, type(error).__name__, frames)
 
 
 def _opened_fact(partition: int, pending: Pending) -> Fact:

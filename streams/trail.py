@@ -51,7 +51,7 @@ class Trail:
 
     def failed(self, step: Step, decision: Decision, error: Exception) -> None:
         """The reward could not be computed from the feedback, and was computed without it."""
-        self._record(step, "reward.failed", decision.id, repr(error)[:200])
+        self._record(step, "reward.failed", decision.id, type(error).__name__)
 
     def closed(
         self,

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.audit import AuditChain
 from contracts.broker import Received
 from contracts.clock import ManualClock
 from contracts.codec import decode, encode
-from contracts.events import AuditRecord, Decision, Event, Message, Sample
+from contracts.events import (
+    AuditRecord,
+    DeadLetter,
+    Decision,
+    Event,
+    Message,
+    Reward,
+    Safety,
+    Sample,
+)
 from contracts.settings import DisallowedTopic, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.views import FeatureRow
-from streams import attribution, delivery
+from streams import attribution, delivery, flow
 from streams.delivery import FeatureLog
 from streams.flow import Flow
+from streams.safety import judge
 from streams.step import Step
 from tests.messages import calls, says
 
@@ -131,6 +142,85 @@ def test_feedback_read_before_its_decision_is_joined_in_the_audit_when_that_come
     (joined,) = run.audit("feedback.joined")
     assert joined.subject == made.id
     assert joined.sequence > run.audit("decision.admitted")[0].sequence
+
+
+def test_the_audit_names_the_rules_that_a_decision_broke(decision: Any) -> None:
+    run = Run()
+    leaky = "Write to jane.doe@example.org with AKIAIOSFODNN7EXAMPLE"
+    made = decision("What dosage is right?", answer=leaky, time=run.clock.now())
+    run.read(made, 0)
+    (record,) = run.audit("safety.judged")
+    (safety,) = run.of(Safety)
+    assert record.subject == made.id
+    assert record.detail == {
+        "safety_id": safety.id,
+        "violation": True,
+        "risk": safety.risk,
+        "findings": ["secret/aws-access-key", "personal-data/e-mail", "disallowed-topic/medical"],
+    }
+
+
+POISON = "my number is 4711"
+
+
+def _failing_judge(*settings: Any) -> Callable[[Decision, datetime], Safety]:
+    """Return a judge that cannot judge one question, and quotes it in its error."""
+    sound = judge(*settings)
+
+    def judged(decision: Decision, now: datetime) -> Safety:
+        question = decision.messages[-1].content
+        if question == POISON:
+            raise ValueError(f"cannot judge {question!r}")
+        return sound(decision, now)
+
+    return judged
+
+
+def test_a_decision_that_cannot_be_judged_is_a_dead_letter_and_stops_nothing(
+    decision: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(flow, "judge", _failing_judge)
+    run = Run()
+    run.read(decision(POISON, time=run.clock.now()), 0)
+    (letter,) = run.of(DeadLetter)
+    assert (letter.topic, letter.partition, letter.offset) == ("decisions", 0, 0)
+    assert (letter.reason, "ValueError" in letter.detail) == ("failed", True)
+    (record,) = run.audit("dead-letter")
+    assert (record.subject, record.reason) == ("decisions/0/0", "failed")
+    assert record.detail == {"id": letter.id}
+    assert "decisions/0@0 failed: ValueError" in caplog.text
+    assert POISON not in caplog.text
+
+    sound = decision(time=run.clock.now())
+    run.read(sound, 1)
+    run.close()
+    assert [reward.decision_id for reward in run.of(Reward)] == [sound.id]
+    assert run.flow.partitions[0].decisions.offsets.committable == 2
+
+
+def test_feedback_that_gives_no_reward_is_told_and_the_reward_goes_without_it(
+    decision: Any, feedback: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run()
+    made = msgspec.structs.replace(decision(time=run.clock.now()), answer=calls("search"))
+    too_deep = calls("search", f'{{"{POISON}":' + "[" * 100_000)
+    sound = decision(time=run.clock.now())
+    for event in (made, sound):
+        run.read(event, run.flow.counts["decisions"])
+    run.read(feedback(made, "correction", correction=too_deep), 0)
+    run.read(feedback(sound), 1)
+    run.close()
+
+    (failed,) = run.audit("reward.failed")
+    assert (failed.subject, failed.reason) == (made.id, "RecursionError")
+    assert f"reward of {made.id} failed: RecursionError" in caplog.text
+    assert POISON not in caplog.text
+    assert [(r.decision_id, r.status) for r in run.of(Reward)] == [
+        (made.id, "censored"),
+        (sound.id, "final"),
+    ]
+    assert [record.subject for record in run.audit("reward.closed")] == [made.id, sound.id]
+    assert run.flow.partitions[0].decisions.offsets.committable == 2
 
 
 class _BrokenStore:
