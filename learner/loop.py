@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from threading import Event as Flag
+from traceback import format_tb
 
 import torch
 from kafka.errors import KafkaError
@@ -88,7 +89,9 @@ class Learner:
             self._put_aside(record, error)
             return
         except Exception as error:  # noqa: BLE001 - edge of the process: read again, it fails again
-            _log.exception("offset %d", record.offset)
+            # Where it arose, not its message: that may quote what people wrote.
+            frames = "".join(format_tb(error.__traceback__))
+            _log.error("offset %d failed: %s\n%s", record.offset, type(error).__name__, frames)
             self._put_aside(record, CodecError("failed", repr(error)))
             return
         if arrival is None:
@@ -116,7 +119,7 @@ class Learner:
         return Arrival(experience, trace_headers(record.headers))
 
     def _put_aside(self, record: Received, error: CodecError) -> None:
-        _log.warning("offset %d gives no sample: %s", record.offset, error)
+        _log.warning("offset %d gives no sample: %s", record.offset, error.reason)
         self.dead_letters += 1
         self.outlet.dead_letter(record, error)
 

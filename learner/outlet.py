@@ -73,7 +73,10 @@ class Outlet:
         """Put a record aside that gives no sample; the same record gets the same id."""
         full_name = record.topic.full_name(self._kafka.prefix)
         now = self._clock.now()
-        self.send(DEAD_LETTERS, dead_letter(record, full_name, error.reason, error.detail, now))
+        letter = dead_letter(record, full_name, error.reason, error.detail, now)
+        self.send(DEAD_LETTERS, letter)
+        subject = f"{letter.topic}/{letter.partition}/{letter.offset}"
+        self.audit("dead-letter", subject[-128:], {"id": letter.id}, letter.reason)
 
     def close(self) -> None:
         """Close the producer; the next send opens another."""

@@ -178,8 +178,10 @@ def test_a_record_that_is_no_sample_is_put_aside_and_stops_nothing(
     assert learner.progress.batches == 1
     (letter,) = events(kafka, DEAD_LETTERS, DeadLetter)
     assert letter.reason == "malformed"
-    actions = [record.action for record in events(kafka, AUDIT, AuditRecord)]
-    assert actions == ["learner.started", "batch.learned"]
+    trail = events(kafka, AUDIT, AuditRecord)
+    assert [one.action for one in trail] == ["learner.started", "dead-letter", "batch.learned"]
+    assert trail[1].subject == f"{letter.topic}/0/0"
+    assert (trail[1].reason, trail[1].detail) == ("malformed", {"id": letter.id})
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,7 @@ def test_a_sample_that_cannot_become_an_experience_is_put_aside_as_failed(
     kafka: Kafka,
     send_samples: SendSamples,
     open_learner: OpenLearner,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     send_samples(kafka, 0, 9)  # the first has a correction
     learner = open_learner(settings)
@@ -234,6 +237,8 @@ def test_a_sample_that_cannot_become_an_experience_is_put_aside_as_failed(
     assert learner.progress.batches == 1  # eight of ten; numbers 0 and 7 have corrections
     letters = events(kafka, DEAD_LETTERS, DeadLetter)
     assert [(letter.reason, letter.offset) for letter in letters] == [("failed", 0), ("failed", 7)]
+    assert "offset 7 failed: TemplateError" in caplog.text
+    assert "no such turn" not in caplog.text  # an error may quote what people wrote
 
 
 def test_as_many_sample_ids_are_remembered_as_a_restart_of_the_streams_may_repeat(
