@@ -20,7 +20,7 @@ from console.status import running_stack
 from console.system_libraries import loader_environment
 from console.table import table
 from contracts.errors import HeadraceError
-from contracts.settings import Settings
+from contracts.settings import Settings, redis_servers
 
 GIB = 1 << 30
 NEEDED_DISK_GIB = 2.0
@@ -194,12 +194,13 @@ def _feature_store(settings: Settings) -> Check:
         f"{settings.features.online}, {'in ' + str(directory) if made else 'made at first start'}"
     )
     if settings.features.online == "redis":
-        host, _, port = settings.features.redis.partition(":")
-        answers = port_is_taken(host, int(port or 6379))
+        server = redis_servers(settings.features)[0]
+        host, _, port = server.rpartition(":")
+        answers = port_is_taken(host.strip("[]"), int(port))
         return Check(
             name="feature store",
             ok=answers,
-            found=f"redis {settings.features.redis} {'answers' if answers else 'does not answer'}",
+            found=f"redis {server} {'answers' if answers else 'does not answer'}",
             cure="start Redis, correct features.redis, or set features.online to sqlite",
         )
     return Check(name="feature store", ok=True, found=found)

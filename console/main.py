@@ -22,7 +22,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON inste
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn our own errors into one message and exit code 1."""
+    """Turn our own errors and the Kafka client's into one message and exit code 1."""
     from contracts.errors import HeadraceError
 
     try:
@@ -31,6 +31,16 @@ def clear_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt as error:
         raise click.exceptions.Exit(130) from error
+    except kafka_errors() as error:
+        raise click.ClickException(
+            f"the broker refused or is away: {error}; look at it with 'headrace doctor'"
+        ) from error
+
+
+def kafka_errors() -> tuple[type[Exception], ...]:
+    """Return what the Kafka client raises; nothing while no command has imported it."""
+    module = sys.modules.get("kafka.errors")
+    return (module.KafkaError,) if module else ()
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -82,11 +92,13 @@ def up(settings: Settings, detach: bool, kafka: str, engine: str, model: str, wo
     from console import up as stack_runner
     from console.model import local_model
     from console.waiting import Shown
+    from contracts.settings import check_addresses
 
     if kafka:
         settings = replace(settings, kafka=replace(settings.kafka, bootstrap=kafka))
     if engine:
         settings = replace(settings, engine=replace(settings.engine, url=engine.rstrip("/")))
+    check_addresses(settings)
     if model:
         settings = replace(settings, policy=replace(settings.policy, model=model))
     if detach:

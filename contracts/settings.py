@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -28,6 +29,9 @@ Count = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PolicyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 RewardSignal = Literal["rating", "correction", "outcome", "report", "safety"]
+
+_NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
+_HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
 
 
 class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,7 +239,35 @@ def load_settings(
         raise SettingsError(f"{source} and environment: {error}") from error
     _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
     _check_patterns(settings.streams.disallowed_topics)
+    check_addresses(settings)
     return settings
+
+
+def check_addresses(settings: Settings) -> None:
+    """Raise SettingsError when an address cannot be one; nobody is asked whether it answers."""
+    for place, url in (
+        ("engine.url", settings.engine.url),
+        ("tracing.otlp_endpoint", settings.tracing.otlp_endpoint),
+    ):
+        if url and not _is_url(url):
+            raise SettingsError(f"{url!r} - at `$.{place}`; give http://HOST:PORT")
+    brokers = settings.kafka.bootstrap
+    if brokers and not all(_is_host_port(each) for each in brokers.split(",")):
+        raise SettingsError(
+            f"{brokers!r} - at `$.kafka.bootstrap`; give HOST:PORT, several separated by commas"
+        )
+    if settings.features.online == "redis":
+        servers = redis_servers(settings.features)
+        if not servers or not all(_is_host_port(each) for each in servers):
+            raise SettingsError(
+                f"{','.join(servers)!r} - at `$.features.redis`; give HOST:PORT, "
+                "then options as ,NAME=VALUE"
+            )
+
+
+def redis_servers(features: Features) -> list[str]:
+    """Return the addresses in ``features.redis``, without its options."""
+    return [part for part in features.redis.split(",") if "=" not in part]
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
@@ -262,6 +294,21 @@ def _check_finite(value: Any, place: str) -> None:
             _check_finite(inner, f"{place}.{name}")
     elif isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{value} - at `{place}`; give a finite number")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        return False
+    return sound and bool(parts.hostname) and not _NO_ADDRESS.search(text)
+
+
+def _is_host_port(text: str) -> bool:
+    """Whether it is one host, in brackets if it holds colons, and a port from 1 to 65535."""
+    found = _HOST_PORT.fullmatch(text.strip())
+    return found is not None and 1 <= int(found[1]) <= 65535
 
 
 def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from console.child import Program
 from console.doctor import doctor_text, examine, is_healthy
 from console.log_access import newest, remember
 from console.main import main
+from console.programs import http_missing
 from console.stack import feedback_secret, open_stack, resolve
 from console.stack_file import ProcessEntry, StackFile, start_time, write_stack
 from console.status import FIRST_BEAT_SECONDS, is_sound, status_of, status_text
@@ -25,7 +27,7 @@ from console.waiting import Shown
 from contracts.clock import ManualClock, SystemClock
 from contracts.errors import UnavailableError
 from contracts.heartbeat import FRESH_SECONDS, beat
-from contracts.settings import Engine, Gateway, Kafka, Policy, Settings
+from contracts.settings import Engine, Features, Gateway, Kafka, Policy, Settings
 from contracts.topics import TOPICS
 from tests.until import until
 
@@ -141,6 +143,60 @@ def test_doctor_names_a_missing_thing_and_its_cure(state_dir: Path) -> None:
         assert not checks[name].ok
         assert checks[name].cure in doctor_text(list(checks.values()))
     assert checks["python"].ok
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--kafka", "localhost:abc"), "HOST:PORT"),
+        (("--engine", "http://127.0.0.1:abc"), "http://HOST:PORT"),
+        (("--engine", "http://[::1"), "http://HOST:PORT"),
+    ],
+)
+def test_an_address_on_the_command_line_that_cannot_be_one_is_refused(
+    tmp_path: Path, arguments: tuple[str, str], said: str
+) -> None:
+    settings = tmp_path / "headrace.yaml"
+    settings.write_text(f"state_dir: {tmp_path}\n")
+    answer = CliRunner().invoke(main, ["--settings", str(settings), "up", *arguments])
+    assert answer.exit_code == 1
+    assert arguments[1] in answer.output
+    assert said in answer.output
+
+
+def test_a_server_that_speaks_no_http_is_an_engine_that_does_not_answer() -> None:
+    def greet() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"220 mail.example ready\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=greet)
+        thread.start()
+        words = http_missing(f"http://127.0.0.1:{server.getsockname()[1]}/health")
+        thread.join()
+    assert "220 mail.example ready" in words
+    assert "GET http://127.0.0.1" in http_missing("http://127.0.0.1:abc/health")
+
+
+def test_doctor_says_that_a_redis_of_an_unknown_name_does_not_answer(state_dir: Path) -> None:
+    features = Features(online="redis", redis="redis.invalid:6379,db=1")
+    settings = Settings(state_dir=state_dir, engine=Engine(kind="transformers"), features=features)
+    [found] = [check for check in examine(settings) if check.name == "feature store"]
+    assert (found.ok, found.found) == (False, "redis redis.invalid:6379 does not answer")
+
+
+def test_a_broker_that_refuses_is_told_in_one_message(kafka: Kafka, tmp_path: Path) -> None:
+    settings = tmp_path / "headrace.yaml"
+    settings.write_text(
+        f"state_dir: {tmp_path}\n"
+        f"kafka: {{bootstrap: '{kafka.bootstrap}', prefix: 'no/such ', partitions: 1}}\n"
+    )
+    answer = CliRunner().invoke(main, ["--settings", str(settings), "topics", "create"])
+    assert answer.exit_code == 1
+    assert isinstance(answer.exception, SystemExit), answer.exception
+    assert "Error: the broker refused" in answer.output
 
 
 def test_doctor_writes_json_that_says_what_is_needed(tmp_path: Path) -> None:

@@ -95,6 +95,27 @@ def test_address_in_brackets_is_text() -> None:
     assert settings.kafka.bootstrap == "[::1]:9092"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("KAFKA__BOOTSTRAP", "kafka-1:9092,10.0.0.2:9092,[fe80::1]:9092"),
+        ("ENGINE__URL", "http://[::1]:8000"),
+        ("ENGINE__URL", "https://engine.example/behind/a/path"),
+        ("TRACING__OTLP_ENDPOINT", "http://collector:4318"),
+        ("FEATURES__REDIS", "redis:6379,password=a:b,db=1"),
+    ],
+)
+def test_addresses_of_each_form_are_taken(name: str, text: str) -> None:
+    load_settings(environment={f"HEADRACE_{name}": text, "HEADRACE_FEATURES__ONLINE": "redis"})
+
+
+def test_an_address_that_is_refused_shows_no_password(tmp_path: Path) -> None:
+    text = "features: {online: redis, redis: 'h:abc,password=hunter2'}"
+    with pytest.raises(SettingsError, match="h:abc") as caught:
+        load_settings(written(tmp_path, text), {})
+    assert "hunter2" not in str(caught.value)
+
+
 def test_secret_in_the_file_is_refused_and_not_shown(tmp_path: Path) -> None:
     path = written(tmp_path, "gateway: {feedback_secret: hunter2}\n")
     with pytest.raises(SettingsError, match="HEADRACE_GATEWAY__FEEDBACK_SECRET") as caught:
@@ -124,6 +145,17 @@ def test_secret_in_the_file_is_refused_and_not_shown(tmp_path: Path) -> None:
         ("policy: {name: ''}", r"\$\.policy\.name"),
         ('policy: {name: "a\\n"}', r"\$\.policy\.name"),
         (f"policy: {{name: {'a' * 65}}}", r"\$\.policy\.name"),
+        ("kafka: {bootstrap: 'localhost:abc'}", r"localhost:abc.*kafka\.bootstrap.*HOST:PORT"),
+        ("kafka: {bootstrap: 'a:9092,localhost'}", r"\$\.kafka\.bootstrap"),
+        ("kafka: {bootstrap: 'a:65536'}", r"\$\.kafka\.bootstrap"),
+        ("kafka: {bootstrap: 'http://a:9092'}", r"\$\.kafka\.bootstrap"),
+        ("engine: {url: 'http://127.0.0.1:abc'}", r"\$\.engine\.url.*http://HOST:PORT"),
+        ("engine: {url: 'http://[::1'}", r"\$\.engine\.url"),
+        ("engine: {url: '127.0.0.1:8000'}", r"\$\.engine\.url"),
+        ("engine: {url: 'http://a b:8000'}", r"\$\.engine\.url"),
+        ("tracing: {otlp_endpoint: 'collector:4318'}", r"\$\.tracing\.otlp_endpoint"),
+        ("features: {online: redis, redis: 'h:abc'}", r"'h:abc' - at `\$\.features\.redis"),
+        ("features: {online: redis, redis: 'ssl=true'}", r"\$\.features\.redis"),
         ("- kafka", "must be a mapping"),
         ("kafka: [", "not YAML"),
     ],
