@@ -142,12 +142,20 @@ def stamp_of(*files: str) -> str:
 
 def fresh_venv(directory: Path) -> str:
     """Make a virtual environment unless it is there, upgrade its pip, return its python."""
-    python = directory / "bin" / "python"
-    if not python.exists():
+    python = venv_with_pip(directory)
+    require([python, "-m", "pip", "install", "--upgrade", "pip>=26,<27"])
+    return python
+
+
+def venv_with_pip(directory: Path) -> str:
+    """Make a virtual environment unless one with pip is there; return its python.
+
+    Without Debian's python3.11-venv a call fails and leaves one without pip: it is made anew.
+    """
+    if not (directory / "bin" / "pip").exists():
         say(f"making {directory.name} with Python {platform.python_version()}")
-        require([sys.executable, "-m", "venv", str(directory)])
-    require([str(python), "-m", "pip", "install", "--upgrade", "pip>=26,<27"])
-    return str(python)
+        require([sys.executable, "-m", "venv", "--clear", str(directory)])
+    return str(directory / "bin" / "python")
 
 
 def make_platform(machine: Machine = THIS_MACHINE) -> None:
