@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.audit import AuditChain
+from contracts.audit import AuditChain, broken_links
 from contracts.broker import Received
 from contracts.clock import ManualClock
 from contracts.codec import decode, encode
 from contracts.events import (
+    Assignment,
     AuditRecord,
     DeadLetter,
     Decision,
@@ -30,7 +31,7 @@ from feature_store.views import FeatureRow
 from streams import attribution, delivery, flow
 from streams.delivery import FeatureLog
 from streams.flow import Flow
-from streams.safety import judge
+from streams.safety import MAX_FINDINGS, judge
 from streams.step import Step
 from tests.messages import calls, says
 
@@ -53,13 +54,13 @@ class Run:
         topic = DECISIONS if isinstance(event, Decision) else FEEDBACK
         record = encode(topic, event, source="test")
         received = Received(topic, 0, offset, record.key, record.value, record.headers)
-        return self._finish(self.flow.read([received], self.clock.now()))
+        return self.take(self.flow.read([received], self.clock.now()))
 
     def close(self) -> None:
         self.clock.advance(2 * WINDOW)
         for reach in (self.flow.partitions[0].decisions, self.flow.partitions[0].feedback):
             reach.see(reach.offsets.next or 0, 0, self.clock.now())
-        self._finish(self.flow.close(self.clock.now(), 100))
+        self.take(self.flow.close(self.clock.now(), 100))
 
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in self.sent if isinstance(event, kind)]
@@ -67,7 +68,7 @@ class Run:
     def audit(self, action: str) -> list[AuditRecord]:
         return [record for record in self.of(AuditRecord) if record.action == action]
 
-    def _finish(self, step: Step) -> Step:
+    def take(self, step: Step) -> Step:
         self.flow.settle(step)
         self.sent += [decode(r.topic, r.value, r.headers) for r in step.records]
         return step
@@ -221,6 +222,38 @@ def test_feedback_that_gives_no_reward_is_told_and_the_reward_goes_without_it(
     ]
     assert [record.subject for record in run.audit("reward.closed")] == [made.id, sound.id]
     assert run.flow.partitions[0].decisions.offsets.committable == 2
+
+
+def _longest(number: int) -> str:
+    """Return an id that takes as many bytes in JSON as any can: six for each control character."""
+    return "\x01" * 122 + f"{number:06}"
+
+
+def test_audit_records_of_the_longest_values_fit_so_that_their_chain_has_no_gap(
+    decision: Any, feedback: Any
+) -> None:
+    run = Run()
+    leaks = " ".join(f"someone.{number}@example.org" for number in range(2 * MAX_FINDINGS))
+    ids = dict.fromkeys(["id", "session_id", "user_id"], _longest(0))
+    assignment = Assignment(policy=_longest(0), policy_version=_longest(0))
+    made = decision(answer=leaks, time=run.clock.now(), assignment=assignment, **ids)
+    (opened,) = run.read(made, 0).facts
+    for number in range(attribution.MAX_FEEDBACK - 1):
+        run.read(feedback(made, id=_longest(number)), number)
+    wanted = feedback(made, "correction", correction=says(leaks), id=_longest(99))
+    run.read(wanted, attribution.MAX_FEEDBACK)
+    run.close()
+    facts = [msgspec.structs.replace(opened, decision_id=_longest(n)) for n in range(2_000)]
+    step = Step("test")
+    run.flow.trail.features(step, facts, written=True)
+    run.take(step)
+
+    (judged,), (closed,) = run.audit("safety.judged"), run.audit("reward.closed")
+    assert len(judged.detail["findings"]) == MAX_FINDINGS
+    assert len(closed.detail["feedback"]) == attribution.MAX_FEEDBACK
+    assert len(closed.detail["correction_withheld"]["findings"]) == MAX_FINDINGS
+    assert sum(len(r.detail["decisions"]) for r in run.audit("features.written")) == len(facts)
+    assert broken_links(run.of(AuditRecord)) == []
 
 
 class _BrokenStore:
