@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from console.demo_settings import DemoPolicy, demo_settings
 from console.demo_users import Crowd, measure, run_users
 from console.environments import THIS_MACHINE, Machine
 from console.evidence import all_evidence, ledger_lines, version_directories
-from console.log_access import remember
+from console.log_access import SETTINGS_NAME, remember
 from console.model import local_model
 from console.plot import plot_run
 from console.report import RunLog, run_figures, run_log, stable_version
@@ -177,9 +178,7 @@ def _finish(run: Run, report: Report, log: RunLog) -> bool:
     plot_run(log, report.figures.versions, picture)
     shown.say("\n" + report_text(report))
     shown.say(f"\nreport: {paths[-1]}\nplot:   {picture}\nlogs:   {run_dir / 'logs'}")
-    if example := example_decision(log):
-        shown.say(f"look at one decision:  headrace explain {example}")
-    shown.say("all versions:          headrace releases")
+    shown.say(next_commands(run_dir, example_decision(log)))
     if not is_whole(report):
         shown.say(
             f"NOT WHOLE: {report.failed_requests} requests failed, {report.decisions_logged} of "
@@ -187,6 +186,13 @@ def _finish(run: Run, report: Report, log: RunLog) -> bool:
             f"were learned, {report.distinct_samples_learned} of them distinct"
         )
     return is_whole(report)
+
+
+def next_commands(run_dir: Path, decision_id: str) -> str:
+    """Return the commands that look at this very run, whatever ran beside or comes after it."""
+    headrace = f"headrace --settings {shlex.quote(str(run_dir / SETTINGS_NAME))}"
+    one = f"look at one decision:  {headrace} explain {decision_id}\n" if decision_id else ""
+    return f"{one}all versions:          {headrace} releases"
 
 
 def example_decision(log: RunLog) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from console.child import Program
+from console.demo import next_commands
+from console.demo_settings import DemoPolicy, demo_settings
 from console.doctor import doctor_text, examine, is_healthy
 from console.log_access import newest, remember
 from console.main import main
@@ -27,7 +30,7 @@ from console.waiting import Shown
 from contracts.clock import ManualClock, SystemClock
 from contracts.errors import UnavailableError
 from contracts.heartbeat import FRESH_SECONDS, beat
-from contracts.settings import Engine, Features, Gateway, Kafka, Policy, Settings
+from contracts.settings import Engine, Features, Gateway, Kafka, Policy, Settings, load_settings
 from contracts.topics import TOPICS
 from tests.until import until
 
@@ -253,3 +256,18 @@ def test_the_newest_run_is_looked_at_when_the_state_directory_has_no_stack(tmp_p
     assert newest(given).kafka.prefix == "x-"
     (given.state_dir / "broker").mkdir()
     assert newest(given) == given
+
+
+def test_the_commands_at_the_end_of_a_demo_look_at_its_run(tmp_path: Path) -> None:
+    """An earlier ``headrace up`` in the state directory has a log of its own."""
+    given = Settings(state_dir=tmp_path / "my state")
+    (given.state_dir / "broker").mkdir(parents=True)
+    run_dir = given.state_dir / "runs" / "one"
+    demo_settings(given, run_dir, "transformers", DemoPolicy(model="m"), {})
+    remember(given.state_dir, run_dir)
+    explain, releases = next_commands(run_dir, "decision-1").splitlines()
+    for line, end in ((explain, ["explain", "decision-1"]), (releases, ["releases"])):
+        command = shlex.split(line.partition(":")[2])
+        assert command[:2] == ["headrace", "--settings"]
+        assert command[3:] == end
+        assert newest(load_settings(Path(command[2]), {})).state_dir == run_dir
