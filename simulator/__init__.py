@@ -1,1 +1,1 @@
-"""."""
+"""Simulated users of a product: they ask, judge the answers, and measure what was learned."""

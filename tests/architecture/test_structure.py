@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -78,7 +79,8 @@ def test_every_module_says_what_it_does() -> None:
     silent = [
         path.relative_to(ROOT).as_posix()
         for path in sources()
-        if "tests" not in path.parts and not path.read_text().startswith(('"""', 'r"""'))
+        if "tests" not in path.relative_to(ROOT).parts
+        and len((ast.get_docstring(ast.parse(path.read_text())) or "").split()) < 4
     ]
     assert silent == []
 
