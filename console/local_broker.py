@@ -12,15 +12,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from contracts.broker import wait_for_broker
-from contracts.errors import UnavailableError
+from contracts.errors import DeadlineError, UnavailableError
 from contracts.settings import Kafka
 
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
+LAST_CHARACTERS = 1000
 
 
 def free_port() -> int:
@@ -57,9 +59,11 @@ class LocalBroker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> LocalBroker:
-        """Start the process and wait until it answers."""
+        """Start the process and wait until it answers; UnavailableError says why it does not."""
         self._data_dir.mkdir(parents=True, exist_ok=True)
-        with (self._data_dir / "broker.log").open("ab") as log:
+        path = self._data_dir / "broker.log"
+        with path.open("ab") as log:
+            begin = log.seek(0, os.SEEK_END)
             process = subprocess.Popen(
                 broker_command(self.port, self._data_dir),
                 stdout=log,
@@ -67,8 +71,22 @@ class LocalBroker:
                 start_new_session=True,
             )
         self._process = process
-        wait_for_broker(self.kafka, START_SECONDS, lambda: process.poll() is None)
+        try:
+            wait_for_broker(self.kafka, START_SECONDS, lambda: process.poll() is None)
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, DeadlineError):
+                raise UnavailableError(_why(path, begin)) from error
+            raise
         return self
+
+    def _abandon(self) -> None:
+        """Kill a broker that never answered; to have it save might stop one on the same data."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
 
     def stop(self) -> None:
         """End the process with SIGTERM, on which it saves its records to disk."""
@@ -86,6 +104,17 @@ class LocalBroker:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+def _why(log: Path, begin: int) -> str:
+    """Return why a broker did not start, from what it wrote to its log after ``begin``."""
+    written = log.read_bytes()[begin:].decode(errors="replace").strip()
+    if "is already running" in written:
+        return (
+            f"another command reads or runs the event log in {log.parent}; "
+            "try again when that has ended"
+        )
+    return f"the local broker did not start; the end of {log}:\n{written[-LAST_CHARACTERS:]}"
 
 
 def remove_dead_members(bootstrap: str, group: str, is_dead: Callable[[str], bool]) -> int:
