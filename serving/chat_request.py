@@ -1,8 +1,8 @@
 """The body of ``POST /v1/chat/completions``: bytes to a checked request, or a `Refusal`.
 
-It knows the OpenAI wire form and the gateway's defaults, nothing of arms or engines. Parameters
-that would change the distribution the tokens are drawn from, and that the log of a decision could
-not describe, are refused rather than ignored.
+It knows the OpenAI wire form and the gateway's defaults, nothing of arms or engines. A parameter
+that could change the distribution the tokens are drawn from, and that the log of a decision could
+not describe, is refused rather than ignored; so is any that is not known here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,18 @@ from contracts.settings import Gateway
 from serving.wire_errors import Refusal
 
 MAX_TOOLS = 128
+WITHOUT_EFFECT = frozenset(
+    {
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+    }
+)
+"""Parameters that OpenAI clients send and that do not change how tokens are drawn; not acted on."""
+
 Wire = TypeVar("Wire")
 ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
 
@@ -92,6 +104,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
 
 
 _bodies = msgspec.json.Decoder(_Body)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_KNOWN = WITHOUT_EFFECT.union(_Body.__struct_fields__)
 
 
 def parse_chat(data: bytes, gateway: Gateway, policy: str) -> ChatRequest:
@@ -104,6 +118,7 @@ def parse_chat(data: bytes, gateway: Gateway, policy: str) -> ChatRequest:
             param="model",
             code="model_not_found",
         )
+    _check_known(data)
     _check_unsupported(body)
     tools = body.tools or ()
     choice = "auto" if body.tool_choice is None else body.tool_choice
@@ -142,6 +157,17 @@ def decode_body(decoder: msgspec.json.Decoder[Wire], data: bytes) -> Wire:
         raise Refusal(400, "body is nested too deeply; send a flat chat request") from error
     except msgspec.DecodeError as error:
         raise Refusal(400, f"body is not JSON: {error}; send one JSON object") from error
+
+
+def _check_known(data: bytes) -> None:
+    for name, value in decode_body(_fields, data).items():
+        if name not in _KNOWN and bytes(value) != b"null":
+            raise Refusal(
+                400,
+                f"{name[:80]} is no parameter of this gateway; leave it out",
+                param=name[:80],
+                code="unsupported_parameter",
+            )
 
 
 def _check_unsupported(body: _Body) -> None:

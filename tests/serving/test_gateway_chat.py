@@ -161,6 +161,24 @@ def test_tool_choice_none_keeps_the_tools_out(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens == ask(client, "hello").usage.prompt_tokens
 
 
+def test_what_clients_send_as_a_matter_of_course_is_taken(client: openai.OpenAI) -> None:
+    answer = ask(
+        client,
+        "hello",
+        tools=TOOLS,
+        parallel_tool_calls=False,
+        prompt_cache_key="k",
+        prompt_cache_retention="in_memory",
+        safety_identifier="someone",
+        service_tier="auto",
+        store=True,
+        metadata={"session_id": "s1", "purpose": "test"},
+    )
+    assert answer.model_extra["headrace"]["session_id"] == "s1"
+    with pytest.raises(openai.BadRequestError, match="min_p is no parameter of this gateway"):
+        ask(client, "hello", extra_body={"min_p": 0.1})
+
+
 def test_an_answer_cut_by_max_tokens_says_length(client: openai.OpenAI) -> None:
     assert ask(client, "count", max_tokens=4).choices[0].finish_reason == "length"
     assert ask(client, "count", max_completion_tokens=4).usage.completion_tokens == 4

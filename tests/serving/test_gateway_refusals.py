@@ -77,6 +77,14 @@ def test_a_body_that_is_no_request_is_a_400(gateway: Server, body: bytes, messag
         ({"user": "u" * 129}, "user"),
         ({"metadata": {"session_id": ""}}, "metadata.session_id"),
         ({"seed": 2**70}, "seed"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"min_tokens": 5}, "min_tokens"),
+        ({"stop_token_ids": [2]}, "stop_token_ids"),
+        ({"guided_json": {}}, "guided_json"),
+        ({"best_of": 2}, "best_of"),
+        ({"functions": []}, "functions"),
+        ({"x" * 1000: 1}, "x" * 80),
     ],
 )
 def test_a_value_that_is_not_allowed_is_named(
@@ -86,11 +94,12 @@ def test_a_value_that_is_not_allowed_is_named(
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-def test_nulls_and_unknown_fields_do_no_harm(gateway: Server) -> None:
+def test_nulls_and_fields_without_effect_do_no_harm(gateway: Server) -> None:
     message = {"role": "user", "content": "hello", "name": None, "tool_calls": None, "x": 1}
-    nothing = dict.fromkeys(("tools", "tool_choice", "n", "stop", "user", "seed", "stream"))
-    status, _ = chat(gateway, messages=[message], **nothing, parallel_tool_calls=True)
-    assert status == 200
+    absent = ("tools", "tool_choice", "n", "stop", "user", "seed", "stream", "min_p", "functions")
+    harmless = {"parallel_tool_calls": True, "store": False, "service_tier": "auto"}
+    status, answer = chat(gateway, messages=[message], **dict.fromkeys(absent), **harmless)
+    assert status == 200, answer
 
 
 def test_another_model_is_a_404(gateway: Server) -> None:
