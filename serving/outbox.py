@@ -185,12 +185,14 @@ class Outbox:
             raise OutboxFullError(f"no space for {len(data)} bytes in {self._directory}; free some")
 
     def _open_segment(self, number: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        try:
+            file = os.open(self._path(number), flags, 0o600)
+        except OSError as error:
+            raise OutboxFullError(f"cannot write {self._directory}: {error}; free space") from error
         if self._file >= 0:
             os.close(self._file)
-        self._current = number
-        self._sizes[number] = 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self._file = os.open(self._path(number), flags, 0o600)
+        self._file, self._current, self._sizes[number] = file, number, 0
 
     def _drop_delivered(self) -> None:
         """Delete segments before the place, except the one being written."""

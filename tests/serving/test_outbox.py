@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,24 @@ def test_segments_are_deleted_when_delivered(
     assert len(list(tmp_path.glob("*.jsonl"))) <= 2
     outbox.close()
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_segment_that_cannot_be_begun_costs_its_append_alone(
+    tmp_path: Path, record: Callable[[str], Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    outbox = Outbox(tmp_path, 4000)
+    outbox.append([record("a"), record("b")])
+    outbox.append([record("c"), record("d")])
+    with monkeypatch.context() as disk:
+        disk.setattr("serving.outbox.os.open", no_space)
+        with pytest.raises(OutboxFullError, match="No space left"):
+            outbox.append([record("e")])
+    outbox.append([record("f")])
+    assert ids(outbox) == ["a", "b", "c", "d", "f"]
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
 
 
 def test_an_outbox_has_one_owner(tmp_path: Path) -> None:
