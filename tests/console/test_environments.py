@@ -131,7 +131,10 @@ def test_an_environment_left_without_pip_is_made_anew(tmp_path: Path) -> None:
     pytest.importorskip("ensurepip")
     directory = tmp_path / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True)
+    left = directory / "left"
+    left.touch()
     python = venv_with_pip(directory)
+    assert not left.exists()
     subprocess.run([python, "-m", "pip", "--version"], check=True, capture_output=True)
     kept = directory / "kept"
     kept.touch()

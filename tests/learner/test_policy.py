@@ -90,6 +90,8 @@ def test_an_adapter_learned_on_any_architecture_serves_with_the_same_logprobs(
     learned = policy.logprobs(SEQUENCES, 2)
     assert learned != policy.logprobs(SEQUENCES, 2, adapted=False)
     save_adapter(policy, saved)
+    config = json.loads((saved / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is (kind == "gpt2")  # alone it stores its weights transposed
 
     engine = LocalModel(str(base), 64)
     engine.load_adapter("learned", saved)
