@@ -19,7 +19,10 @@ MEASURED = [
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    counts = ("interactions", "failed_requests", "rewards", "samples_learned", "versions_served")
+    counts = (
+        *("interactions", "failed_requests", "rewards", "samples_learned"),
+        *("decisions_explained", "versions_served"),
+    )
     return {
         **dict.fromkeys(counts, 64),
         **dict.fromkeys(MEASURED, 0.5),
