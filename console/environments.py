@@ -70,6 +70,8 @@ def no_wheel(machine: Machine) -> str:
 def vllm_missing(machine: Machine = THIS_MACHINE) -> str:
     """Return "" when vLLM is installed, else why it is not."""
     if machine.has_vllm:
+        if not machine.has_vllm_wheel:  # built there, against what is there
+            return ""
         lacking = ", ".join(lacking_libraries(machine.vllm_python.parent.parent))
         return f"vLLM lacks {lacking} (make setup fetches it)" if lacking else ""
     if not machine.has_vllm_wheel:

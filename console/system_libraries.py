@@ -10,7 +10,6 @@ import ctypes
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -35,12 +34,7 @@ def loads(library: str) -> bool:
 
 
 def lacking_libraries(environment: Path) -> dict[str, str]:
-    """Return those needed that neither the system nor the environment has, with their packages.
-
-    None on systems other than Linux: there vLLM is built from source, against what is there.
-    """
-    if sys.platform != "linux":
-        return {}
+    """Return those needed that neither the system nor the environment has, with their packages."""
     folder = library_path(environment)
     return {
         library: package
