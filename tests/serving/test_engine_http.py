@@ -13,6 +13,7 @@ import pytest
 
 from console.local_broker import free_port
 from console.probe import Answer, engine_server
+from console.system_libraries import loader_environment
 from contracts import settings as s
 from contracts.errors import EngineError
 from contracts.events import Sampling
@@ -52,7 +53,8 @@ def engine_url(
         policy=s.Policy(model=str(tiny_model)), engine=s.Engine(dtype="float32", max_lora_rank=8)
     )
     argv, environment = vllm_command(settings, port, VLLM_PYTHON)
-    environment["PATH"] = str(VLLM_PYTHON.parent)  # without a compiler, as on a small system
+    environment |= loader_environment(VLLM_PYTHON.parent.parent)
+    environment["CXX"] = "no-compiler"  # as on a small system
     server = Server(argv, environment, port, tmp_path_factory.mktemp("vllm") / "vllm.log")
     yield server.wait("/health").url
     server.stop()
