@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from console.child import Program
 from console.waiting import Shown
+from contracts.ids import NewId
+from contracts.settings import Kafka
+from tests.console.story import Story, produce, tell, write_spans
 
 MakeProgram = Callable[..., Program]
 
@@ -52,3 +55,11 @@ def make_program(tmp_path: Path) -> MakeProgram:
 @pytest.fixture
 def shown(tmp_path: Path) -> Shown:
     return Shown((tmp_path / "shown.txt").open("w"))
+
+
+@pytest.fixture
+def story(kafka: Kafka, state_dir: Path, new_id: NewId) -> Iterator[Story]:
+    told = tell(state_dir / "versions", new_id)
+    write_spans(state_dir, "ab" * 16)
+    produce(kafka, (*told.events, *tell(state_dir.with_name("other"), new_id).events))
+    yield told

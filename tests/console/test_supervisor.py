@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,15 +19,9 @@ from console.waiting import Shown
 from contracts.broker import _PATIENCE
 from contracts.errors import DeadlineError, UnavailableError
 from contracts.settings import Kafka
+from tests.until import until
 
 MakeProgram = Callable[..., Program]
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.02)
 
 
 def pids(state_dir: Path) -> dict[str, int]:
@@ -71,7 +64,7 @@ def test_a_process_that_is_killed_starts_again(
             supervisor.check()
             return pids(state_dir)["a"] not in (0, before["a"])
 
-        until(is_back, "restart of a")
+        until("restart of a", is_back)
         stack = read_stack(state_dir)
         assert stack is not None
         assert {entry.name: entry.restarts for entry in stack.processes} == {"a": 1, "b": 0}
@@ -106,14 +99,14 @@ def test_a_process_whose_last_step_fails_is_not_ready_yet_and_holds_up_no_other(
             supervisor.check()
             return len(addresses) == 1
 
-        until(failed, "a step that fails", 40.0)
+        until("a step that fails", failed, 40.0)
         assert states(state_dir) == {"broker": "starting", "a": "running"}
 
         def is_back() -> bool:
             supervisor.check()
             return states(state_dir)["broker"] == "running"
 
-        until(is_back, "the step that goes well")
+        until("the step that goes well", is_back)
         assert pids(state_dir)["a"] == before["a"]
     finally:
         supervisor.stop()
@@ -172,13 +165,13 @@ time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     try:
-        until((tmp_path / "up").exists, "start of the stack")
+        until("start of the stack", (tmp_path / "up").exists)
         child = pids(state_dir)["a"]
         started = start_time(child)
         assert started > 0
         parent.kill()
         parent.wait()
-        until(lambda: not is_same_process(child, started), "end of the child")
+        until("end of the child", lambda: not is_same_process(child, started))
     finally:
         parent.kill()
         parent.wait()
