@@ -43,8 +43,7 @@ LARGE: dict[str, Any] = {
 }
 """A real chat model on two cores answers a question in seconds while it also learns: answers are
 short and waited for, a version comes after few samples, and its canary needs half of the users and
-minutes. One step at 5e-4 leaves the trust region (SmolLM2-135M: 44 % of the tokens clipped, 2 % at
-1e-4)."""
+minutes. A step at the small policy's learning rate would leave the trust region."""
 
 KEPT = ("kafka", "engine", "features", "tracing", "data_dir")
 """Where things are stays as given."""

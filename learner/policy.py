@@ -167,7 +167,7 @@ def target_modules(model: nn.Module) -> tuple[str, ...]:
 def _load_base(name: str) -> Any:
     """Load a base in bfloat16 if it is stored so and the processor computes in it, else float32.
 
-    Without such instructions bfloat16 was seven times slower than float32 (SmolLM2-135M, one core).
+    Without such instructions bfloat16 is emulated and far slower than float32.
     """
     model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
     if model.dtype != torch.bfloat16 or not computes_bfloat16(processor_flags()):

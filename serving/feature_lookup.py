@@ -23,7 +23,7 @@ log = logging.getLogger("headrace.features")
 
 
 class Reader(Protocol):
-    """What `feature_store.reader.OnlineReader` offers; under 1 ms, never blocks."""
+    """What `feature_store.reader.OnlineReader` offers."""
 
     def read(
         self, user_id: str, session_id: str, policy_version: str, now: datetime

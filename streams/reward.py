@@ -25,7 +25,7 @@ from contracts.ids import derived_id
 from contracts.settings import RewardComponent, RewardSignal
 
 MAX_WORDS = 2000
-"""Words compared of an answer and its correction: 2 to 3 ms at this bound, whatever the words."""
+"""Words compared of an answer and its correction: the work grows with their product."""
 
 Signal = tuple[RewardSignal, float, str, tuple[str, ...]]
 """Name, value in [-1, 1], rule, ids of the events behind it."""
