@@ -342,6 +342,27 @@ class Rollout(Event, frozen=True, kw_only=True):
     judged: str = ""
 
 
+RolloutAction = Literal["promote", "rollback", "pin", "unpin", "pause", "resume"]
+
+
+class RolloutCommand(Event, frozen=True, kw_only=True):
+    """What a person asks of the rollout controller, and why.
+
+    promote: serve ``version`` (empty: the candidate under way) to everyone at once. rollback: end
+    the rollout under way, or go back to ``version``. pin: serve ``version`` (empty: the stable
+    one) and take no release until unpin. pause: keep the present shares, advance nothing, until
+    resume; harm still rolls back.
+    """
+
+    TYPE: ClassVar[str] = "headrace.rollout-command"
+
+    policy: Id
+    action: RolloutAction
+    version: str = ""
+    reason: Annotated[str, Meta(min_length=1, max_length=2000)]
+    operator: Id
+
+
 # --- dead letters and audit --------------------------------------------------------------------
 
 
@@ -386,6 +407,7 @@ EVENTS: tuple[type[Event], ...] = (
     Sample,
     Release,
     Rollout,
+    RolloutCommand,
     DeadLetter,
     AuditRecord,
 )

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from contracts.errors import SettingsError
 
@@ -50,11 +51,13 @@ class Kafka(Section, frozen=True):
 class Policy(Section, frozen=True):
     """The policy that is served and learned; its ``name`` is a Kafka key and a directory.
 
-    ``model`` is a Hugging Face directory or name.
+    ``model`` is a Hugging Face directory or name. ``judge_share`` of the users never train it:
+    their feedback judges its versions (`contracts.judges`).
     """
 
     name: PolicyName = "assistant"
     model: str = ""
+    judge_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.2
 
 
 class Engine(Section, frozen=True):
@@ -178,6 +181,20 @@ class Rollout(Section, frozen=True):
     publish_seconds: Positive = 1.0
 
 
+class Segment(Section, frozen=True):
+    """Users with a policy of their own, and perhaps a rollout plan of their own.
+
+    An empty ``tier``, ``language`` or ``region`` fits any; the first segment that fits a request
+    has it, and what fits none has ``policy.name``.
+    """
+
+    policy: PolicyName
+    tier: str = ""
+    language: str = ""
+    region: str = ""
+    rollout: Rollout | None = None
+
+
 class Tracing(Section, frozen=True):
     """Spans. ``otlp_endpoint`` empty: spans go to files below ``state_dir``."""
 
@@ -198,7 +215,30 @@ class Settings(Section, frozen=True):
     features: Features = Features()
     learner: Learner = Learner()
     rollout: Rollout = Rollout()
+    segments: tuple[Segment, ...] = ()
     tracing: Tracing = Tracing()
+
+
+def policies_of(settings: Settings) -> tuple[str, ...]:
+    """Return the names of all policies: the general one first, then those of the segments."""
+    names = [settings.policy.name, *(segment.policy for segment in settings.segments)]
+    return tuple(dict.fromkeys(names))
+
+
+def settings_for(settings: Settings, policy: str) -> Settings:
+    """Return the settings as the processes of one policy see them: its name and its rollout plan.
+
+    Raises SettingsError for a policy that neither the general name nor a segment names.
+    """
+    known = policies_of(settings)
+    if policy not in known:
+        raise SettingsError(f"policy {policy!r} is not one of {', '.join(known)}; name a segment's")
+    plans = [s.rollout for s in settings.segments if s.policy == policy and s.rollout is not None]
+    return replace(
+        settings,
+        policy=replace(settings.policy, name=policy),
+        rollout=plans[0] if plans else settings.rollout,
+    )
 
 
 def load_settings(

@@ -16,6 +16,7 @@ from contracts.events import (
     Release,
     Reward,
     Rollout,
+    RolloutCommand,
     Safety,
     Sample,
 )
@@ -101,6 +102,15 @@ ROLLOUTS = Topic(
     cleanup="compact",
     partitions=1,
 )
+ROLLOUT_COMMANDS = Topic(
+    name="rollout-commands",
+    events=(RolloutCommand,),
+    key=_policy,
+    key_name="policy",
+    writers="headrace rollout",
+    readers="rollout controller",
+    partitions=1,  # what people asked for has one order
+)
 DEAD_LETTERS = Topic(
     name="dead-letters",
     events=(DeadLetter,),
@@ -126,6 +136,7 @@ TOPICS: tuple[Topic, ...] = (
     SAMPLES,
     RELEASES,
     ROLLOUTS,
+    ROLLOUT_COMMANDS,
     DEAD_LETTERS,
     AUDIT,
 )

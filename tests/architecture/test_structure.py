@@ -25,6 +25,7 @@ TABLE = {
     "samples": ("session id", "delete", 1),
     "releases": ("policy", "compact", 1),
     "rollouts": ("policy", "compact", 1),
+    "rollout-commands": ("policy", "delete", 1),
     "dead-letters": ("origin", "delete", None),
     "audit": ("producer", "delete", None),
 }

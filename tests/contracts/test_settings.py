@@ -12,8 +12,12 @@ from contracts.errors import SettingsError
 from contracts.settings import (
     DisallowedTopic,
     RewardComponent,
+    Rollout,
+    Segment,
     Settings,
     load_settings,
+    policies_of,
+    settings_for,
     to_environment,
 )
 
@@ -218,3 +222,14 @@ def names_of(tree: Any, place: str = "") -> set[str]:
     if not isinstance(tree, dict):
         return {place}
     return {place}.union(*(names_of(value, f"{place}.{key}") for key, value in tree.items()))
+
+
+def test_a_segments_policy_has_its_own_name_and_plan_and_an_unknown_one_is_refused() -> None:
+    plan = Rollout(canary_weight=0.5)
+    settings = Settings(segments=(Segment(policy="assistant-de", language="de", rollout=plan),))
+    assert policies_of(settings) == ("assistant", "assistant-de")
+    assert settings_for(settings, "assistant") == settings
+    german = settings_for(settings, "assistant-de")
+    assert (german.policy.name, german.rollout) == ("assistant-de", plan)
+    with pytest.raises(SettingsError, match=r"'desk' is not one of assistant, assistant-de"):
+        settings_for(settings, "desk")
