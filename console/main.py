@@ -6,62 +6,16 @@ Commands import what they need when they run, so that ``--help`` answers at once
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from console.command_line import AS_JSON, command, write
+from console.rollout import rollout
+
 if TYPE_CHECKING:
     from contracts.settings import Settings
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Write JSON instead of a table.")
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn our own errors and the Kafka client's into one message and exit code 1."""
-    from contracts.errors import HeadraceError
-
-    try:
-        yield
-    except HeadraceError as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt as error:
-        raise click.exceptions.Exit(130) from error
-    except kafka_errors() as error:
-        raise click.ClickException(
-            f"the broker refused or is away: {error}; look at it with 'headrace doctor'"
-        ) from error
-
-
-def kafka_errors() -> tuple[type[Exception], ...]:
-    """Return what the Kafka client raises; nothing while no command has imported it."""
-    module = sys.modules.get("kafka.errors")
-    return (module.KafkaError,) if module else ()
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that it receives the settings first and shows clear errors."""
-
-    @click.pass_context
-    @wraps(function)
-    def run(context: click.Context, /, *args: Any, **kwargs: Any) -> None:
-        with clear_errors():
-            from contracts.settings import load_settings
-
-            function(load_settings(context.obj), *args, **kwargs)
-
-    return run
-
-
-def write(value: object) -> None:
-    """Write a struct as indented JSON."""
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,6 +30,9 @@ def write(value: object) -> None:
 def main(context: click.Context, settings_path: Path | None) -> None:
     """Lead live interactions of an LLM product to a learner, and the better policy back."""
     context.obj = settings_path
+
+
+main.add_command(rollout)
 
 
 @main.command()

@@ -352,6 +352,10 @@ class RolloutCommand(Event, frozen=True, kw_only=True):
     the rollout under way, or go back to ``version``. pin: serve ``version`` (empty: the stable
     one) and take no release until unpin. pause: keep the present shares, advance nothing, until
     resume; harm still rolls back.
+
+    The controller answers each command by one audit record ``rollout.*`` whose detail holds its
+    ``command_id`` and ``operator``, "rollout.command-refused" when it cannot be done, and by a
+    state whose positions lie behind it.
     """
 
     TYPE: ClassVar[str] = "headrace.rollout-command"

@@ -108,7 +108,7 @@ ROLLOUT_COMMANDS = Topic(
     key=_policy,
     key_name="policy",
     writers="headrace rollout",
-    readers="rollout controller",
+    readers="rollout controller, headrace rollout",
     partitions=1,  # what people asked for has one order
 )
 DEAD_LETTERS = Topic(
@@ -125,7 +125,7 @@ AUDIT = Topic(
     key=lambda event: str(event.producer),
     key_name="producer",
     writers="all",
-    readers="explain",
+    readers="explain, headrace rollout",
     kept_for_ever=True,
 )
 
