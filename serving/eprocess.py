@@ -33,11 +33,37 @@ def add_event(log_wealth: tuple[float, ...], *, canary: bool, weight: float) -> 
     such multiples are exact, so any order of the same events gives the same bytes. Raises
     ValueError for a weight outside [0, 1].
     """
+    return add_events(
+        log_wealth or NO_EVENTS,
+        ODDS_RATIOS,
+        canary=int(canary),
+        stable=int(not canary),
+        weight=weight,
+    )
+
+
+def add_events(
+    log_wealth: tuple[float, ...],
+    odds_ratios: tuple[float, ...],
+    *,
+    canary: int,
+    stable: int,
+    weight: float,
+) -> tuple[float, ...]:
+    """Return the running logs, one for each of ``odds_ratios``, after events of equal weight.
+
+    ``canary`` and ``stable`` count the events of each arm. Sums stay exact while no log exceeds
+    two million. Raises ValueError for a weight outside [0, 1] and for negative counts.
+    """
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"canary weight {weight}: give the share of users, from 0 to 1")
+    if canary < 0 or stable < 0:
+        raise ValueError(f"{canary} canary and {stable} stable events: give counts from 0")
     return tuple(
-        running + _increment(ratio, canary=canary, weight=weight)
-        for running, ratio in zip(log_wealth or NO_EVENTS, ODDS_RATIOS, strict=True)
+        running
+        + canary * _increment(ratio, canary=True, weight=weight)
+        + stable * _increment(ratio, canary=False, weight=weight)
+        for running, ratio in zip(log_wealth, odds_ratios, strict=True)
     )
 
 
