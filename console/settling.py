@@ -83,7 +83,7 @@ class Follower:
     def canary(self) -> str:
         """Return the version under test, "" when none is."""
         state = self._rollout
-        if state is None or state.phase != "canary" or state.candidate is None:
+        if state is None or state.candidate is None:
             return ""
         return state.candidate.version
 

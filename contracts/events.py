@@ -15,7 +15,8 @@ Id = Annotated[str, Meta(min_length=1, max_length=128)]
 Score = Annotated[float, Meta(ge=-1.0, le=1.0)]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Moment = Annotated[datetime, Meta(tz=True)]
-Arm = Literal["stable", "canary"]
+Arm = Literal["stable", "canary", "shadow"]
+"""Who answered: the version in service, the candidate, or the candidate unseen, on a copy."""
 
 BASE_VERSION = "base"
 """Policy version of the frozen base model, served before any adapter was learned."""
@@ -294,52 +295,99 @@ class Candidate(Struct, frozen=True, kw_only=True):
     version: Id
     sequence: int = 0
     location: str = ""
+    form: Literal["lora", "full"] = "lora"
+
+
+class GuardrailEvidence(Struct, frozen=True, kw_only=True):
+    """One guardrail of a rollout: what was found per arm, and its conditional-share e-process.
+
+    ``log_wealth`` has one running log per odds ratio; only a user's first event is in it.
+    """
+
+    events: dict[Arm, int] = {}
+    log_wealth: tuple[float, ...] = ()
+    e_value: float = 1.0
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
     """What the controller has counted in the rollout under way.
 
-    ``log_wealth`` has one running log per odds ratio of the conditional-share e-process;
-    ``offenders`` are the users whose first violation was already counted.
+    Requests, users, guardrails and ``severe`` findings are those of the whole rollout. The
+    ``step_`` counts are of the candidate in the present step, and the rewards those of judges in
+    the present step, whose decisions are older than the attribution window. ``watermark`` is the
+    time before which every window has closed; ``sample_ratio`` tests the shares of users.
     """
 
     requests: dict[Arm, int] = {}
     users: dict[Arm, int] = {}
-    violations: dict[Arm, int] = {}
+    step_requests: int = 0
+    step_users: int = 0
+    guardrails: dict[str, GuardrailEvidence] = {}
+    severe: dict[Arm, int] = {}
+    sample_ratio: GuardrailEvidence = GuardrailEvidence()
     reward_count: dict[Arm, int] = {}
     reward_sum: dict[Arm, float] = {}
     reward_sum_squares: dict[Arm, float] = {}
+    watermark: Moment | None = None
+    violations: dict[Arm, int] = {}
     log_wealth: tuple[float, ...] = ()
     e_value: float = 1.0
     offenders: tuple[str, ...] = ()
 
 
-class Rollout(Event, frozen=True, kw_only=True):
-    """The whole state of the rollout controller for one policy; the newest ``epoch`` holds.
+class CommandOutcome(Struct, frozen=True, kw_only=True):
+    """The newest command taken; ``refused`` says why it was not done, empty when it was."""
 
-    ``weight`` is the share of users on ``candidate``; ``positions`` are the next offsets of the
-    topics `releases` and `rewards`, so that a controller that restarts counts each event once.
+    command_id: Id
+    action: str
+    operator: Id
+    refused: str = ""
+
+
+class Rollout(Event, frozen=True, kw_only=True):
+    """The whole state of the rollout controller for one policy.
+
+    The higher ``term`` holds, within a term the states of the ``writer`` that claimed it first,
+    and of these the highest ``epoch``, among equals the later (`serving.rollout_state.newer`).
+    ``weight`` is the share of users on ``candidate``; in phase "shadow" it is 0 and
+    ``shadow_share`` the share of requests that are copied to it. ``positions`` are the next
+    offsets of `releases`, `rewards` and `rollout-commands`, so that each event counts once.
     ``first_positions`` are those at which the rollout began, ``plan`` is the sha256 of its rules,
     and ``judged`` the version of the newest release that was taken, whatever became of it.
+    ``step`` counts the plan's steps from 0; ``held``: its time was up once. ``paused`` says why
+    nothing advances; ``pinned``: no release is taken. ``history`` are versions that served before
+    ``stable``, newest first, and ``offered`` those last released, whatever became of them.
     """
 
     TYPE: ClassVar[str] = "headrace.rollout"
 
     policy: Id
     epoch: Annotated[int, Meta(ge=0)]
-    phase: Literal["idle", "canary", "promoted", "rolled-back", "refused"]
+    phase: Literal["idle", "shadow", "canary", "promoted", "rolled-back", "refused"]
     stable: Candidate
     candidate: Candidate | None = None
     rollout_id: str | None = None
     salt: str = ""
     weight: Share = 0.0
+    shadow_share: Share = 0.0
     reason: str = ""
     started_at: Moment | None = None
+    step: Annotated[int, Meta(ge=0)] = 0
+    step_started_at: Moment | None = None
+    held: bool = False
+    paused: str = ""
+    pinned: bool = False
+    cooldown_until: Moment | None = None
+    last_command: CommandOutcome | None = None
+    history: tuple[Candidate, ...] = ()
+    offered: tuple[Candidate, ...] = ()
     evidence: Evidence = Evidence()
     positions: dict[str, int] = {}
     first_positions: dict[str, int] = {}
     plan: str = ""
     judged: str = ""
+    term: Annotated[int, Meta(ge=0)] = 0
+    writer: str = ""
 
 
 RolloutAction = Literal["promote", "rollback", "pin", "unpin", "pause", "resume"]

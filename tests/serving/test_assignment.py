@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.events import BASE_VERSION
-from serving.assignment import assign, user_point
+from serving.assignment import assign, assign_shadow, shadow_weight, user_point
 from tests.serving.rollout_states import canary_state
 
 users = st.text(min_size=1, max_size=64)
@@ -27,6 +27,22 @@ def test_outside_of_a_canary_everybody_gets_the_stable_version(phase: str) -> No
     found = assign(state, "assistant", "u")
     assert (found.policy_version, found.arm, found.canary_weight) == ("old", "stable", 0.0)
     assert found.rollout_id is None
+
+
+@given(user=users, share=weights)
+def test_in_the_shadow_everybody_is_stable_and_only_copies_are_the_candidates(
+    user: str, share: float
+) -> None:
+    state = msgspec.structs.replace(canary_state(0.0), phase="shadow", shadow_share=share)
+    served, copied = assign(state, "assistant", user), assign_shadow(state, "assistant")
+    assert (served.policy_version, served.arm, served.probability) == ("old", "stable", 1.0)
+    assert (copied.policy_version, copied.arm, copied.probability) == ("new", "shadow", share)
+    assert served.canary_weight == copied.canary_weight == shadow_weight(share)
+    assert served.rollout_id == copied.rollout_id == "rollout-1"
+
+
+def test_the_weight_of_a_shadow_is_its_share_of_all_answers() -> None:
+    assert [shadow_weight(share) for share in (0.0, 0.25, 1.0)] == [0.0, 0.2, 0.5]
 
 
 @given(user=users, weight=weights, salt=users)
