@@ -18,8 +18,13 @@ Moment = Annotated[datetime, Meta(tz=True)]
 Arm = Literal["stable", "canary", "shadow"]
 """Who answered: the version in service, the candidate, or the candidate unseen, on a copy."""
 
+Rung = Literal["canary", "stable", "base", "rule"]
+"""Which rung of the fallback ladder answered a request."""
+
 BASE_VERSION = "base"
 """Policy version of the frozen base model, served before any adapter was learned."""
+RULE_VERSION = "rule"
+"""Policy version of a reply by rule, given when no model answers; nobody learns from it."""
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -109,7 +114,10 @@ class Assignment(Struct, frozen=True, kw_only=True):
 
 
 class Decision(Event, frozen=True, kw_only=True):
-    """One served answer: what was asked, what the policy chose, and how likely that was."""
+    """One served answer: what was asked, what the policy chose, and how likely that was.
+
+    ``rung`` is where on the fallback ladder it was answered, ``key`` the name of the API key used.
+    """
 
     TYPE: ClassVar[str] = "headrace.decision"
 
@@ -132,6 +140,8 @@ class Decision(Event, frozen=True, kw_only=True):
     streamed: bool = False
     error: str | None = None
     trace_id: str | None = None
+    rung: Rung | None = None
+    key: str | None = None
 
 
 # --- feedback ----------------------------------------------------------------------------------

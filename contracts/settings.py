@@ -78,7 +78,10 @@ class Engine(Section, frozen=True):
 
 
 class Gateway(Section, frozen=True):
-    """The OpenAI-compatible front. Sampling values hold where a request gives none."""
+    """The OpenAI-compatible front. Sampling values hold where a request gives none.
+
+    ``fallback_reply`` answers when no version does; empty: the client gets a 503 instead.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8080
@@ -89,6 +92,12 @@ class Gateway(Section, frozen=True):
     feature_max_age_seconds: Positive = 86_400.0
     max_body_bytes: Count = 262_144
     max_concurrent: Count = 256
+    fallback_reply: str = "I cannot answer right now. Please try again in a moment."
+    fallback_tool: str = ""
+    breaker_failures: Count = 5
+    breaker_window: Count = 20
+    breaker_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
+    breaker_seconds: Positive = 5.0
     outbox_max_bytes: Count = 1 << 30
 
 

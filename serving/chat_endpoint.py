@@ -12,18 +12,13 @@ from starlette.types import Receive, Scope, Send
 
 from contracts.codec import to_json
 from serving.body import read_body
+from serving.budget import BUDGET_HEADER, budget_of
 from serving.chat_request import parse_chat
 from serving.chat_stream import stream_answer
-from serving.gateway import (
-    Gateway,
-    begin_turn,
-    end_turn,
-    first_that_answers,
-    place_for_one,
-    turn_span,
-)
+from serving.gateway import Arrival, Gateway, begin_turn, end_turn, place_for_one, turn_span
+from serving.ladder import first_that_answers
 from serving.turn import Outcome, Turn, finished, headrace_of, usage_of
-from serving.wire_errors import DECISION_HEADER, JSON, Refusal
+from serving.wire_errors import DECISION_HEADER, JSON, RUNG_HEADER, Refusal
 
 TRACE_HEADERS = ("traceparent", "tracestate")
 
@@ -46,11 +41,15 @@ class ChatEndpoint:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, request = self._gateway, Request(scope, receive)
-        arrived, arrived_at = gateway.clock.monotonic(), gateway.clock.now()
+        arrival = Arrival(
+            gateway.clock.monotonic(),
+            gateway.clock.now(),
+            budget_of(request.headers.get(BUDGET_HEADER), gateway.settings.engine.timeout_seconds),
+        )
         body = await read_body(request, gateway.settings.gateway.max_body_bytes)
         asked = parse_chat(body, gateway.settings.gateway, gateway.settings.policy.name)
         gateway.metrics.count("requests")
-        turn = begin_turn(gateway, asked, arrived, arrived_at)
+        turn = begin_turn(gateway, asked, arrival)
         parent = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}
         with turn_span(gateway, turn, parent) as current:
             try:
@@ -66,11 +65,13 @@ class ChatEndpoint:
 
 async def plain_answer(gateway: Gateway, turn: Turn, current: Span) -> Response:
     """Ask the engine for the whole answer, log the decision, return the response."""
-    assignment, answer, notes = await first_that_answers(gateway, turn, gateway.engine.complete)
-    outcome = end_turn(gateway, turn, finished(turn, assignment, answer, notes), current)
+    step, answer, notes = await first_that_answers(
+        gateway, turn, lambda answerer, request: answerer.complete(request)
+    )
+    outcome = end_turn(gateway, turn, finished(turn, step, answer, notes), current)
     return Response(
         to_json(_completion(gateway, turn, outcome)),
-        headers={DECISION_HEADER: turn.decision_id},
+        headers={DECISION_HEADER: turn.decision_id, RUNG_HEADER: outcome.rung},
         media_type=JSON,
     )
 

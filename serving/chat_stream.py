@@ -18,54 +18,41 @@ from starlette.types import Receive, Send
 
 from contracts.codec import to_json
 from contracts.errors import EngineError
-from contracts.events import Assignment, ToolCall
+from contracts.events import ToolCall
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.gateway import (
+    DISCONNECTED,
+    FAILED,
     Gateway,
     end_turn,
-    first_that_answers,
     reason_to_keep,
     reason_without_content,
 )
+from serving.ladder import Answerer, first_that_answers
+from serving.rungs import Step
 from serving.tool_calls import Piece, answer_message
 from serving.turn import Outcome, Turn, finish_reason, headrace_of, usage_of
-from serving.wire_errors import DECISION_HEADER, ErrorBody, error_body
+from serving.wire_errors import DECISION_HEADER, RUNG_HEADER, ErrorBody, error_body
 
 _log = logging.getLogger("headrace.gateway")
 
-DISCONNECTED = "disconnected"
-"""Finish reason of a decision whose client left before the end."""
-FAILED = "error"
-"""Finish reason of a decision whose engine broke off after the first chunk."""
-
 
 class OpenStream(Struct):
-    """An engine stream whose first chunk has come."""
+    """An engine stream whose first piece of text has come, with all chunks up to it."""
 
-    first: EngineChunk
+    first: list[EngineChunk]
     rest: AsyncGenerator[EngineChunk, None]
 
 
 async def stream_answer(
     gateway: Gateway, turn: Turn, current: Span, receive: Receive, send: Send
 ) -> None:
-    """Stream one answer and log its decision; Refusal when no version gives a first chunk."""
-
-    async def opened(request: EngineRequest) -> OpenStream:
-        rest = gateway.engine.stream(request)
-        try:
-            return OpenStream(await anext(rest), rest)
-        except StopAsyncIteration as error:
-            raise EngineError("engine sent no chunk") from error
-        except BaseException:
-            await rest.aclose()
-            raise
-
-    assignment, stream, notes = await first_that_answers(gateway, turn, opened)
+    """Stream one answer and log its decision; Refusal when no rung gives any text."""
+    step, stream, notes = await first_that_answers(gateway, turn, _opened)
     left = asyncio.create_task(_client_left(receive))
-    answer = _Answer(gateway, turn, assignment, current, notes)
+    answer = _Answer(gateway, turn, step, current, notes)
     try:
-        await _start(send, turn.decision_id)
+        await _start(send, turn.decision_id, step.rung)
         await send(_part(answer.opening()))
         await _forward(stream, answer, send, left)
         outcome = answer.end()
@@ -77,21 +64,41 @@ async def stream_answer(
         await stream.rest.aclose()
 
 
+async def _opened(answerer: Answerer, request: EngineRequest) -> OpenStream:
+    """Read up to the first piece of text: until then another rung can answer instead."""
+    rest = answerer.stream(request)
+    first: list[EngineChunk] = []
+    try:
+        async for chunk in rest:
+            first.append(chunk)
+            if chunk.text or chunk.finish_reason is not None:
+                return OpenStream(first, rest)
+    except BaseException:
+        await rest.aclose()
+        raise
+    raise EngineError("engine sent no text")
+
+
 async def _forward(
     stream: OpenStream, answer: _Answer, send: Send, left: asyncio.Task[None]
 ) -> None:
     """Send what comes until it ends, the engine fails or the client leaves."""
-    chunk: EngineChunk | None = stream.first
     try:
-        while chunk is not None:
+        async for chunk in _all(stream):
             if left.done():
                 return
             for delta in answer.take(chunk):
                 await send(_part(answer.chunk(delta)))
-            chunk = await anext(stream.rest, None)
     except EngineError as error:
         _log.warning("%s broke off: %s", answer.version, reason_without_content(error))
         answer.fail(error)
+
+
+async def _all(stream: OpenStream) -> AsyncGenerator[EngineChunk, None]:
+    for chunk in stream.first:
+        yield chunk
+    async for chunk in stream.rest:
+        yield chunk
 
 
 async def _finish(answer: _Answer, outcome: Outcome, send: Send) -> None:
@@ -109,12 +116,10 @@ async def _finish(answer: _Answer, outcome: Outcome, send: Send) -> None:
 class _Answer:
     """What has been streamed so far, and the chunks the client sees of it."""
 
-    def __init__(
-        self, gateway: Gateway, turn: Turn, assignment: Assignment, current: Span, notes: str
-    ) -> None:
+    def __init__(self, gateway: Gateway, turn: Turn, step: Step, current: Span, notes: str) -> None:
         self._gateway = gateway
         self._turn = turn
-        self._assignment = assignment
+        self._step = step
         self._current = current
         self._notes = notes
         self._scanner = turn.scanner()
@@ -129,7 +134,7 @@ class _Answer:
     @property
     def version(self) -> str:
         """The start of the id of the version that answers."""
-        return self._assignment.policy_version[:12]
+        return self._step.assignment.policy_version[:12]
 
     def take(self, chunk: EngineChunk) -> list[dict[str, Any]]:
         """Take an engine chunk; return the deltas that are now certain."""
@@ -144,7 +149,7 @@ class _Answer:
         """Note that the engine broke off."""
         self._reason = FAILED
         why = reason_to_keep(self._gateway, error)
-        note = f"{self._assignment.arm}: {self.version}: broke off: {why}"
+        note = f"{self._step.assignment.arm}: {self.version}: broke off: {why}"
         self._notes = "; ".join(filter(None, (self._notes, note)))
 
     def rest(self) -> list[dict[str, Any]]:
@@ -157,7 +162,8 @@ class _Answer:
             self._rest = self._deltas(self._scanner.finish())
             message = answer_message(self._pieces)
             outcome = Outcome(
-                assignment=self._assignment,
+                assignment=self._step.assignment,
+                rung=self._step.rung,
                 answer=self._answer(),
                 message=message,
                 finish_reason=finish_reason(message, self._reason),
@@ -221,11 +227,12 @@ async def _client_left(receive: Receive) -> None:
         pass
 
 
-async def _start(send: Send, decision_id: str) -> None:
+async def _start(send: Send, decision_id: str, rung: str) -> None:
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),
         (DECISION_HEADER.lower().encode(), decision_id.encode()),
+        (RUNG_HEADER.lower().encode(), rung.encode()),
     ]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
 

@@ -48,6 +48,16 @@ class DecisionLog:
         record = encode(FEEDBACK, feedback, source=SOURCE, trace=trace)
         self._append(record, "feedback.accepted", feedback.id, detail, trace)
 
+    def happened(self, action: str, subject: str, detail: dict[str, Any]) -> None:
+        """Write an audit record alone; one that finds no room is counted as lost."""
+        try:
+            with self._audit.kept(action, subject, detail=detail) as audited:
+                trace = current_trace_headers()
+                self._outbox.append([encode(AUDIT, audited, source=SOURCE, trace=trace)])
+        except (OutboxFullError, CodecError) as error:
+            self._metrics.count("lost")
+            log.warning("audit record %s of %s is lost: %s", action, subject, error)
+
     def _append(
         self,
         record: Record,
@@ -71,5 +81,6 @@ def _summary(decision: Decision) -> dict[str, Any]:
         "action": decision.action,
         "finish_reason": decision.finish_reason,
         "features": len(decision.features),
+        "rung": decision.rung,
         "error": decision.error,
     }

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
-from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -25,38 +23,47 @@ from contracts.ids import NewId
 from contracts.settings import Settings
 from contracts.tracing import current_ids, current_trace_headers, span
 from serving.assignment import assign
+from serving.breaker import Breakers
+from serving.budget import Budget
 from serving.chat_request import ChatRequest
 from serving.decision_log import DecisionLog
 from serving.engine import Engine, EngineRequest
 from serving.feature_lookup import FeatureLookup
 from serving.metrics import Metrics
+from serving.rungs import RuleReply, steps_of
 from serving.turn import (
     Outcome,
     Turn,
-    candidates,
     decision_of,
     request_attributes,
     response_attributes,
 )
 from serving.wire_errors import Refusal
 
-Answered = TypeVar("Answered")
-_log = logging.getLogger("headrace.gateway")
+DISCONNECTED = "disconnected"
+"""Finish reason of a decision whose client left before the end."""
+FAILED = "error"
+"""Finish reason of a decision whose engine broke off after the first piece of text."""
 
 
 class Gateway(Struct, frozen=True, kw_only=True):
-    """The parts a request needs, made once per process. ``rollout`` gives the newest state."""
+    """The parts a request needs, made once per process.
+
+    ``rollout`` gives the newest state known of a policy.
+    """
 
     settings: Settings
     secret: bytes
     clock: Clock
     new_id: NewId
     engine: Engine
-    rollout: Callable[[], Rollout | None]
+    rollout: Callable[[str], Rollout | None]
     features: FeatureLookup
     log: DecisionLog
     metrics: Metrics
     room: asyncio.Semaphore
+    breakers: Breakers
+    rule: RuleReply
 
 
 @asynccontextmanager
@@ -73,14 +80,23 @@ async def place_for_one(gateway: Gateway) -> AsyncIterator[None]:
         yield
 
 
-def begin_turn(gateway: Gateway, chat: ChatRequest, arrived: float, arrived_at: datetime) -> Turn:
+class Arrival(Struct, frozen=True):
+    """When a request came, in clock seconds and in UTC, and how long it may take."""
+
+    at: float
+    time: datetime
+    budget: Budget
+
+
+def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival) -> Turn:
     """Assign a version to the request and read its user's features as they are now."""
     session_id = chat.session_id or gateway.new_id()
     user_id = chat.user_id or session_id
-    state = gateway.rollout()
-    assignment = assign(state, gateway.settings.policy.name, user_id)
+    policy = gateway.settings.policy.name
+    state = gateway.rollout(policy)
+    assignment = assign(state, policy, user_id)
     started = gateway.clock.monotonic()
-    features = gateway.features.read(user_id, session_id, assignment.policy_version, arrived_at)
+    features = gateway.features.read(user_id, session_id, assignment.policy_version, arrival.time)
     if features is None:
         gateway.metrics.count("features_missing")
     return Turn(
@@ -88,11 +104,14 @@ def begin_turn(gateway: Gateway, chat: ChatRequest, arrived: float, arrived_at: 
         session_id=session_id,
         user_id=user_id,
         chat=chat,
-        candidates=candidates(assignment, state),
+        policy=policy,
+        budget=arrival.budget,
+        steps=steps_of(assignment, state, with_rule=bool(gateway.settings.gateway.fallback_reply)),
         features=features or {},
         features_seconds=gateway.clock.monotonic() - started,
-        arrived=arrived,
-        arrived_at=arrived_at,
+        arrived=arrival.at,
+        arrived_at=arrival.time,
+        asked=started,
     )
 
 
@@ -101,7 +120,7 @@ def turn_span(
 ) -> AbstractContextManager[Span]:
     """Return the server span of a turn; ``parent`` are the client's trace headers."""
     return span(
-        f"chat {gateway.settings.policy.name}",
+        f"chat {turn.policy}",
         parent=parent,
         kind=SpanKind.SERVER,
         attributes=request_attributes(turn, gateway.settings),
@@ -117,45 +136,6 @@ def engine_request(turn: Turn, assignment: Assignment) -> EngineRequest:
         sampling=turn.chat.sampling,
         trace=current_trace_headers(),
     )
-
-
-async def first_that_answers(
-    gateway: Gateway, turn: Turn, ask: Callable[[EngineRequest], Awaitable[Answered]]
-) -> tuple[Assignment, Answered, str]:
-    """Ask for the candidates' answers in order; return (who answered, the answer, why not others).
-
-    Every candidate but the last has half of the time that is left. A request that the engine calls
-    invalid is refused at once: another version would refuse it too. Raises Refusal 503 when none
-    answers.
-    """
-    deadline = gateway.clock.monotonic() + gateway.settings.engine.timeout_seconds
-    notes: list[str] = []
-    for assignment in turn.candidates:
-        version = assignment.policy_version[:12]
-        left = deadline - gateway.clock.monotonic()
-        seconds = left if assignment is turn.candidates[-1] else left / 2
-        try:
-            async with asyncio.timeout(seconds):
-                answer = await ask(engine_request(turn, assignment))
-        except EngineError as error:
-            if error.status == 400:
-                raise Refusal(400, str(error), code="engine_refused") from error
-            notes.append(f"{assignment.arm}: {version}: {reason_to_keep(gateway, error)}")
-            _log.warning("%s gives no answer: %s", version, reason_without_content(error))
-        except TimeoutError:
-            notes.append(f"{assignment.arm}: {version}: no answer in {seconds:.3g} s")
-            _log.warning("%s gives no answer in %.3g s", version, seconds)
-        else:
-            if notes:
-                gateway.metrics.count("fallbacks")
-            return assignment, answer, "; ".join(notes)
-    gateway.metrics.count("failed")
-    raise Refusal(
-        503,
-        "the engine gives no answer; try again soon",
-        code="engine_unavailable",
-        retry_after=1,
-    ) from EngineError("; ".join(notes))
 
 
 def reason_to_keep(gateway: Gateway, error: EngineError) -> str:
@@ -174,7 +154,9 @@ def end_turn(gateway: Gateway, turn: Turn, outcome: Outcome, current: Span) -> O
     outcome = msgspec.structs.replace(outcome, total_seconds=seconds)
     engine = gateway.settings.engine.kind
     gateway.log.decision(decision_of(turn, outcome, engine, current_ids()[0]))
-    gateway.metrics.answered(outcome.assignment.arm, outcome.assignment.policy_version)
+    given = outcome.assignment
+    gateway.metrics.answered(outcome.rung, given.arm, given.policy_version)
+    _tell_breaker(gateway, outcome)
     gateway.metrics.total_seconds.observe(seconds)
     if outcome.answer.first_token_seconds is not None:
         gateway.metrics.first_token_seconds.observe(outcome.answer.first_token_seconds)
@@ -183,3 +165,17 @@ def end_turn(gateway: Gateway, turn: Turn, outcome: Outcome, current: Span) -> O
         current.set_attribute("gen_ai.input.messages", json.dumps(turn.chat.engine_messages()))
         current.set_attribute("gen_ai.output.messages", outcome.answer.text)
     return outcome
+
+
+def _tell_breaker(gateway: Gateway, outcome: Outcome) -> None:
+    """Count a whole answer for its version and a broken one against it.
+
+    A client that left says nothing about the version, and a rule has no breaker.
+    """
+    version = outcome.assignment.policy_version
+    if outcome.rung == "rule" or outcome.finish_reason == DISCONNECTED:
+        return
+    if outcome.finish_reason == FAILED:
+        gateway.breakers.failed(version)
+    else:
+        gateway.breakers.succeeded(version)

@@ -27,6 +27,7 @@ from contracts.heartbeat import beat
 from contracts.ids import uuid7_ids
 from contracts.settings import Settings, load_settings
 from contracts.tracing import start_tracing
+from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
 from serving.decision_log import DecisionLog
 from serving.engine import HttpEngine
@@ -37,6 +38,7 @@ from serving.metrics import CONTENT_TYPE, Metrics
 from serving.outbox import Outbox
 from serving.outbox_delivery import Delivery
 from serving.rollout_state import RolloutFollower
+from serving.rungs import RuleReply
 from serving.wire_errors import JSON, error_body
 
 PROCESS = "gateway"
@@ -62,10 +64,13 @@ class Running(Struct, frozen=True):
         notes = [self.delivery.note, self.gateway.features.note]
         if self.gateway.log.losing:
             notes.append("outbox full: events of served requests are lost")
+        skipped = self.gateway.breakers.open_versions()
+        notes += [f"version {version[:12]} failed too often and is skipped" for version in skipped]
         return {
             "status": "degraded" if any(notes) else "ok",
             "notes": [note for note in notes if note],
             "undelivered": self.outbox.undelivered,
+            "breakers_open": skipped,
         }
 
     def gauges(self) -> dict[str, float]:
@@ -105,21 +110,34 @@ def assemble(
         settings.state_dir / "run" / f"rollout-{settings.policy.name}.json",
     )
     url = settings.engine.url or f"http://127.0.0.1:{settings.engine.port}"
+    decisions = DecisionLog(outbox, AuditChain(PROCESS, clock, new_id), metrics)
     gateway = Gateway(
         settings=settings,
         secret=secret,
         clock=clock,
         new_id=new_id,
         engine=HttpEngine(url, settings.engine.timeout_seconds),
-        rollout=lambda: follower.current,
+        rollout=lambda _policy: follower.current,
         features=FeatureLookup(settings, open_reader),
-        log=DecisionLog(outbox, AuditChain(PROCESS, clock, new_id), metrics),
+        log=decisions,
         metrics=metrics,
         room=asyncio.Semaphore(settings.gateway.max_concurrent),
+        breakers=Breakers(settings.gateway, clock, _tell_breaker(decisions)),
+        rule=RuleReply(settings.gateway),
     )
     return Running(
         gateway, outbox, Delivery(outbox, settings.kafka, "headrace-gateway-outbox"), follower
     )
+
+
+def _tell_breaker(decisions: DecisionLog) -> Callable[[str, bool], None]:
+    """Return what logs and audits that a version is skipped, or served again."""
+
+    def tell(version: str, opened: bool) -> None:
+        log.warning("version %s is %s", version[:12], "skipped" if opened else "served again")
+        decisions.happened(f"breaker.{'opened' if opened else 'closed'}", version, {})
+
+    return tell
 
 
 def make_app(running: Running) -> Starlette:
@@ -223,7 +241,7 @@ async def _health(request: Request) -> Response:
 
 async def _metrics(request: Request) -> Response:
     running = _running(request)
-    text = running.gateway.metrics.text(running.gauges())
+    text = running.gateway.metrics.text(running.gauges(), running.gateway.breakers.open_versions())
     return Response(text, media_type=CONTENT_TYPE)
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import get_args
+
+from contracts.events import Rung
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +51,7 @@ class Metrics:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(COUNTERS, 0)
         self.answers: dict[tuple[str, str], int] = {}
+        self.rungs: dict[str, int] = dict.fromkeys(get_args(Rung), 0)
         self.total_seconds = Histogram()
         self.first_token_seconds = Histogram()
 
@@ -55,12 +59,16 @@ class Metrics:
         """Add one to a counter of `COUNTERS`."""
         self.counts[name] += 1
 
-    def answered(self, arm: str, version: str) -> None:
-        """Count an answer given by a version."""
+    def answered(self, rung: str, arm: str, version: str) -> None:
+        """Count an answer given by a version, on a rung of the ladder."""
+        self.rungs[rung] += 1
         self.answers[arm, version] = self.answers.get((arm, version), 0) + 1
 
-    def text(self, gauges: Mapping[str, float]) -> str:
-        """Return everything in Prometheus text; ``gauges`` are values of this moment."""
+    def text(self, gauges: Mapping[str, float], skipped: Collection[str] = ()) -> str:
+        """Return everything in Prometheus text; ``gauges`` are values of this moment.
+
+        ``skipped`` are the versions whose breakers are open.
+        """
         lines: list[str] = []
         for name, meaning in COUNTERS.items():
             full = f"headrace_{name}_total"
@@ -69,6 +77,11 @@ class Metrics:
         lines.append("# TYPE headrace_answers_total counter")
         for (arm, version), count in sorted(self.answers.items()):
             lines.append(f'headrace_answers_total{{arm="{arm}",version="{version}"}} {count}')
+        lines.append("# TYPE headrace_rung_answers_total counter")
+        for rung, count in self.rungs.items():
+            lines.append(f'headrace_rung_answers_total{{rung="{rung}"}} {count}')
+        lines.append("# TYPE headrace_breaker_open gauge")
+        lines += [f'headrace_breaker_open{{version="{version}"}} 1' for version in skipped]
         for name, histogram in (
             ("headrace_request_seconds", self.total_seconds),
             ("headrace_first_token_seconds", self.first_token_seconds),

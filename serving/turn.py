@@ -12,33 +12,40 @@ from msgspec import Struct
 from opentelemetry.util.types import AttributeValue
 
 from contracts.events import (
-    BASE_VERSION,
     Assignment,
     Decision,
     FeatureValue,
     Message,
-    Rollout,
+    Rung,
     Timings,
 )
 from contracts.settings import Settings
 from contracts.tokens import feedback_token
+from serving.budget import Budget
 from serving.chat_request import ChatRequest
 from serving.engine import EngineAnswer
+from serving.rungs import Step
 from serving.tool_calls import ToolCallScanner, action_of, answer_message
 
 
 class Turn(Struct, frozen=True, kw_only=True):
-    """A request after assignment and feature look-up. ``candidates`` are tried in order."""
+    """A request after assignment and feature look-up. ``steps`` are tried in order.
+
+    ``arrived`` and ``asked`` are when the request came and when it was read, in clock seconds.
+    """
 
     decision_id: str
     session_id: str
     user_id: str
     chat: ChatRequest
-    candidates: tuple[Assignment, ...]
+    policy: str
+    budget: Budget
+    steps: tuple[Step, ...]
     features: dict[str, FeatureValue]
     features_seconds: float
     arrived: float
     arrived_at: datetime
+    asked: float
 
     def scanner(self) -> ToolCallScanner:
         """Return a fresh scanner for this request's tools."""
@@ -49,6 +56,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """What came of a turn. ``answer.text`` may be cut short; ``error`` says which arm failed."""
 
     assignment: Assignment
+    rung: Rung
     answer: EngineAnswer
     message: Message
     finish_reason: str
@@ -64,29 +72,18 @@ class Headrace(Struct, frozen=True):
     user_id: str
     policy_version: str
     arm: str
+    rung: str
     action: str
     feedback_token: str
 
 
-def candidates(assignment: Assignment, state: Rollout | None) -> tuple[Assignment, ...]:
-    """Return the assigned version and those that may answer in its place: stable, then base.
-
-    A fallback carries the probability of the arm it answers for.
-    """
-    found = [assignment]
-    if assignment.arm == "canary" and state is not None:
-        found.append(_instead(assignment, state.stable.version))
-    if found[-1].policy_version != BASE_VERSION:
-        found.append(_instead(assignment, BASE_VERSION))
-    return tuple(found)
-
-
-def finished(turn: Turn, assignment: Assignment, answer: EngineAnswer, notes: str) -> Outcome:
+def finished(turn: Turn, step: Step, answer: EngineAnswer, notes: str) -> Outcome:
     """Return the outcome of a whole, unstreamed answer; ``total_seconds`` is still to be set."""
     scanner = turn.scanner()
     message = answer_message([*scanner.feed(answer.text), *scanner.finish()])
     return Outcome(
-        assignment=assignment,
+        assignment=step.assignment,
+        rung=step.rung,
         answer=answer,
         message=message,
         finish_reason=finish_reason(message, answer.finish_reason),
@@ -125,10 +122,11 @@ def decision_of(turn: Turn, outcome: Outcome, engine: str, trace_id: str | None)
             first_token_seconds=answer.first_token_seconds,
             total_seconds=outcome.total_seconds,
         ),
-        engine=engine,
+        engine="rule" if outcome.rung == "rule" else engine,
         streamed=turn.chat.stream,
         error=outcome.error,
         trace_id=trace_id,
+        rung=outcome.rung,
     )
 
 
@@ -140,6 +138,7 @@ def headrace_of(turn: Turn, outcome: Outcome, secret: bytes) -> Headrace:
         user_id=turn.user_id,
         policy_version=outcome.assignment.policy_version,
         arm=outcome.assignment.arm,
+        rung=outcome.rung,
         action=action_of(outcome.message),
         feedback_token=feedback_token(secret, turn.decision_id, turn.session_id, turn.user_id),
     )
@@ -151,7 +150,7 @@ def request_attributes(turn: Turn, settings: Settings) -> dict[str, AttributeVal
     attributes: dict[str, AttributeValue] = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": settings.engine.kind,
-        "gen_ai.request.model": settings.policy.name,
+        "gen_ai.request.model": turn.policy,
         "gen_ai.request.stream": turn.chat.stream,
         "gen_ai.request.temperature": sampling.temperature,
         "gen_ai.request.top_p": sampling.top_p,
@@ -174,6 +173,7 @@ def response_attributes(turn: Turn, outcome: Outcome) -> dict[str, AttributeValu
         "gen_ai.usage.input_tokens": len(answer.prompt_token_ids),
         "gen_ai.usage.output_tokens": len(answer.token_ids),
         "headrace.arm": outcome.assignment.arm,
+        "headrace.rung": outcome.rung,
         "headrace.action": action_of(outcome.message),
     }
     if answer.first_token_seconds is not None:
@@ -187,14 +187,3 @@ def usage_of(answer: EngineAnswer) -> dict[str, Any]:
     """Return the token counts of an answer in the OpenAI form."""
     asked, drawn = len(answer.prompt_token_ids), len(answer.token_ids)
     return {"prompt_tokens": asked, "completion_tokens": drawn, "total_tokens": asked + drawn}
-
-
-def _instead(assignment: Assignment, version: str) -> Assignment:
-    return Assignment(
-        policy=assignment.policy,
-        policy_version=version,
-        arm="stable",
-        probability=1.0 - assignment.canary_weight,
-        canary_weight=assignment.canary_weight,
-        rollout_id=assignment.rollout_id,
-    )

@@ -9,6 +9,7 @@ from contracts.codec import to_json
 
 JSON = "application/json"
 DECISION_HEADER = "X-Headrace-Decision-Id"
+RUNG_HEADER = "X-Headrace-Rung"
 
 
 class Refusal(Exception):  # noqa: N818 - an answer to the client, not a fault of ours

@@ -97,9 +97,11 @@ def sample_of(
 ) -> Sample | None:
     """Return the training sample of a rewarded decision; None when censored or without tokens.
 
+    A reply by rule has no tokens: nobody drew it, so nobody learns from it.
+
     ``correction`` is the answer to imitate, None when there is none that may be.
     """
-    if reward.value is None or not decision.token_ids:
+    if reward.value is None or decision.rung == "rule" or not decision.token_ids:
         return None
     newest_time = max((event.time for event in feedback), default=decision.time)
     return Sample(

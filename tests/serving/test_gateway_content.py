@@ -55,14 +55,14 @@ class Scene:
         settings = s.Settings(
             state_dir=folder,
             kafka=s.Kafka(bootstrap=f"127.0.0.1:{free_port()}"),
-            gateway=s.Gateway(feedback_secret="x" * 16),
+            gateway=s.Gateway(feedback_secret="x" * 16, fallback_reply=""),
             tracing=s.Tracing(content=content),
         )
         running = assemble(settings)
         self.engine = QuotingEngine("http://127.0.0.1:1", 5.0)
         self.state = canary_state(0.5, stable="base", canary="next")
         gateway = msgspec.structs.replace(
-            running.gateway, engine=self.engine, rollout=lambda: self.state
+            running.gateway, engine=self.engine, rollout=lambda _policy: self.state
         )
         self.running: Running = msgspec.structs.replace(running, gateway=gateway)
         self.spans = folder / "spans.jsonl"

@@ -65,7 +65,7 @@ async def serve() -> AsyncIterator[Serve]:
         settings: s.Settings, state: Rollout | None = None, reader: FixedReader | None = None
     ) -> tuple[Running, httpx.AsyncClient]:
         running = assemble(settings, lambda _: reader or FixedReader(broken=True))
-        gateway = msgspec.structs.replace(running.gateway, rollout=lambda: state)
+        gateway = msgspec.structs.replace(running.gateway, rollout=lambda _policy: state)
         running = msgspec.structs.replace(running, gateway=gateway)
         gateway.features.start()
         transport = httpx.ASGITransport(make_app(running), raise_app_exceptions=False)
@@ -147,10 +147,11 @@ async def test_when_stable_fails_too_the_base_model_answers(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_without_an_engine_the_answer_is_a_503_to_be_retried(
+async def test_without_engine_and_fallback_reply_the_answer_is_a_503_to_be_retried(
     state_dir: Path, serve: Serve, stream: bool
 ) -> None:
-    settings = settings_for(f"http://127.0.0.1:{free_port()}", state_dir)
+    url = f"http://127.0.0.1:{free_port()}"
+    settings = settings_for(url, state_dir, fallback_reply="")
     running, client = serve(settings, None, FixedReader())
     answer = await ask(client, stream=stream)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

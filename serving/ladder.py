@@ -1,0 +1,117 @@
+"""Going down the ladder: the first rung that answers within its share of the request's budget."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from msgspec import Struct
+
+from contracts.errors import EngineError
+from serving.engine import EngineAnswer, EngineChunk, EngineRequest
+from serving.gateway import Gateway, engine_request, reason_to_keep, reason_without_content
+from serving.rungs import Step
+from serving.turn import Turn
+from serving.wire_errors import Refusal
+
+Answered = TypeVar("Answered")
+
+BUSY = 429
+"""The engine's status when it is well but full; no version is to blame for it."""
+
+_log = logging.getLogger("headrace.gateway")
+
+
+class Answerer(Protocol):
+    """What answers on a rung: the engine, or the reply by rule."""
+
+    async def complete(self, request: EngineRequest) -> EngineAnswer:
+        """Return a whole answer."""
+        ...
+
+    def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        """Return the answer piece by piece."""
+        ...
+
+
+Ask = Callable[[Answerer, EngineRequest], Awaitable[Answered]]
+
+
+class Climb(Struct):
+    """One request's way down: when its budget ends, and why rungs above gave no answer."""
+
+    deadline: float
+    notes: list[str] = []
+
+
+async def first_that_answers(
+    gateway: Gateway, turn: Turn, ask: Ask[Answered]
+) -> tuple[Step, Answered, str]:
+    """Ask rung after rung; return (who answered, the answer, why not the rungs above).
+
+    Every version but the last has half of the time that is left; the rule needs none. A version
+    whose breaker is open is passed over at once. A request that the engine calls invalid is refused
+    at once: another version would refuse it too. Raises Refusal 503 when no rung answers, which
+    happens only without a reply by rule.
+    """
+    climb = Climb(turn.asked + turn.budget.seconds)
+    for place, step in enumerate(turn.steps):
+        answer = await _ask_rung(gateway, turn, climb, place, ask)
+        if answer is not None:
+            if climb.notes and step.rung != "rule":
+                gateway.metrics.count("fallbacks")
+            return step, answer, "; ".join(climb.notes)
+    gateway.metrics.count("failed")
+    raise Refusal(
+        503,
+        "the engine gives no answer; try again soon",
+        code="engine_unavailable",
+        retry_after=1,
+    ) from EngineError("; ".join(climb.notes))
+
+
+async def _ask_rung(
+    gateway: Gateway, turn: Turn, climb: Climb, place: int, ask: Ask[Answered]
+) -> Answered | None:
+    """Return the answer of one rung, None when it gives none; why is in the notes."""
+    step = turn.steps[place]
+    request = engine_request(turn, step.assignment)
+    if step.rung == "rule":
+        gateway.metrics.count("failed")
+        return await ask(gateway.rule, request)
+    version = step.assignment.policy_version
+    if not gateway.breakers.admits(version):
+        _note(climb, step, "skipped, it failed too often of late")
+        return None
+    seconds = _share(gateway, turn, climb, place)
+    try:
+        async with asyncio.timeout(seconds):
+            return await ask(gateway.engine, request)
+    except EngineError as error:
+        if error.status == 400:
+            raise Refusal(400, str(error), code="engine_refused") from error
+        if error.status != BUSY:
+            gateway.breakers.failed(version)
+        _note(climb, step, reason_to_keep(gateway, error))
+        _log.warning("%s gives no answer: %s", version[:12], reason_without_content(error))
+    except TimeoutError:
+        if turn.budget.patient:
+            gateway.breakers.failed(version)
+        _note(climb, step, f"no answer in {seconds:.3g} s")
+        _log.warning("%s gives no answer in %.3g s", version[:12], seconds)
+    return None
+
+
+def _share(gateway: Gateway, turn: Turn, climb: Climb, place: int) -> float:
+    """Return the seconds a rung has: half of what is left while a version comes after it."""
+    left = climb.deadline - gateway.clock.monotonic()
+    after = turn.steps[place + 1 :]
+    return left / 2 if any(step.rung != "rule" for step in after) else left
+
+
+def _note(climb: Climb, step: Step, why: str) -> None:
+    """Keep why a rung did not answer, charged to the arm it answers for."""
+    given = step.assignment
+    climb.notes.append(f"{given.arm}: {given.policy_version[:12]}: {why}")

@@ -1,0 +1,100 @@
+"""A gateway in the test's own loop, on an engine whose versions do what a script says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from console.local_broker import free_port
+from contracts import settings as s
+from contracts.errors import EngineError
+from contracts.events import AuditRecord, Decision, Rollout
+from serving.engine import EngineAnswer, EngineChunk, EngineRequest, HttpEngine
+from serving.gateway_process import Running, assemble, make_app
+
+
+class ScriptedEngine(HttpEngine):
+    """Answers "I am VERSION." unless ``faults`` says otherwise of a version.
+
+    Faults: "fail", "busy", "hang", and of streams "break-early" (before any text) and "break-late".
+    """
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1:1", 5.0)
+        self.faults: dict[str, str] = {}
+        self.asked: Counter[str] = Counter()
+
+    async def complete(self, request: EngineRequest) -> EngineAnswer:
+        await self._meet(request)
+        return EngineAnswer(f"I am {request.model}.", (1,), (2, 3), (-0.1, -0.2), "stop")
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
+        fault = await self._meet(request)
+        yield EngineChunk("", (), (), None, (1,))
+        if fault == "break-early":
+            raise EngineError("engine broke off")
+        yield EngineChunk("I am ", (2,), (-0.1,))
+        if fault == "break-late":
+            raise EngineError("engine broke off")
+        yield EngineChunk(f"{request.model}.", (3,), (-0.2,), "stop")
+
+    async def _meet(self, request: EngineRequest) -> str:
+        self.asked[request.model] += 1
+        fault = self.faults.get(request.model, "")
+        if fault == "hang":
+            await asyncio.Event().wait()
+        if fault in ("fail", "busy"):
+            raise EngineError("engine refused", 500 if fault == "fail" else 429)
+        return fault
+
+
+class ScriptedGateway:
+    """The application, what it writes, and a client of it. ``state`` is every policy's rollout."""
+
+    def __init__(self, folder: Path, state: Rollout | None = None, **gateway: Any) -> None:
+        values: dict[str, Any] = {"feedback_secret": "x" * 16, **gateway}
+        sections = {name: values.pop(name) for name in ("segments", "engine") if name in values}
+        settings = s.Settings(
+            state_dir=folder,
+            kafka=s.Kafka(bootstrap=f"127.0.0.1:{free_port()}"),
+            gateway=msgspec.convert(values, s.Gateway),
+            **sections,
+        )
+        self.engine = ScriptedEngine()
+        self.states: Callable[[str], Rollout | None] = lambda _policy: state
+        running = assemble(settings)
+        parts = msgspec.structs.replace(running.gateway, engine=self.engine, rollout=self._state)
+        self.running: Running = msgspec.structs.replace(running, gateway=parts)
+        transport = httpx.ASGITransport(make_app(self.running), raise_app_exceptions=False)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=30)
+
+    def _state(self, policy: str) -> Rollout | None:
+        return self.states(policy)
+
+    async def ask(
+        self, user: str = "u", headers: dict[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
+        message = {"role": "user", "content": "hello"}
+        body = {"model": "assistant", "messages": [message], "user": user, **more}
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    def decisions(self) -> list[Decision]:
+        return [msgspec.json.decode(value, type=Decision) for value in self._values("decisions")]
+
+    def audit(self) -> list[AuditRecord]:
+        return [msgspec.json.decode(value, type=AuditRecord) for value in self._values("audit")]
+
+    def _values(self, topic: str) -> list[bytes]:
+        records = [entry.record for entry in self.running.outbox.pending(10_000)]
+        return [record.value for record in records if record and record.topic.name == topic]
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self.engine.close()
+        self.running.outbox.close()
