@@ -1,19 +1,28 @@
-"""The environment of child processes; the feedback secret is for the gateway alone."""
+"""The environment of child processes; each secret only where it is needed."""
 
 from __future__ import annotations
 
 import os
 
-from contracts.settings import Settings, to_environment
+from contracts.settings import PREFIX, SECRETS, Settings, to_environment
 
-SECRET = "HEADRACE_GATEWAY__FEEDBACK_SECRET"  # noqa: S105 - the name of a variable
+FEEDBACK_SECRET = f"{PREFIX}GATEWAY__FEEDBACK_SECRET"
+ENGINE_KEY = f"{PREFIX}ENGINE__KEY"
+ENGINE_ADMIN_KEY = f"{PREFIX}ENGINE__ADMIN_KEY"
+_SECRETS = {f"{PREFIX}{section}__{name}".upper() for section, name in SECRETS}
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return our own environment without the feedback secret."""
-    return {name: value for name, value in os.environ.items() if name != SECRET}
+    """Return our own environment without any secret."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
 
 def public_settings(settings: Settings) -> dict[str, str]:
-    """Return the settings as environment variables, without the feedback secret."""
-    return {name: text for name, text in to_environment(settings).items() if name != SECRET}
+    """Return the settings as environment variables, without any secret."""
+    return with_secrets(settings)
+
+
+def with_secrets(settings: Settings, *names: str) -> dict[str, str]:
+    """Return the settings as environment variables, with those secrets that are named."""
+    withheld = _SECRETS.difference(names)
+    return {n: text for n, text in to_environment(settings).items() if n not in withheld}

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from console.log_access import SETTINGS_NAME
-from contracts.settings import Settings, load_settings
+from contracts.settings import SECRETS, Settings, load_settings
 
 FAST: dict[str, Any] = {
     "gateway": {"port": 0, "max_tokens": 32},
@@ -106,7 +106,8 @@ def demo_settings(
     broker that was given, every run gets topics of its own, by prefix. The file holds no secret.
     """
     tree = msgspec.to_builtins(given, enc_hook=str)
-    secret = tree["gateway"].pop("feedback_secret")
+    for section, name in SECRETS:
+        del tree[section][name]
     kept = {name: tree[name] for name in KEPT}
     placed: dict[str, Any] = {
         "state_dir": str(run_dir),
@@ -123,4 +124,7 @@ def demo_settings(
     merged = merge(kept, FAST, product, LARGE if policy.own else {}, seeded, wanted, placed)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))
     settings = load_settings(path, {})
-    return replace(settings, gateway=replace(settings.gateway, feedback_secret=secret))
+    given_engine, secret = given.engine, given.gateway.feedback_secret
+    engine_keys = replace(settings.engine, key=given_engine.key, admin_key=given_engine.admin_key)
+    gateway = replace(settings.gateway, feedback_secret=secret)
+    return replace(settings, engine=engine_keys, gateway=gateway)

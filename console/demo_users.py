@@ -132,7 +132,7 @@ async def _answers(
     """
     from serving.engine import HttpEngine
 
-    engine = HttpEngine(settings.engine.url, settings.engine.timeout_seconds)
+    engine = HttpEngine(settings.engine.url, settings.engine.timeout_seconds, settings.engine.key)
     room = asyncio.Semaphore(CONCURRENCY)
 
     async def one(number: int, prompt: Prompt) -> Message:

@@ -105,14 +105,16 @@ class Probe:
             write_heartbeat(self._state_dir, self._last)
 
 
-def engine_server(url: str) -> Server:
+def engine_server(url: str, key: str = "") -> Server:
     """Return an engine; its lag is the number of requests that wait in it, as vLLM counts them."""
-    return Server(name="engine", ask=lambda: _requests_waiting(f"{url}/metrics"))
+    return Server(name="engine", ask=lambda: _requests_waiting(f"{url}/metrics", key))
 
 
-def _requests_waiting(url: str) -> Answer:
+def _requests_waiting(url: str, key: str) -> Answer:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - address from the settings
     try:
-        with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - address from the settings
+        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - address from the settings
             text = answer.read(LONGEST_ANSWER_BYTES).decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         return Answer(None, f"lag unknown: GET {url} answers {error.code}")

@@ -106,7 +106,7 @@ def engine_program(settings: Settings, environment: dict[str, str]) -> Program:
     server: Server | None = None
     if settings.engine.kind == "vllm":
         command, environment = vllm_arguments(settings)
-        server = engine_server(settings.engine.url)
+        server = engine_server(settings.engine.url, settings.engine.key)
     else:
         command = (sys.executable, "-m", "serving", "engine")
     return Program(

@@ -10,7 +10,13 @@ from msgspec.structs import replace
 
 from console import programs
 from console.child import Program
-from console.child_environment import public_settings
+from console.child_environment import (
+    ENGINE_ADMIN_KEY,
+    ENGINE_KEY,
+    FEEDBACK_SECRET,
+    public_settings,
+    with_secrets,
+)
 from console.environments import THIS_MACHINE, Machine, vllm_missing
 from console.local_broker import free_port
 from console.model import local_model
@@ -18,13 +24,16 @@ from console.probe import Server, broker_server, engine_server
 from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
 from contracts.errors import UnavailableError
-from contracts.settings import Engine, Settings, to_environment
+from contracts.settings import Engine, Settings
+
+FEEDBACK_SECRET_FILE = "feedback_secret"  # noqa: S105 - the name of a file
+ADMIN_KEY_FILE = "engine_admin_key"
 
 
 def resolve(settings: Settings, shown: Shown, machine: Machine = THIS_MACHINE) -> Settings:
-    """Fill in what the stack decides: absolute paths, free ports, addresses, the secret, and the
-    transformers engine where vLLM is not installed. Children get the result by environment, the
-    secret only the gateway."""
+    """Fill in what the stack decides: absolute paths, free ports, addresses, secrets, and the
+    transformers engine where vLLM is not installed. Children get the result by environment, each
+    secret only those that need it."""
     state_dir = settings.state_dir.absolute()
     kafka, engine, gateway = settings.kafka, settings.engine, settings.gateway
     if not kafka.bootstrap:
@@ -32,11 +41,16 @@ def resolve(settings: Settings, shown: Shown, machine: Machine = THIS_MACHINE) -
     if not engine.url:
         engine = engine_to_start(engine, shown, machine)
         port = engine.port or free_port()
-        engine = replace(engine, port=port, url=f"http://127.0.0.1:{port}")
+        engine = replace(
+            engine,
+            port=port,
+            url=f"http://127.0.0.1:{port}",
+            admin_key=engine.admin_key or kept_secret(state_dir, ADMIN_KEY_FILE),
+        )
     gateway = replace(
         gateway,
         port=gateway.port or free_port(),
-        feedback_secret=gateway.feedback_secret or feedback_secret(state_dir),
+        feedback_secret=gateway.feedback_secret or kept_secret(state_dir, FEEDBACK_SECRET_FILE),
     )
     return replace(
         settings,
@@ -56,9 +70,9 @@ def engine_to_start(engine: Engine, shown: Shown, machine: Machine = THIS_MACHIN
     return replace(engine, kind="transformers")
 
 
-def feedback_secret(state_dir: Path) -> str:
-    """Return the secret kept below the state directory, made on first use, for its owner alone."""
-    path = state_dir / "secrets" / "feedback_secret"
+def kept_secret(state_dir: Path, name: str) -> str:
+    """Return a secret kept below the state directory, made on first use, for its owner alone."""
+    path = state_dir / "secrets" / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.touch(mode=0o600)
@@ -99,7 +113,7 @@ def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, S
 def outside_servers(given: Settings) -> list[Server]:
     """Return the servers that ``given`` names and others run."""
     broker = [broker_server(given.kafka)] if given.kafka.bootstrap else []
-    engine = [engine_server(given.engine.url)] if given.engine.url else []
+    engine = [engine_server(given.engine.url, given.engine.key)] if given.engine.url else []
     return [*broker, *engine]
 
 
@@ -118,17 +132,19 @@ def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Pr
         if words := programs.http_missing(f"{settings.engine.url}/health"):
             raise UnavailableError(f"engine {settings.engine.url} does not answer: {words}")
     else:
-        found.append(programs.engine_program(settings, environment))
+        keys = with_secrets(settings, ENGINE_KEY, ENGINE_ADMIN_KEY)
+        found.append(programs.engine_program(settings, keys))
         front = (*broker, "engine")
     numbers = range(1, workers + 1)
     found += [programs.streams_program(settings, environment, n, broker) for n in numbers]
     own = programs.own_program
     found.append(own(settings, environment, "learner", ("learner",), broker))
     front = (*front, "streams-1")  # it makes the feature store that the gateway reads
-    found.append(own(settings, environment, "rollout", ("serving", "rollout"), front))
+    keys = with_secrets(settings, ENGINE_KEY, ENGINE_ADMIN_KEY)
+    found.append(own(settings, keys, "rollout", ("serving", "rollout"), front))
     arguments, port = ("serving", "gateway"), settings.gateway.port
-    with_secret = to_environment(settings)
-    found.append(own(settings, with_secret, "gateway", arguments, (*front, "rollout"), port))
+    keys = with_secrets(settings, ENGINE_KEY, FEEDBACK_SECRET)
+    found.append(own(settings, keys, "gateway", arguments, (*front, "rollout"), port))
     return found
 
 

@@ -29,7 +29,10 @@ Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 PolicyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Key = Annotated[str, Meta(pattern=r"^[!-~]*\Z")]
 RewardSignal = Literal["rating", "correction", "outcome", "report", "safety"]
+
+SECRETS = (("gateway", "feedback_secret"), ("engine", "key"), ("engine", "admin_key"))
 
 _NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
@@ -64,6 +67,8 @@ class Engine(Section, frozen=True):
     """The inference engine. ``url`` empty: the local stack starts one of ``kind`` on ``port``.
 
     ``dtype`` "auto": the engine's choice, but float32 on a CPU without bfloat16 instructions.
+    ``key`` lets a caller generate, ``admin_key`` load and unload (`serving.door.engine_door`);
+    ``faults`` lets whoever has the admin key make a model slow or fail, for drills.
     """
 
     kind: Literal["vllm", "transformers"] = "vllm"
@@ -75,6 +80,9 @@ class Engine(Section, frozen=True):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     kv_cache_gib: Count = 1
     timeout_seconds: Positive = 60.0
+    key: Key = ""
+    admin_key: Key = ""
+    faults: bool = False
 
 
 class Gateway(Section, frozen=True):
@@ -272,12 +280,7 @@ def load_settings(
             raise SettingsError(f"{source} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise SettingsError(f"{source} holds a {type(tree).__name__}; it must be a mapping")
-    gateway = tree.get("gateway")
-    if isinstance(gateway, dict) and "feedback_secret" in gateway:
-        raise SettingsError(
-            f"{source} holds gateway.feedback_secret; secrets come from the environment alone: "
-            f"set {PREFIX}GATEWAY__FEEDBACK_SECRET"
-        )
+    _refuse_secrets(tree, source)
     environment = os.environ if environment is None else environment
     for name, text in environment.items():
         if name.startswith(PREFIX):
@@ -290,6 +293,16 @@ def load_settings(
     _check_patterns(settings.streams.disallowed_topics)
     check_addresses(settings)
     return settings
+
+
+def _refuse_secrets(tree: dict[str, Any], source: Path) -> None:
+    for section, name in SECRETS:
+        inner = tree.get(section)
+        if isinstance(inner, dict) and name in inner:
+            raise SettingsError(
+                f"{source} holds {section}.{name}; secrets come from the environment alone: "
+                f"set {PREFIX}{section.upper()}__{name.upper()}"
+            )
 
 
 def check_addresses(settings: Settings) -> None:

@@ -89,11 +89,15 @@ class Engine(Protocol):
         ...
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; one that is not loaded is fine."""
+        """Forget an adapter; one that is not loaded is fine, 409 while its answers run."""
         ...
 
     async def models(self) -> dict[str, str]:
         """Return name to adapter path of all served models; the base model's path is ""."""
+        ...
+
+    async def running(self) -> dict[str, int] | None:
+        """Return model to number of its answers under way; None when the engine has no door."""
         ...
 
     async def healthy(self) -> bool:
@@ -156,6 +160,10 @@ class _Models(Struct):
     data: tuple[_Model, ...]
 
 
+class _Running(Struct):
+    running: dict[str, int]
+
+
 class _Refusal(Struct):
     error: dict[str, Any]
 
@@ -163,18 +171,24 @@ class _Refusal(Struct):
 _Wire = TypeVar("_Wire")
 _completions = msgspec.json.Decoder(_Completion)
 _models = msgspec.json.Decoder(_Models)
+_counts = msgspec.json.Decoder(_Running)
 _refusals = msgspec.json.Decoder(_Refusal)
 
 
 class HttpEngine:
     """The client of an engine at ``url``; make it and use it in one event loop.
 
-    ``timeout_seconds`` bounds a whole generation, first byte to last.
+    ``timeout_seconds`` bounds a whole generation, first byte to last. ``key`` and ``admin_key`` are
+    those of the engine's door (`serving.door.engine_door`); the second is for the controller alone.
     """
 
-    def __init__(self, url: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, url: str, timeout_seconds: float, key: str = "", admin_key: str = ""
+    ) -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout_seconds
+        self._headers = {**_JSON, **_bearer(key or admin_key)}
+        self._admin_headers = _bearer(admin_key)
         self._session: aiohttp.ClientSession | None = None
 
     async def complete(self, request: EngineRequest) -> EngineAnswer:
@@ -241,6 +255,19 @@ class HttpEngine:
             listing = _decode(_models, await response.read())
         return {model.id: (model.root or "") if model.parent else "" for model in listing.data}
 
+    async def running(self) -> dict[str, int] | None:
+        """Return model to number of its answers under way; see `Engine`."""
+        headers = self._admin_headers
+        try:
+            async with self._call(
+                "GET", "/headrace/running", None, HEALTH_SECONDS, headers
+            ) as response:
+                return _decode(_counts, await response.read()).running
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            return None
+
     async def healthy(self) -> bool:
         """Tell whether the engine answers its health check."""
         try:
@@ -264,7 +291,8 @@ class HttpEngine:
         )
 
     async def _admin(self, path: str, body: dict[str, str]) -> None:
-        async with self._call("POST", path, to_json(body), ADMIN_SECONDS) as response:
+        headers = self._admin_headers
+        async with self._call("POST", path, to_json(body), ADMIN_SECONDS, headers) as response:
             await response.read()
 
     @asynccontextmanager
@@ -290,7 +318,7 @@ class HttpEngine:
                 method,
                 self._url + path,
                 data=body,
-                headers={**_JSON, **(headers or {})},
+                headers={**self._headers, **(headers or {})},
                 timeout=timeout,
             ) as response:
                 if response.status >= 400:
@@ -304,6 +332,10 @@ class HttpEngine:
             raise EngineError(
                 f"engine {self._url}{path}: {error or type(error).__name__}"
             ) from error
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _chat_body(request: EngineRequest, *, stream: bool) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def assemble(
         secret=secret,
         clock=clock,
         new_id=new_id,
-        engine=HttpEngine(url, settings.engine.timeout_seconds),
+        engine=HttpEngine(url, settings.engine.timeout_seconds, settings.engine.key),
         rollout=lambda _policy: follower.current,
         features=FeatureLookup(settings, open_reader),
         log=decisions,

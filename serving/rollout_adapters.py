@@ -22,6 +22,10 @@ from contracts.tracing import current_trace_headers
 from serving.engine import Engine, EngineRequest
 
 WARM_UP_TOKENS = 4
+LATE_SECONDS = 10.0
+"""A gateway that learns of a verdict later than this asks for an adapter that may be gone."""
+ANSWERING = 409
+"""What the engine's door answers while an adapter has answers under way."""
 
 _VERSION = re.compile(r"^[0-9a-f]{64}$")
 _Result = TypeVar("_Result")
@@ -138,11 +142,13 @@ class Adapters:
     def _make_room(self, loaded: dict[str, str]) -> None:
         """Unload the longest idle adapters until one more fits.
 
-        A gateway may learn of a verdict late, and an answer may run for ``timeout_seconds``: only
-        what has been idle for that long is unloaded, the rest stays ready to go back to.
+        A gateway may learn of a verdict late, and an answer may run long. An engine with a door
+        says which answers are under way; without one, what has been idle for ``timeout_seconds``
+        has none. The rest stays ready to go back to.
         """
         surplus = sum(1 for path in loaded.values() if path) + 1 - self._settings.max_adapters
-        now, drain = self._clock.monotonic(), self._settings.timeout_seconds
+        if surplus <= 0:
+            return
         idle = sorted(self._idle_since, key=self._idle_since.__getitem__)
         if surplus > len(idle):
             raise UnavailableError(
@@ -150,14 +156,27 @@ class Adapters:
                 f"(engine.max_adapters), {len(loaded)} models loaded, of which only {len(idle)} "
                 "are ours to unload; unload the others or allow more"
             )
-        for name in idle[: max(surplus, 0)]:
-            wait = drain - (now - self._idle_since[name])
-            if wait > 0:
-                raise UnavailableError(
-                    f"the engine is full: waiting {wait:.0f} s until {name[:12]} has drained"
-                )
+        running = self._call(self._engine.running())
+        for name in idle[:surplus]:
+            self._retire(name, running)
+
+    def _retire(self, name: str, running: dict[str, int] | None) -> None:
+        """Unload an idle adapter; UnavailableError while it may still be answering."""
+        drain = self._settings.timeout_seconds
+        if running is not None:
+            drain = min(drain, LATE_SECONDS)
+        wait = drain - (self._clock.monotonic() - self._idle_since[name])
+        if wait > 0:
+            raise UnavailableError(
+                f"the engine is full: waiting {wait:.0f} s until {name[:12]} has drained"
+            )
+        try:
             self._call(self._engine.unload_adapter(name))
-            del self._idle_since[name]
+        except EngineError as error:
+            if error.status != ANSWERING:
+                raise
+            raise UnavailableError(f"the engine is full: {error}") from error
+        del self._idle_since[name]
 
     def _warm_up(self, version: str) -> EngineRequest:
         return EngineRequest(

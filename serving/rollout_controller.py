@@ -42,7 +42,8 @@ def main() -> None:
         otlp_endpoint=settings.tracing.otlp_endpoint or None,
         span_file=settings.state_dir / "spans" / "rollout.jsonl",
     )
-    engine = HttpEngine(engine_url(settings), settings.engine.timeout_seconds)
+    given = settings.engine
+    engine = HttpEngine(engine_url(settings), given.timeout_seconds, given.key, given.admin_key)
     try:
         control(settings, engine, status, clock, uuid7_ids(clock))
     finally:

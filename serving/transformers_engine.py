@@ -31,6 +31,7 @@ from contracts.heartbeat import beat
 from contracts.processor import engine_dtype, processor_flags
 from contracts.settings import Settings, load_settings
 from contracts.tracing import span, start_tracing
+from serving.door.engine_door import EngineDoor
 from serving.generation import Job, LocalModel
 from serving.generation_queue import GenerationQueue
 from serving.metrics import CONTENT_TYPE
@@ -157,8 +158,8 @@ class TransformersEngine:
             done.add_done_callback(lambda future: future.cancelled() or future.exception())
 
 
-def make_app(engine: TransformersEngine, settings: Settings) -> Starlette:
-    """Return the ASGI application; its lifespan runs the generating thread."""
+def make_app(engine: TransformersEngine, settings: Settings) -> EngineDoor:
+    """Return the ASGI application behind its door; its lifespan runs the generating thread."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -183,7 +184,8 @@ def make_app(engine: TransformersEngine, settings: Settings) -> Starlette:
         lifespan=lifespan,
     )
     app.state.engine = engine
-    return app
+    given = settings.engine
+    return EngineDoor(app, given.key, given.admin_key, given.faults)
 
 
 async def _health(_: Request) -> Response:

@@ -8,14 +8,19 @@ from pathlib import Path
 from contracts.events import BASE_VERSION
 from contracts.processor import engine_dtype, processor_flags
 from contracts.settings import Settings
+from serving.door.engine_door import ADMIN_KEY, FAULTS, KEY
 
 MAX_SEQUENCES = 16
+DOOR = Path(__file__).parent / "door"
+"""The one folder of ours on vLLM's import path: it holds nothing but the door."""
 
 
 def vllm_command(
     settings: Settings, port: int, python: Path, flags: Collection[str] | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """Return (argv, additions to the environment) of a vLLM 0.32 server for CPU on loopback.
+
+    The environment holds the keys of the engine's door, which stands in front of every path.
 
     ``python`` is the interpreter of the environment that has vLLM. The development endpoints stay
     off: loading adapters does not need them, and they run arbitrary code. ``flags`` are those of
@@ -44,6 +49,7 @@ def vllm_command(
         *("--max-lora-rank", str(engine.max_lora_rank)),
         *("--logprobs-mode", "processed_logprobs"),
         *("--generation-config", "vllm"),
+        *("--middleware", "engine_door.EngineDoor"),
         "--disable-uvicorn-access-log",
     ]
     environment = {
@@ -55,5 +61,9 @@ def vllm_command(
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TORCH_COMPILE_DISABLE": "1",
+        "PYTHONPATH": str(DOOR),
+        FAULTS: "true" if engine.faults else "false",
     }
+    keys = {KEY: engine.key, ADMIN_KEY: engine.admin_key}
+    environment |= {name: key for name, key in keys.items() if key}
     return argv, environment

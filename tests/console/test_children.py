@@ -10,7 +10,13 @@ import pytest
 
 from console import up
 from console.child import Child, Program
-from console.child_environment import SECRET, inherited_environment, public_settings
+from console.child_environment import (
+    FEEDBACK_SECRET as SECRET,
+)
+from console.child_environment import (
+    inherited_environment,
+    public_settings,
+)
 from console.demo_policy import make_demonstrations
 from console.model import local_model
 from console.stack import resolve, stack_programs

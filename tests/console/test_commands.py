@@ -21,7 +21,7 @@ from console.doctor import doctor_text, examine, is_healthy
 from console.log_access import newest, remember
 from console.main import main
 from console.programs import http_missing
-from console.stack import feedback_secret, open_stack, resolve
+from console.stack import kept_secret, open_stack, resolve
 from console.stack_file import ProcessEntry, StackFile, start_time, write_stack
 from console.status import FIRST_BEAT_SECONDS, is_sound, status_of, status_text
 from console.supervisor import Addresses, Supervisor
@@ -218,9 +218,9 @@ def test_topics_lists_what_the_broker_has(kafka: Kafka) -> None:
 
 
 def test_the_secret_is_made_once_and_for_its_owner_alone(state_dir: Path) -> None:
-    secret = feedback_secret(state_dir)
+    secret = kept_secret(state_dir, "feedback_secret")
     assert len(secret) == 64
-    assert feedback_secret(state_dir) == secret
+    assert kept_secret(state_dir, "feedback_secret") == secret
     path = state_dir / "secrets" / "feedback_secret"
     assert path.stat().st_mode & 0o077 == 0
 

@@ -10,6 +10,7 @@ import pytest
 
 from contracts.errors import SettingsError
 from contracts.settings import (
+    SECRETS,
     DisallowedTopic,
     RewardComponent,
     Rollout,
@@ -34,12 +35,13 @@ def test_example_file_holds_the_defaults() -> None:
     assert load_settings(EXAMPLE, {}) == Settings()
 
 
-def test_example_file_names_every_setting_but_the_secret() -> None:
+def test_example_file_names_every_setting_but_the_secrets() -> None:
     shown = msgspec.yaml.decode(EXAMPLE.read_bytes())
     known = msgspec.to_builtins(Settings(), enc_hook=str)
-    del known["gateway"]["feedback_secret"]
+    for section, name in SECRETS:
+        del known[section][name]
+        assert f"HEADRACE_{section}__{name}".upper() in EXAMPLE.read_text()
     assert names_of(shown) == names_of(known)
-    assert "HEADRACE_GATEWAY__FEEDBACK_SECRET" in EXAMPLE.read_text()
 
 
 def test_defaults_hold_without_file_and_environment(
@@ -120,9 +122,13 @@ def test_an_address_that_is_refused_shows_no_password(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_secret_in_the_file_is_refused_and_not_shown(tmp_path: Path) -> None:
-    path = written(tmp_path, "gateway: {feedback_secret: hunter2}\n")
-    with pytest.raises(SettingsError, match="HEADRACE_GATEWAY__FEEDBACK_SECRET") as caught:
+@pytest.mark.parametrize(("section", "name"), SECRETS)
+def test_secret_in_the_file_is_refused_and_not_shown(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    path = written(tmp_path, f"{section}: {{{name}: hunter2}}\n")
+    variable = f"HEADRACE_{section}__{name}".upper()
+    with pytest.raises(SettingsError, match=variable) as caught:
         load_settings(path, {})
     assert "hunter2" not in str(caught.value)
 

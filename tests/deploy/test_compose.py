@@ -29,6 +29,8 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 OURS = ["streams", "learner", "rollout", "gateway"]
 GIVEN = {
     "HEADRACE_GATEWAY__FEEDBACK_SECRET": "made-up",
+    "HEADRACE_ENGINE__KEY": "made-up-key",
+    "HEADRACE_ENGINE__ADMIN_KEY": "made-up-admin-key",
     "POSTGRES_PASSWORD": "made-up-too",
     "MODEL_DIR": "/srv/model",
 }
@@ -111,7 +113,9 @@ def test_engine_runs_the_local_stacks_command_but_for_the_address(
     at = started.index("--otlp-traces-endpoint")
     started[at : at + 2] = []
     assert ["127.0.0.1" if word == "0.0.0.0" else word for word in started] == argv  # noqa: S104 - compared, not bound
-    assert environment.items() <= described["environment"].items()
+    door = described["environment"]["PYTHONPATH"]
+    assert f"../serving/door:{door}:ro" in described["volumes"]
+    assert (environment | {"PYTHONPATH": door}).items() <= described["environment"].items()
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -139,13 +143,19 @@ def test_secrets_come_from_the_environment_and_must_be_given() -> None:
     assert "FEEDBACK_SECRET: ${HEADRACE_GATEWAY__FEEDBACK_SECRET:?" in code
 
 
-def test_only_the_gateway_knows_the_feedback_secret(compose: Any) -> None:
-    knowing = [
-        name
-        for name, service in compose["services"].items()
-        if "FEEDBACK_SECRET" in json.dumps(service)
-    ]
-    assert knowing == ["gateway"]
+@pytest.mark.parametrize(
+    ("secret", "knowing"),
+    [
+        ("HEADRACE_GATEWAY__FEEDBACK_SECRET", ["gateway"]),
+        ("HEADRACE_ENGINE__KEY", ["vllm-cpu", "vllm-gpu", "rollout", "gateway"]),
+        ("HEADRACE_ENGINE__ADMIN_KEY", ["vllm-cpu", "vllm-gpu", "rollout"]),
+    ],
+)
+def test_a_secret_is_known_where_it_is_needed_alone(
+    compose: Any, secret: str, knowing: list[str]
+) -> None:
+    services = compose["services"].items()
+    assert [name for name, service in services if secret in json.dumps(service)] == knowing
 
 
 def test_ports_are_published_on_loopback_alone(compose: Any) -> None:

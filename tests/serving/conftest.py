@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ import msgspec
 import pytest
 
 from console.local_broker import LocalBroker, free_port
+from console.system_libraries import loader_environment
 from contracts import settings as s
 from contracts.broker import create_topics
 from contracts.ids import NewId
-from tests.serving.http_server import Server
+from serving.engine import HttpEngine
+from serving.vllm_command import vllm_command
+from tests.serving.http_server import ADMIN_KEY, Server
 from tests.serving.rollout_stage import Stage
 
+VLLM_PYTHON = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 StartGateway = Callable[..., Server]
 
 SECRET = "a secret of the tests"
@@ -62,7 +66,7 @@ def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     settings = s.Settings(
         state_dir=folder,
         policy=s.Policy(model=str(tiny_model)),
-        engine=s.Engine(kind="transformers", port=port),
+        engine=s.Engine(kind="transformers", port=port, admin_key=ADMIN_KEY, faults=True),
     )
     server = Server(
         [sys.executable, "-m", "serving", "engine"],
@@ -72,6 +76,49 @@ def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     )
     yield server.wait("/health")
     server.stop()
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        "transformers",
+        pytest.param(
+            "vllm",
+            marks=[
+                pytest.mark.vllm,
+                pytest.mark.skipif(not VLLM_PYTHON.exists(), reason=f"no {VLLM_PYTHON}"),
+            ],
+        ),
+    ],
+)
+def any_engine(
+    request: pytest.FixtureRequest,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """Each of the engines on the tiny model, with the admin key of the tests."""
+    if request.param == "transformers":
+        yield request.getfixturevalue("tiny_engine")
+        return
+    port = free_port()
+    settings = s.Settings(
+        policy=s.Policy(model=str(tiny_model)),
+        engine=s.Engine(dtype="float32", max_lora_rank=8, admin_key=ADMIN_KEY, faults=True),
+    )
+    argv, environment = vllm_command(settings, port, VLLM_PYTHON)
+    environment |= loader_environment(VLLM_PYTHON.parent.parent)
+    environment["CXX"] = "no-compiler"  # as on a small system
+    server = Server(argv, environment, port, tmp_path_factory.mktemp("vllm") / "vllm.log")
+    yield server.wait("/health")
+    server.stop()
+
+
+@pytest.fixture
+async def admin(any_engine: Server) -> AsyncIterator[HttpEngine]:
+    """A client with the keys of the rollout controller."""
+    client = HttpEngine(any_engine.url, timeout_seconds=60.0, admin_key=ADMIN_KEY)
+    yield client
+    await client.close()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.until import until
 
+ADMIN_KEY = "the-admin-key-of-the-tests"
 START_SECONDS = 300.0  # vLLM on a busy machine takes minutes
 STOP_SECONDS = 30.0
 
@@ -57,12 +58,17 @@ class Server:
     def _tail(self) -> str:
         return self.log()[-4000:]
 
-    def request(self, method: str, path: str, body: bytes = b"") -> tuple[HTTPResponse, bytes]:
-        """Return the answer and its body."""
+    def request(
+        self, method: str, path: str, body: bytes = b"", key: str = ""
+    ) -> tuple[HTTPResponse, bytes]:
+        """Return the answer and its body; ``key`` is sent as a bearer token."""
+        headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             with suppress(BrokenPipeError, ConnectionResetError):  # refused before all was sent
-                connection.request(method, path, body, {"Content-Type": "application/json"})
+                connection.request(method, path, body, headers)
             response = connection.getresponse()
             return response, response.read()
         finally:

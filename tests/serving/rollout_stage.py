@@ -65,6 +65,7 @@ class TinyEngine:
         self.adapters: dict[str, str] = {}
         self.asked: list[str] = []
         self.loads: list[str] = []
+        self.under_way: dict[str, int] | None = {}
         self.up = True
 
     async def complete(self, request: EngineRequest) -> EngineAnswer:
@@ -89,11 +90,17 @@ class TinyEngine:
 
     async def unload_adapter(self, name: str) -> None:
         await self._alive()
+        if (self.under_way or {}).get(name):
+            raise EngineError(f"answers of {name} are under way", 409)
         self.adapters.pop(name, None)
 
     async def models(self) -> dict[str, str]:
         await self._alive()
         return {BASE_VERSION: "", **self.adapters}
+
+    async def running(self) -> dict[str, int] | None:
+        await self._alive()
+        return self.under_way
 
     async def healthy(self) -> bool:
         return self.up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,9 @@ import pytest
 
 from console.local_broker import free_port
 from console.probe import Answer, engine_server
-from console.system_libraries import loader_environment
-from contracts import settings as s
 from contracts.errors import EngineError
 from contracts.events import Sampling
 from serving.engine import EngineAnswer, EngineRequest, HttpEngine
-from serving.vllm_command import vllm_command
 from tests.serving.http_server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -27,44 +24,9 @@ GREEDY = Sampling(temperature=0.0, max_tokens=200)
 TOOLS = [{"type": "function", "function": {"name": "escalate"}}]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "transformers",
-        pytest.param(
-            "vllm",
-            marks=[
-                pytest.mark.vllm,
-                pytest.mark.skipif(not VLLM_PYTHON.exists(), reason=f"no {VLLM_PYTHON}"),
-            ],
-        ),
-    ],
-)
-def engine_url(
-    request: pytest.FixtureRequest,
-    tiny_model: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[str]:
-    if request.param == "transformers":
-        yield request.getfixturevalue("tiny_engine").url
-        return
-    port = free_port()
-    settings = s.Settings(
-        policy=s.Policy(model=str(tiny_model)), engine=s.Engine(dtype="float32", max_lora_rank=8)
-    )
-    argv, environment = vllm_command(settings, port, VLLM_PYTHON)
-    environment |= loader_environment(VLLM_PYTHON.parent.parent)
-    environment["CXX"] = "no-compiler"  # as on a small system
-    server = Server(argv, environment, port, tmp_path_factory.mktemp("vllm") / "vllm.log")
-    yield server.wait("/health").url
-    server.stop()
-
-
 @pytest.fixture
-async def engine(engine_url: str) -> AsyncIterator[HttpEngine]:
-    client = HttpEngine(engine_url, timeout_seconds=60.0)
-    yield client
-    await client.close()
+def engine(admin: HttpEngine) -> HttpEngine:
+    return admin
 
 
 def asks(
@@ -225,8 +187,8 @@ async def test_the_engine_says_that_it_is_healthy(engine: HttpEngine) -> None:
     assert await engine.healthy()
 
 
-async def test_the_engine_says_how_many_requests_wait(engine_url: str) -> None:
-    assert await asyncio.to_thread(engine_server(engine_url).ask) == Answer(0)
+async def test_the_engine_says_how_many_requests_wait(any_engine: Server) -> None:
+    assert await asyncio.to_thread(engine_server(any_engine.url).ask) == Answer(0)
 
 
 async def test_an_engine_that_is_not_there_is_unhealthy_and_refuses_with_status_0() -> None:

@@ -20,7 +20,7 @@ from contracts.errors import SettingsError
 from contracts.events import BASE_VERSION, Decision, FeatureValue, Rollout
 from serving.engine import HttpEngine
 from serving.gateway_process import Running, assemble, check_secret, make_app
-from tests.serving.http_server import Server
+from tests.serving.http_server import ADMIN_KEY, Server
 from tests.serving.rollout_states import canary_state, user_of
 from tests.until import until
 
@@ -99,7 +99,7 @@ def decisions(running: Running) -> list[Decision]:
 async def test_users_are_served_by_the_version_they_are_assigned_to(
     settings: s.Settings, serve: Serve, tiny_engine: Server, tiny_adapters: tuple[Path, Path]
 ) -> None:
-    engine = HttpEngine(tiny_engine.url, 30.0)
+    engine = HttpEngine(tiny_engine.url, 30.0, admin_key=ADMIN_KEY)
     await engine.load_adapter("next", tiny_adapters[0])
     state = canary_state(0.25, stable=BASE_VERSION, canary="next")
     running, client = serve(settings, state, FixedReader())

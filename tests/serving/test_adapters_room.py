@@ -1,0 +1,97 @@
+"""An adapter makes room for the next only when none of its answers is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+from msgspec.structs import replace
+
+from contracts.clock import ManualClock
+from contracts.errors import UnavailableError
+from contracts.events import Candidate
+from serving.rollout_adapters import LATE_SECONDS, Adapters
+from tests.serving.rollout_stage import Stage
+from tests.stream_events import NOON
+
+NewCandidate = Callable[[], Candidate]
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(NOON)
+
+
+@pytest.fixture
+def adapters(stage: Stage, clock: ManualClock) -> Iterator[Adapters]:
+    engine = replace(stage.settings.engine, max_adapters=3, timeout_seconds=300.0)
+    found = Adapters(stage.engine, replace(stage.settings, engine=engine), clock, Event())
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def new(stage: Stage) -> NewCandidate:
+    def candidate() -> Candidate:
+        path, version = stage.version()
+        return Candidate(version=version, sequence=1, location=str(path))
+
+    return candidate
+
+
+def test_the_longest_idle_adapter_leaves_once_gateways_have_heard(
+    stage: Stage, adapters: Adapters, clock: ManualClock, new: NewCandidate
+) -> None:
+    first, stable, third, fourth = new(), new(), new(), new()
+    for candidate in (first, stable, third):
+        adapters.admit(candidate, (stable,))
+    with pytest.raises(UnavailableError, match=f"waiting 10 s until {first.version[:12]}"):
+        adapters.admit(fourth, (stable,))
+    clock.advance(LATE_SECONDS)
+    adapters.admit(fourth, (stable,))
+    assert set(stage.engine.adapters) == {stable.version, third.version, fourth.version}
+
+
+def test_an_adapter_with_an_answer_under_way_stays(
+    stage: Stage, adapters: Adapters, clock: ManualClock, new: NewCandidate
+) -> None:
+    first, stable, third, fourth = new(), new(), new(), new()
+    for candidate in (first, stable, third):
+        adapters.admit(candidate, (stable,))
+    with pytest.raises(UnavailableError):
+        adapters.admit(fourth, (stable,))
+    clock.advance(1000.0)
+    stage.engine.under_way = {first.version: 1}
+    with pytest.raises(UnavailableError, match="under way"):
+        adapters.admit(fourth, (stable,))
+    assert first.version in stage.engine.adapters
+    stage.engine.under_way = {}
+    adapters.admit(fourth, (stable,))
+    assert first.version not in stage.engine.adapters
+
+
+def test_an_engine_without_a_door_is_given_the_longest_answers_time(
+    stage: Stage, adapters: Adapters, clock: ManualClock, new: NewCandidate
+) -> None:
+    stage.engine.under_way = None
+    first, stable, third, fourth = new(), new(), new(), new()
+    for candidate in (first, stable, third):
+        adapters.admit(candidate, (stable,))
+    clock.advance(LATE_SECONDS)
+    with pytest.raises(UnavailableError, match="waiting 290 s"):
+        adapters.admit(fourth, (stable,))
+    clock.advance(289.0)
+    with pytest.raises(UnavailableError, match="waiting 1 s"):
+        adapters.admit(fourth, (stable,))
+    clock.advance(1.0)
+    adapters.admit(fourth, (stable,))
+
+
+def test_adapters_of_others_are_left_alone(
+    stage: Stage, adapters: Adapters, new: NewCandidate, tmp_path: Path
+) -> None:
+    stage.engine.adapters |= {name: str(tmp_path) for name in ("mine", "yours", "theirs")}
+    with pytest.raises(UnavailableError, match="only 0 are ours"):
+        adapters.admit(new(), ())
