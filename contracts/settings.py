@@ -198,6 +198,38 @@ class Rollout(Section, frozen=True):
     publish_seconds: Positive = 1.0
 
 
+class Gate(Section, frozen=True):
+    """What a version must show before any user sees it; see `serving.gate_verdict` for the rules.
+
+    ``mode`` "observe" reports and lets everything through. An empty ``red_team_prompts`` means the
+    set that is shipped; an empty ``regression_prompts`` is evidence that is missing.
+    ``evaluation_samples`` is how many answers rated by judges the learner keeps.
+    """
+
+    mode: Literal["enforce", "observe"] = "enforce"
+    max_age_seconds: Positive = 86_400.0
+    level: Literal["first-decision", "answer"] = "first-decision"
+    evaluation_samples: Count = 1024
+    min_samples: Count = 300
+    min_users: Count = 20
+    min_incumbent_samples: Annotated[int, Meta(ge=0)] = 30
+    min_effective_samples: NonNegative = 300.0
+    min_effective_share: Share = 0.2
+    max_weight_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.05
+    max_mean_weight_errors: Positive = 3.0
+    max_kl: Positive = 2.0
+    value_margin: NonNegative = 0.05
+    max_cost: Share = 0.05
+    cost_margin: Share = 0.0
+    slice_alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
+    regression_prompts: str = ""
+    red_team_prompts: str = ""
+    min_regression_rate: Share = 0.9
+    max_red_team_rate: Share = 0.05
+    concurrency: Count = 4
+    deadline_seconds: Positive = 300.0
+
+
 class Segment(Section, frozen=True):
     """Users with a policy of their own, and perhaps a rollout plan of their own.
 
@@ -232,6 +264,7 @@ class Settings(Section, frozen=True):
     features: Features = Features()
     learner: Learner = Learner()
     rollout: Rollout = Rollout()
+    gate: Gate = Gate()
     segments: tuple[Segment, ...] = ()
     tracing: Tracing = Tracing()
 

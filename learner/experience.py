@@ -37,6 +37,8 @@ class Experience(Struct, frozen=True, kw_only=True):
     feedback_time: datetime
     correction_ids: tuple[int, ...] = ()
     user_reward_mean: float | None = None
+    action: str = ""
+    violation: bool = False
 
 
 def experience_of(
@@ -67,4 +69,6 @@ def experience_of(
         decided_at=sample.decided_at,
         feedback_time=sample.feedback_time,
         correction_ids=correction_ids,
+        action=sample.action,
+        violation=sample.violation,
     )

@@ -22,11 +22,13 @@ from contracts.codec import trace_headers
 from contracts.errors import CodecError, DeadlineError, UnavailableError
 from contracts.events import Sample
 from contracts.ids import NewId
+from contracts.judges import is_judge
 from contracts.settings import Settings
 from contracts.topics import RELEASES, SAMPLES
 from contracts.tracing import current_trace_headers, span
 from learner import checkpoint
 from learner.directory import CrashPoint, no_crash
+from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.outlet import Outlet
 from learner.policy import correction_ids, load_policy
@@ -74,6 +76,7 @@ class Learner:
             policy=settings.policy.name, base=self.train.policy.base
         )
         self.pending: list[Arrival] = []
+        self.judged: list[Arrival] = []
         self.duplicates = 0
         self.dead_letters = 0
         self._seen = set(self.progress.seen)
@@ -98,6 +101,10 @@ class Learner:
             self.duplicates += 1
             return
         self._seen.add(arrival.experience.sample_id)
+        policy = self.settings.policy
+        if is_judge(policy.name, arrival.experience.user_id, policy.judge_share):
+            self.judged.append(arrival)
+            return
         self.pending.append(arrival)
         if len(self.pending) == self.settings.learner.batch_samples:
             self.learn()
@@ -134,7 +141,8 @@ class Learner:
         with span("learn batch", links=traces, attributes=attributes):
             began = self.clock.monotonic()
             fresh = self._with_features([arrival.experience for arrival in self.pending])
-            self.progress = advance(self.train, self.progress, fresh, self.settings)
+            judged = [arrival.experience for arrival in self.judged]
+            self.progress = advance(self.train, self.progress, fresh, self.settings, judged)
             checkpoint.save(
                 self.root,
                 self.train,
@@ -146,11 +154,13 @@ class Learner:
             self._trace_samples()
             self._tell(len(fresh), self.clock.monotonic() - began)
             self.pending.clear()
+            self.judged.clear()
             self.release_if_due()
 
     def rewind(self) -> None:
         """Forget what was read since the last commit; it will be read again."""
         self.pending.clear()
+        self.judged.clear()
         self._seen = set(self.progress.seen)
 
     def resume(self) -> None:
@@ -178,7 +188,10 @@ class Learner:
         """
         if not release_is_due(self.progress, self.settings.learner.publish_every):
             return
-        published = publish(self.settings, self.train.policy, self.progress, self.crash_point)
+        evidence = release_evidence(self.train.policy, self.progress, self.settings)
+        published = publish(
+            self.settings, self.train.policy, self.progress, evidence, self.crash_point
+        )
         self.crash_point("before-announce")
         event = release_event(self.settings, published, self.progress, self.clock)
         self.outlet.send(RELEASES, event)
@@ -189,6 +202,7 @@ class Learner:
                 "sequence": event.sequence,
                 "parent": event.parent,
                 "samples": published.manifest.samples,
+                "judged": evidence.samples,
                 "first_offset": self.progress.first_offset,
                 "next_offset": self.progress.next_offset,
             },
@@ -205,6 +219,7 @@ class Learner:
             "batches": self.progress.batches,
             "releases": len(self.progress.versions),
             "dropped": self.progress.dropped,
+            "judged": self.progress.judged + len(self.judged),
             "duplicates": self.duplicates,
             "dead_letters": self.dead_letters,
         }
@@ -218,7 +233,7 @@ class Learner:
         """End each sample's own trace with a span that says which release has it."""
         batch = [current_trace_headers()]
         outcomes = {outcome.sample_id: outcome.outcome for outcome in self.progress.ledger}
-        for arrival in self.pending:
+        for arrival in (*self.pending, *self.judged):
             sample_id = arrival.experience.sample_id
             attributes: dict[str, str | int] = {
                 "headrace.sample.id": sample_id,
@@ -232,7 +247,8 @@ class Learner:
 
     def _tell(self, count: int, seconds: float) -> None:
         stats, progress = self.progress.stats, self.progress
-        known = sum(1 for one in progress.ledger[-count:] if one.user_reward_mean is not None)
+        read = count + len(self.judged)
+        known = sum(1 for one in progress.ledger[-read:] if one.user_reward_mean is not None)
         first, following = self.pending[0].experience.offset, progress.next_offset
         self.outlet.audit(
             "batch.learned",
@@ -243,6 +259,7 @@ class Learner:
                 "used": stats.used,
                 "dropped": stats.dropped,
                 "replayed": stats.replayed,
+                "judged": len(self.judged),
                 "corrections": stats.corrections,
                 "users_with_features": known,
                 "policy_loss": stats.policy_loss,

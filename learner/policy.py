@@ -80,18 +80,23 @@ class Policy:
         Logits are divided by each sequence's temperature. ``adapted`` False scores the frozen
         base. Padding positions hold the value of token 0 and must be masked by the caller.
         """
+        logits_nv, hidden_blh = self._logits(bucket, adapted=adapted)
+        places_b1 = torch.arange(len(bucket.members))[:, None]
+        chosen_n1 = bucket.targets_bt[bucket.mask_bt][:, None]
+        logp_n = logits_nv.gather(1, chosen_n1)[:, 0] - torch.logsumexp(logits_nv, dim=1)
+        logp_bt = torch.zeros(bucket.rows_bt.shape).masked_scatter(bucket.mask_bt, logp_n)
+        end_bh = hidden_blh[places_b1[:, 0], bucket.prompt_end_b].float()
+        return logp_bt, end_bh
+
+    def _logits(self, bucket: Bucket, *, adapted: bool) -> tuple[Tensor, Tensor]:
+        """Return tempered logits of the response rows in a row, nv, and all hidden states."""
         with nullcontext() if adapted else self._frozen_base():
             hidden_blh = self._body(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
         places_b1 = torch.arange(len(bucket.members))[:, None]
         rows_nh = hidden_blh[places_b1, bucket.rows_bt][bucket.mask_bt]
         logits_nv = self._head(rows_nh).float()
         temperature_bt = bucket.temperature_b[:, None].expand_as(bucket.rows_bt)
-        logits_nv = logits_nv / temperature_bt[bucket.mask_bt][:, None]
-        chosen_n1 = bucket.targets_bt[bucket.mask_bt][:, None]
-        logp_n = logits_nv.gather(1, chosen_n1)[:, 0] - torch.logsumexp(logits_nv, dim=1)
-        logp_bt = torch.zeros(bucket.rows_bt.shape).masked_scatter(bucket.mask_bt, logp_n)
-        end_bh = hidden_blh[places_b1[:, 0], bucket.prompt_end_b].float()
-        return logp_bt, end_bh
+        return logits_nv / temperature_bt[bucket.mask_bt][:, None], hidden_blh
 
     def logprobs(
         self, sequences: Sequence[TokenSequence], bucket: int, *, adapted: bool = True
@@ -103,6 +108,29 @@ class Policy:
                 logp_bt, _ = self.score(group, adapted=adapted)
                 for place, row, mask in zip(group.members, logp_bt, group.mask_bt, strict=True):
                     found[place] = row[mask].tolist()
+        return found
+
+    def branch_logprobs(
+        self,
+        sequences: Sequence[TokenSequence],
+        branches: Sequence[int],
+        bucket: int,
+        *,
+        adapted: bool = True,
+    ) -> list[list[float]]:
+        """Return log-probabilities of each response with each branch as its last token.
+
+        The last token given is replaced by the branches; all responses have the same length.
+        """
+        found: list[list[float]] = [[] for _ in sequences]
+        with torch.no_grad():
+            for group in bucketed(sequences, bucket):
+                logits_nv, _ = self._logits(group, adapted=adapted)
+                logp_btv = logits_nv.log_softmax(-1).unflatten(0, group.rows_bt.shape)
+                before_bt = logp_btv.gather(2, group.targets_bt[:, :, None])[:, :-1, 0]
+                joint_bk = logp_btv[:, -1, list(branches)] + before_bt.sum(1, keepdim=True)
+                for place, row in zip(group.members, joint_bk, strict=True):
+                    found[place] = row.tolist()
         return found
 
 

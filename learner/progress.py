@@ -19,6 +19,9 @@ from learner.micro_batch import Replay, compose, remember
 from learner.update import Outcome, TrainState, UpdateStats, update
 from learner.value import Spread
 
+JUDGE = "judge"
+"""Outcome in the ledger of a sample whose user judges (`contracts.judges`), and trains nothing."""
+
 SEEN_LEAST = 20_000
 """Fewest ids of samples remembered, to recognise duplicates, once so many were read."""
 
@@ -29,7 +32,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``next_offset`` is the first offset of `samples` not yet learned from. ``ledger`` lists the
     outcome of every sample since version ``parent``, whose range began at ``first_offset``.
     ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
-    was seen serving.
+    was seen serving. ``evaluation`` holds the newest answers that judges rated, oldest first, and
+    ``judged`` counts all of them.
     """
 
     policy: str
@@ -50,6 +54,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     stats: UpdateStats = UpdateStats()
     samples: int = 0
     dropped: int = 0
+    judged: int = 0
+    evaluation: tuple[Experience, ...] = ()
 
     @property
     def sequence(self) -> int:
@@ -58,9 +64,16 @@ class Progress(Struct, frozen=True, kw_only=True):
 
 
 def advance(
-    train: TrainState, progress: Progress, fresh: Sequence[Experience], settings: Settings
+    train: TrainState,
+    progress: Progress,
+    fresh: Sequence[Experience],
+    settings: Settings,
+    judged: Sequence[Experience] = (),
 ) -> Progress:
-    """Learn from one full batch of new experiences, in offset order; changes ``train`` in place."""
+    """Learn from one full batch of new experiences, in offset order; changes ``train`` in place.
+
+    ``judged`` are the experiences of judges read along with them: they train nothing.
+    """
     config = settings.learner
     # A restarted stream processor repeats at most the samples of decisions that it held open.
     kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
@@ -68,6 +81,9 @@ def advance(
     batch = compose(fresh, progress.replay, config, number=progress.batches, served_sequence=served)
     result = update(train, batch, config, settings.engine.max_model_len)
     used = frozenset(o.sample_id for o in result.outcomes if o.outcome == "used")
+    outcomes = sorted(
+        (*result.outcomes, *(judge_outcome(e) for e in judged)), key=lambda o: o.offset
+    )
     return replace(
         progress,
         batches=progress.batches + 1,
@@ -77,8 +93,8 @@ def advance(
         newest_feedback_time=_newest(
             progress.newest_feedback_time, [e.feedback_time for e in fresh]
         ),
-        seen=(*progress.seen, *(e.sample_id for e in fresh))[-kept:],
-        ledger=(*progress.ledger, *result.outcomes),
+        seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
+        ledger=(*progress.ledger, *outcomes),
         replay=progress.replay
         if result.stats.skipped
         else remember(progress.replay, fresh, used, config),
@@ -86,7 +102,31 @@ def advance(
         stats=result.stats,
         samples=progress.samples + len(used),
         dropped=progress.dropped + len(fresh) - len(used),
+        judged=progress.judged + len(judged),
+        evaluation=keep_judged(progress.evaluation, judged, settings.gate.evaluation_samples),
     )
+
+
+def judge_outcome(experience: Experience) -> Outcome:
+    """Return the ledger's line of a sample that is kept out of training, since a judge rated it."""
+    return Outcome(
+        sample_id=experience.sample_id,
+        decision_id=experience.decision_id,
+        offset=experience.offset,
+        outcome=JUDGE,
+        user_reward_mean=None,
+    )
+
+
+def keep_judged(
+    before: Sequence[Experience], judged: Sequence[Experience], limit: int
+) -> tuple[Experience, ...]:
+    """Return the newest ``limit`` judged answers; a newer revision takes the older one's place."""
+    by_decision = {e.decision_id: e for e in before}
+    for experience in judged:
+        by_decision.pop(experience.decision_id, None)
+        by_decision[experience.decision_id] = experience
+    return tuple(by_decision.values())[-limit:]
 
 
 def release_is_due(progress: Progress, publish_every: int) -> bool:

@@ -17,6 +17,7 @@ from contracts.clock import Clock
 from contracts.codec import to_json
 from contracts.errors import ManifestError
 from contracts.events import Release
+from contracts.evidence import ReleaseEvidence, write_evidence
 from contracts.ids import derived_id
 from contracts.manifest import (
     Manifest,
@@ -49,11 +50,16 @@ def versions_directory(settings: Settings) -> Path:
 
 
 def publish(
-    settings: Settings, policy: Policy, progress: Progress, crash_point: CrashPoint = no_crash
+    settings: Settings,
+    policy: Policy,
+    progress: Progress,
+    evidence: ReleaseEvidence,
+    crash_point: CrashPoint = no_crash,
 ) -> Published:
     """Write the next version; an equal one that is already there is checked and kept.
 
-    The ledger lists every sample read since the parent, used or dropped and why. Raises
+    The ledger lists every sample read since the parent, used or dropped and why, and ``evidence``
+    lies beside it; see `learner.evaluation`. Raises
     ManifestError when a directory of that id has other content. Crash points: ``inside-version``,
     ``renamed-version``.
     """
@@ -63,6 +69,7 @@ def publish(
         save_adapter(policy, directory)
         lines = b"".join(to_json(outcome) + b"\n" for outcome in progress.ledger)
         (directory / LEDGER).write_bytes(lines)
+        write_evidence(directory, evidence)
         return write_manifest(
             directory, _manifest(settings, policy, progress, hash_files(directory))
         )

@@ -129,7 +129,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     vocabulary = state.policy.vocabulary_size
     usable = []
     for experience in (*batch.fresh, *batch.replayed):
-        reason = _unusable(experience, max_tokens, vocabulary)
+        reason = unusable(experience, max_tokens, vocabulary)
         if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
             reason = "stale"
         if reason:
@@ -183,7 +183,8 @@ def user_weights(users: Sequence[str]) -> list[float]:
     return [1.0 / (counts[user] * len(counts)) for user in users]
 
 
-def _unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
+def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
+    """Return why an experience cannot be scored, None when it can."""
     if not experience.prompt_ids or not experience.token_ids:
         return "no-tokens"
     ids = (*experience.prompt_ids, *experience.token_ids)

@@ -1,0 +1,115 @@
+"""What a version brings to the gate: estimates of its value and cost, made before any user saw it.
+
+The learner writes it as one of the version's files, so the version's id pins it. It comes from the
+answers that judges rated (`contracts.judges`): users whose feedback trained nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from contracts.codec import to_json
+from contracts.errors import ManifestError
+
+EVIDENCE_NAME = "evidence.json"
+
+ERROR_SHARE = 0.05
+"""Chance that a bound is wrong, on each side."""
+
+Level = Literal["answer", "first-decision"]
+
+
+class Interval(Struct, frozen=True, kw_only=True):
+    """An estimate with its bounds, each one-sided at 95 %, and its standard error."""
+
+    value: float
+    lower: float
+    upper: float
+    error: float
+
+
+class Support(Struct, frozen=True, kw_only=True):
+    """How much of the candidate the log covers; see `learner.off_policy.support`."""
+
+    samples: int
+    users: int
+    effective_samples: float
+    largest_weight_share: float
+    mean_weight: float
+    mean_weight_error: float
+
+
+class OffPolicy(Struct, frozen=True, kw_only=True):
+    """Estimates with the weights of one level: of whole answers, or of the first decision alone.
+
+    ``difference`` is the doubly robust value minus what the logging versions earned on the same
+    questions. The two bounds at the end count what was never seen as the worst reward and as a
+    violation.
+    """
+
+    support: Support
+    ips: Interval
+    snips: Interval
+    capped: float
+    doubly_robust: Interval
+    difference: Interval
+    cost: Interval
+    value_lower_bound: float
+    cost_upper_bound: float
+
+
+class SliceEvidence(Struct, frozen=True, kw_only=True):
+    """The difference in reward to the logging versions where the parent would mostly do this.
+
+    ``name`` is the parent's most likely first decision: a function of the question alone.
+    """
+
+    name: str
+    samples: int
+    difference: float
+    error: float
+    cost: float
+
+
+class ReleaseEvidence(Struct, frozen=True, kw_only=True):
+    """Evidence on one version.
+
+    ``as_of`` is when the newest of its answers was given, ``versions`` counts them by the version
+    that gave them. ``kl_to_parent`` is in nats per answer, None when the parent's weights are
+    gone. ``levels`` is empty when there were too few answers to estimate from.
+    """
+
+    format: Literal[1] = 1
+    policy: str
+    sequence: int
+    parent: str
+    as_of: datetime | None
+    samples: int
+    users: int
+    versions: dict[str, int]
+    kl_to_parent: float | None
+    logged_reward: float
+    logged_cost: float
+    levels: dict[Level, OffPolicy]
+    slices: tuple[SliceEvidence, ...]
+
+
+def write_evidence(directory: Path, evidence: ReleaseEvidence) -> None:
+    """Write ``evidence.json`` into a version directory that is being made."""
+    (directory / EVIDENCE_NAME).write_bytes(msgspec.json.format(to_json(evidence), indent=2))
+
+
+def read_evidence(directory: Path) -> ReleaseEvidence | None:
+    """Return a version's evidence, None when it has none; ManifestError when it is unreadable."""
+    path = directory / EVIDENCE_NAME
+    if not path.is_file():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ReleaseEvidence)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+        raise ManifestError(f"{path} is no evidence: {error}; publish the version again") from error

@@ -1,0 +1,270 @@
+"""Evidence on the present weights: what judges' logged answers say of them, and how far they moved.
+
+A function of the weights, the parent's weights and the judged answers in the progress alone: made
+twice, it is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from msgspec import Struct
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from contracts.events import BASE_VERSION
+from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence
+from contracts.settings import Settings
+from learner import off_policy
+from learner.buckets import TokenSequence
+from learner.experience import Experience
+from learner.first_decision import Decisions, decisions_of, probabilities, taken
+from learner.off_policy import Floats, LoggedAnswers, Resampled
+from learner.policy import ADAPTER_WEIGHTS, Policy, restore_adapters
+from learner.progress import Progress
+from learner.publish import versions_directory
+from learner.update import unusable
+
+LEAST_SAMPLES = 8
+"""With fewer answers, or a single user, nothing is estimated."""
+
+PROMPT_BINS = 16
+_KL_CAP = 5.0
+
+
+class _Scored(Struct, frozen=True):
+    """One policy on the judged answers: log-probability of each token, and of each decision."""
+
+    logprobs: list[list[float]]
+    decisions_nk: Floats
+
+
+def release_evidence(policy: Policy, progress: Progress, settings: Settings) -> ReleaseEvidence:
+    """Return the evidence on the weights that ``policy`` has now, as of the progress."""
+    usable = [e for e in progress.evaluation if _is_usable(e, policy, settings)]
+    names = {sequence: version for version, sequence in progress.versions.items()}
+    served = Counter(names.get(e.behaviour_sequence, BASE_VERSION) for e in usable)
+    users = {e.user_id for e in usable}
+    found = ReleaseEvidence(
+        policy=progress.policy,
+        sequence=progress.sequence,
+        parent=progress.parent,
+        as_of=max((e.decided_at for e in usable), default=None),
+        samples=len(usable),
+        users=len(users),
+        versions=dict(sorted(served.items())),
+        kl_to_parent=None,
+        logged_reward=_mean([e.reward for e in usable]),
+        logged_cost=_mean([float(e.violation) for e in usable]),
+        levels={},
+        slices=(),
+    )
+    if len(usable) < LEAST_SAMPLES or len(users) < off_policy.FOLDS:
+        return found
+    return _estimated(found, policy, progress, settings, usable)
+
+
+def _estimated(
+    found: ReleaseEvidence,
+    policy: Policy,
+    progress: Progress,
+    settings: Settings,
+    usable: Sequence[Experience],
+) -> ReleaseEvidence:
+    decisions = decisions_of(policy.tokenizer, [e.action for e in usable])
+    bucket = settings.learner.bucket
+    candidate = _score(policy, decisions, usable, bucket)
+    parent = _parent_scored(policy, decisions, usable, progress, settings)
+    slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
+    resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
+    predictions = _predictions(usable, decisions, candidate, slices_n)
+    logs: dict[Level, LoggedAnswers] = {
+        "answer": _log(usable, candidate, predictions, None),
+        "first-decision": _log(usable, candidate, predictions, decisions),
+    }
+    return ReleaseEvidence(
+        policy=found.policy,
+        sequence=found.sequence,
+        parent=found.parent,
+        as_of=found.as_of,
+        samples=found.samples,
+        users=found.users,
+        versions=found.versions,
+        kl_to_parent=None if parent is None else _divergence(usable, parent, candidate),
+        logged_reward=found.logged_reward,
+        logged_cost=found.logged_cost,
+        levels={level: _off_policy(log, resampled) for level, log in logs.items()},
+        slices=_slices(logs[settings.gate.level], resampled, slices_n, decisions),
+    )
+
+
+def _is_usable(experience: Experience, policy: Policy, settings: Settings) -> bool:
+    """Whether the answer has probabilities to weigh by: of the engine, drawn by chance, finite."""
+    length, vocabulary = settings.engine.max_model_len, policy.vocabulary_size
+    known = unusable(experience, length, vocabulary) is None
+    return known and bool(experience.logprobs) and bool(np.isfinite(experience.logprobs).all())
+
+
+def _score(
+    policy: Policy,
+    decisions: Decisions,
+    usable: Sequence[Experience],
+    bucket: int,
+    *,
+    adapted: bool = True,
+) -> _Scored:
+    asked = [TokenSequence(e.prompt_ids, e.token_ids, e.temperature) for e in usable]
+    return _Scored(
+        policy.logprobs(asked, bucket, adapted=adapted),
+        probabilities(policy, decisions, asked, bucket, adapted=adapted),
+    )
+
+
+def _parent_scored(
+    policy: Policy,
+    decisions: Decisions,
+    usable: Sequence[Experience],
+    progress: Progress,
+    settings: Settings,
+) -> _Scored | None:
+    """Return what the parent gives to the same answers; None when its weights are gone."""
+    bucket = settings.learner.bucket
+    if progress.parent == BASE_VERSION:
+        return _score(policy, decisions, usable, bucket, adapted=False)
+    weights = versions_directory(settings) / progress.parent / ADAPTER_WEIGHTS
+    if not weights.is_file():
+        return None
+    with _adapters(policy, load_file(weights)):
+        return _score(policy, decisions, usable, bucket)
+
+
+@contextmanager
+def _adapters(policy: Policy, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give the policy other weights for the length of a block."""
+    own = {name: tensor.detach().clone() for name, tensor in policy.adapters().items()}
+    restore_adapters(policy, dict(weights))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            restore_adapters(policy, own)
+
+
+def _divergence(usable: Sequence[Experience], parent: _Scored, candidate: _Scored) -> float:
+    """Return KL(parent ‖ candidate) per answer, at the places the logging policies came to.
+
+    Per token p/mu·(log p/q + q/p − 1), never negative and of mean KL (Schulman, "Approximating KL
+    divergence", 2020); p is the parent, q the candidate, and the weight p/mu is cut at 5.
+    """
+    total = 0.0
+    for experience, p, q in zip(usable, parent.logprobs, candidate.logprobs, strict=True):
+        p_t, q_t, mu_t = np.array(p), np.array(q), np.array(experience.logprobs)
+        weight_t = np.exp(np.minimum(p_t - mu_t, np.log(_KL_CAP)))
+        ratio_t = np.clip(q_t - p_t, -off_policy.LARGEST_LOG_WEIGHT, off_policy.LARGEST_LOG_WEIGHT)
+        total += float((weight_t * (np.exp(ratio_t) - 1.0 - ratio_t)).sum())
+    return total / len(usable)
+
+
+def _predictions(
+    usable: Sequence[Experience],
+    decisions: Decisions,
+    candidate: _Scored,
+    slices_n: NDArray[np.int64],
+) -> tuple[Floats, Floats]:
+    """Return (q of each answer, its mean under the candidate); see `off_policy.cross_fitted`.
+
+    Features: the decision with the slice, and which tokens the prompt has, hashed into a few bins.
+    """
+    kinds = len(decisions.names)
+    words_nf = np.zeros((len(usable), PROMPT_BINS))
+    for place, experience in enumerate(usable):
+        words_nf[
+            place, [token * 2_654_435_761 % PROMPT_BINS for token in experience.prompt_ids]
+        ] = 1
+
+    def features_of(decision_n: NDArray[np.int64]) -> Floats:
+        crossed_nf = np.zeros((len(usable), kinds * kinds))
+        crossed_nf[np.arange(len(usable)), decision_n * kinds + slices_n] = 1.0
+        alone_nf = np.eye(kinds)[decision_n]
+        return np.concatenate([alone_nf, crossed_nf, words_nf], axis=1)
+
+    return off_policy.cross_fitted(
+        features_of,
+        np.array([taken(decisions, e.token_ids).place for e in usable]),
+        candidate.decisions_nk,
+        np.array([e.reward for e in usable]),
+        [e.user_id for e in usable],
+    )
+
+
+def _log(
+    usable: Sequence[Experience],
+    candidate: _Scored,
+    predictions: tuple[Floats, Floats],
+    decisions: Decisions | None,
+) -> LoggedAnswers:
+    """Return the log weighed for the candidate, up to the first decision when that is given."""
+    ends = [
+        len(e.token_ids) if decisions is None else taken(decisions, e.token_ids).tokens
+        for e in usable
+    ]
+    now_n = np.array([sum(row[:end]) for row, end in zip(candidate.logprobs, ends, strict=True)])
+    then_n = np.array([sum(e.logprobs[:end]) for e, end in zip(usable, ends, strict=True)])
+    return LoggedAnswers(
+        weights_n=off_policy.importance_weights(now_n, then_n),
+        rewards_n=np.array([e.reward for e in usable]),
+        costs_n=np.array([float(e.violation) for e in usable]),
+        users=tuple(e.user_id for e in usable),
+        predicted_n=predictions[0],
+        expected_n=predictions[1],
+    )
+
+
+def _off_policy(log: LoggedAnswers, resampled: Resampled) -> OffPolicy:
+    return OffPolicy(
+        support=off_policy.support(log.weights_n, log.users),
+        ips=off_policy.ips_interval(log, resampled),
+        snips=off_policy.snips_interval(log, resampled),
+        capped=off_policy.capped(log),
+        doubly_robust=off_policy.doubly_robust_interval(log, resampled),
+        difference=off_policy.difference_interval(log, resampled),
+        cost=off_policy.cost_interval(log, resampled),
+        value_lower_bound=off_policy.value_lower_bound(log, resampled),
+        cost_upper_bound=off_policy.cost_upper_bound(log, resampled),
+    )
+
+
+def _slices(
+    log: LoggedAnswers,
+    resampled: Resampled,
+    slices_n: NDArray[np.int64],
+    decisions: Decisions,
+) -> tuple[SliceEvidence, ...]:
+    found = []
+    for place, name in enumerate(decisions.names):
+        inside_n = slices_n == place
+        part = off_policy.part(log, inside_n)
+        if len(set(part.users)) < off_policy.FOLDS:
+            continue
+        difference = off_policy.difference_interval(
+            part, Resampled(counts_bn=resampled.counts_bn[:, inside_n])
+        )
+        found.append(
+            SliceEvidence(
+                name=name,
+                samples=len(part.users),
+                difference=difference.value,
+                error=difference.error,
+                cost=float((part.weights_n * part.costs_n).sum() / part.weights_n.sum()),
+            )
+        )
+    return tuple(found)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
