@@ -113,6 +113,7 @@ def demo_settings(
         "state_dir": str(run_dir),
         "policy": {"name": given.policy.name, "model": policy.model},
         "engine": {"kind": engine},
+        "gateway": {"api_keys_file": ""},  # simulated users have no keys
         "data_dir": str(given.data_dir.absolute()),
     }
     if given.kafka.bootstrap:

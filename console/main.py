@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console.command_line import AS_JSON, command, write
+from console.keys import keys
 from console.rollout import rollout
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def main(context: click.Context, settings_path: Path | None) -> None:
 
 
 main.add_command(rollout)
+main.add_command(keys)
 
 
 @main.command()

@@ -89,6 +89,7 @@ class Gateway(Section, frozen=True):
     """The OpenAI-compatible front. Sampling values hold where a request gives none.
 
     ``fallback_reply`` answers when no version does; empty: the client gets a 503 instead.
+    Without ``api_keys_file`` it listens on loopback alone, unless it is declared ``open``.
     """
 
     host: str = "127.0.0.1"
@@ -100,6 +101,8 @@ class Gateway(Section, frozen=True):
     feature_max_age_seconds: Positive = 86_400.0
     max_body_bytes: Count = 262_144
     max_concurrent: Count = 256
+    api_keys_file: str = ""
+    open: bool = False
     fallback_reply: str = "I cannot answer right now. Please try again in a moment."
     fallback_tool: str = ""
     breaker_failures: Count = 5

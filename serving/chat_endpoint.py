@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from contracts.codec import to_json
+from serving.api_keys import KeyEntry
 from serving.body import read_body
 from serving.budget import BUDGET_HEADER, budget_of
 from serving.chat_request import parse_chat
@@ -41,26 +42,47 @@ class ChatEndpoint:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, request = self._gateway, Request(scope, receive)
-        arrival = Arrival(
-            gateway.clock.monotonic(),
-            gateway.clock.now(),
-            budget_of(request.headers.get(BUDGET_HEADER), gateway.settings.engine.timeout_seconds),
-        )
-        body = await read_body(request, gateway.settings.gateway.max_body_bytes)
-        asked = parse_chat(body, gateway.settings.gateway, gateway.settings.policy.name)
-        gateway.metrics.count("requests")
-        turn = begin_turn(gateway, asked, arrival)
-        parent = {name: request.headers[name] for name in TRACE_HEADERS if name in request.headers}
-        with turn_span(gateway, turn, parent) as current:
-            try:
-                if asked.stream:
-                    await stream_answer(gateway, turn, current, receive, send)
-                else:
-                    response = await plain_answer(gateway, turn, current)
-                    await response(scope, receive, send)
-            except Refusal as refusal:
-                current.set_attribute("error.type", str(refusal.status))
-                raise
+        arrival = arrival_of(gateway, request)
+        with gateway.door.admitted(arrival.caller, "chat"):
+            body = await read_body(request, max_body(gateway, arrival.caller))
+            asked = parse_chat(body, gateway.settings.gateway, gateway.settings.policy.name)
+            with gateway.load.asking(arrival.budget, stream=asked.stream) as under_way:
+                gateway.metrics.count("requests")
+                turn = begin_turn(gateway, asked, arrival, under_way)
+                parent = {n: request.headers[n] for n in TRACE_HEADERS if n in request.headers}
+                with turn_span(gateway, turn, parent) as current:
+                    await self._take_turn(turn, current, (scope, receive, send))
+
+    async def _take_turn(
+        self, turn: Turn, current: Span, wire: tuple[Scope, Receive, Send]
+    ) -> None:
+        gateway, (scope, receive, send) = self._gateway, wire
+        try:
+            if turn.chat.stream:
+                await stream_answer(gateway, turn, current, receive, send)
+            else:
+                response = await plain_answer(gateway, turn, current)
+                await response(scope, receive, send)
+        except Refusal as refusal:
+            current.set_attribute("error.type", str(refusal.status))
+            raise
+
+
+def arrival_of(gateway: Gateway, request: Request) -> Arrival:
+    """Return when a request came, its budget and its caller; Refusal 400 or 401."""
+    allowed = gateway.settings.engine.timeout_seconds
+    return Arrival(
+        gateway.clock.monotonic(),
+        gateway.clock.now(),
+        budget_of(request.headers.get(BUDGET_HEADER), allowed),
+        gateway.door.identify(request.headers.get("authorization")),
+    )
+
+
+def max_body(gateway: Gateway, caller: KeyEntry | None) -> int:
+    """Return the most bytes a caller's body may have: its key may only lower the settings'."""
+    of_all, own = gateway.settings.gateway.max_body_bytes, caller.max_body if caller else 0
+    return min(own, of_all) if own else of_all
 
 
 async def plain_answer(gateway: Gateway, turn: Turn, current: Span) -> Response:

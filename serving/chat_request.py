@@ -14,9 +14,11 @@ from msgspec import Meta, Struct
 
 from contracts.events import Id, Message, Sampling, ToolCall
 from contracts.settings import Gateway
+from serving.api_keys import Traits
 from serving.wire_errors import Refusal
 
 MAX_TOOLS = 128
+MAX_MESSAGES = 1024
 WITHOUT_EFFECT = frozenset(
     {
         "parallel_tool_calls",
@@ -30,6 +32,7 @@ WITHOUT_EFFECT = frozenset(
 """Parameters that OpenAI clients send and that do not change how tokens are drawn; not acted on."""
 
 Wire = TypeVar("Wire")
+Trait = Annotated[str, Meta(max_length=64)]
 ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
 
 
@@ -60,11 +63,14 @@ class _StreamOptions(Struct):
 
 class _Metadata(Struct):
     session_id: Id | None = None
+    tier: Trait = ""
+    language: Trait = ""
+    region: Trait = ""
 
 
 class _Body(Struct):
     model: str
-    messages: Annotated[tuple[WireMessage, ...], Meta(min_length=1)]
+    messages: Annotated[tuple[WireMessage, ...], Meta(min_length=1, max_length=MAX_MESSAGES)]
     tools: Annotated[tuple[_Tool, ...], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Any = None
     stream: bool | None = None
@@ -97,6 +103,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     include_usage: bool
     user_id: str | None
     session_id: str | None
+    traits: Traits = Traits()
 
     def engine_messages(self) -> list[dict[str, Any]]:
         """Return the messages as the chat template reads them: text parts joined by newlines."""
@@ -120,7 +127,7 @@ def parse_chat(data: bytes, gateway: Gateway, policy: str) -> ChatRequest:
         )
     _check_known(data)
     _check_unsupported(body)
-    tools = body.tools or ()
+    tools, metadata = body.tools or (), body.metadata or _Metadata()
     choice = "auto" if body.tool_choice is None else body.tool_choice
     if choice not in ("auto", "none"):
         raise Refusal(
@@ -139,7 +146,8 @@ def parse_chat(data: bytes, gateway: Gateway, policy: str) -> ChatRequest:
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         user_id=body.user,
-        session_id=body.metadata.session_id if body.metadata else None,
+        session_id=metadata.session_id,
+        traits=Traits(tier=metadata.tier, language=metadata.language, region=metadata.region),
     )
 
 

@@ -82,5 +82,6 @@ def _summary(decision: Decision) -> dict[str, Any]:
         "finish_reason": decision.finish_reason,
         "features": len(decision.features),
         "rung": decision.rung,
+        "key": decision.key,
         "error": decision.error,
     }

@@ -52,14 +52,16 @@ class FeedbackEndpoint:
         """Check and accept one feedback."""
         gateway = self._gateway
         try:
-            body = await read_body(request, gateway.settings.gateway.max_body_bytes)
-            feedback = self._checked(decode_body(_bodies, body))
-            attributes = {
-                "headrace.decision.id": feedback.decision_id,
-                "headrace.feedback.kind": feedback.kind,
-            }
-            with span("feedback", kind=SpanKind.SERVER, attributes=attributes):
-                self._accept(feedback)
+            caller = gateway.door.identify(request.headers.get("authorization"))
+            with gateway.door.admitted(caller, "feedback"):
+                body = await read_body(request, gateway.settings.gateway.max_body_bytes)
+                feedback = self._checked(decode_body(_bodies, body))
+                attributes = {
+                    "headrace.decision.id": feedback.decision_id,
+                    "headrace.feedback.kind": feedback.kind,
+                }
+                with span("feedback", kind=SpanKind.SERVER, attributes=attributes):
+                    self._accept(feedback)
         except Refusal as refusal:
             gateway.metrics.count("feedback_refused")
             return refusal.response()

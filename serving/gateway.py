@@ -22,6 +22,7 @@ from contracts.events import Assignment, Rollout
 from contracts.ids import NewId
 from contracts.settings import Settings
 from contracts.tracing import current_ids, current_trace_headers, span
+from serving.api_keys import KeyEntry
 from serving.assignment import assign
 from serving.breaker import Breakers
 from serving.budget import Budget
@@ -29,8 +30,11 @@ from serving.chat_request import ChatRequest
 from serving.decision_log import DecisionLog
 from serving.engine import Engine, EngineRequest
 from serving.feature_lookup import FeatureLookup
+from serving.key_door import KeyDoor
 from serving.metrics import Metrics
+from serving.overload import Load
 from serving.rungs import RuleReply, steps_of
+from serving.segments import known_best, policy_for
 from serving.turn import (
     Outcome,
     Turn,
@@ -62,6 +66,8 @@ class Gateway(Struct, frozen=True, kw_only=True):
     log: DecisionLog
     metrics: Metrics
     room: asyncio.Semaphore
+    load: Load
+    door: KeyDoor
     breakers: Breakers
     rule: RuleReply
 
@@ -81,18 +87,19 @@ async def place_for_one(gateway: Gateway) -> AsyncIterator[None]:
 
 
 class Arrival(Struct, frozen=True):
-    """When a request came, in clock seconds and in UTC, and how long it may take."""
+    """When a request came, in clock seconds and in UTC, how long it may take, and by whose key."""
 
     at: float
     time: datetime
     budget: Budget
+    caller: KeyEntry | None = None
 
 
-def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival) -> Turn:
+def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival, under_way: int) -> Turn:
     """Assign a version to the request and read its user's features as they are now."""
     session_id = chat.session_id or gateway.new_id()
     user_id = chat.user_id or session_id
-    policy = gateway.settings.policy.name
+    policy = _policy(gateway.settings, chat, arrival.caller)
     state = gateway.rollout(policy)
     assignment = assign(state, policy, user_id)
     started = gateway.clock.monotonic()
@@ -112,7 +119,17 @@ def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival) -> Turn:
         arrived=arrival.at,
         arrived_at=arrival.time,
         asked=started,
+        under_way=under_way,
+        key=arrival.caller.name if arrival.caller else None,
     )
+
+
+def _policy(settings: Settings, chat: ChatRequest, caller: KeyEntry | None) -> str:
+    """Return the policy of the request's segment."""
+    if not settings.segments:
+        return settings.policy.name
+    traits = known_best(caller.traits() if caller else None, chat.traits)
+    return policy_for(settings.segments, settings.policy.name, traits)
 
 
 def turn_span(

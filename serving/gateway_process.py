@@ -25,7 +25,7 @@ from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.heartbeat import beat
 from contracts.ids import uuid7_ids
-from contracts.settings import Settings, load_settings
+from contracts.settings import Settings, load_settings, policies_of
 from contracts.tracing import start_tracing
 from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
@@ -34,12 +34,14 @@ from serving.engine import HttpEngine
 from serving.feature_lookup import FeatureLookup, Reader, open_online_reader
 from serving.feedback_endpoint import FeedbackEndpoint
 from serving.gateway import Gateway
+from serving.key_door import KeyDoor
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.outbox import Outbox
 from serving.outbox_delivery import Delivery
+from serving.overload import Load
 from serving.rollout_state import RolloutFollower
 from serving.rungs import RuleReply
-from serving.wire_errors import JSON, error_body
+from serving.wire_errors import JSON, Refusal, error_body
 
 PROCESS = "gateway"
 BEAT_SECONDS = 1.0
@@ -57,11 +59,11 @@ class Running(Struct, frozen=True):
     gateway: Gateway
     outbox: Outbox
     delivery: Delivery
-    follower: RolloutFollower
+    followers: dict[str, RolloutFollower]
 
     def status(self) -> dict[str, object]:
         """Return what ``/healthz`` says; "degraded" still answers requests."""
-        notes = [self.delivery.note, self.gateway.features.note]
+        notes = [self.delivery.note, self.gateway.features.note, self.gateway.door.note]
         if self.gateway.log.losing:
             notes.append("outbox full: events of served requests are lost")
         skipped = self.gateway.breakers.open_versions()
@@ -79,6 +81,9 @@ class Running(Struct, frozen=True):
             "outbox_undelivered": self.outbox.undelivered,
             "outbox_bytes": self.outbox.bytes_on_disk,
             "outbox_refused": self.delivery.refused,
+            "under_way": self.gateway.load.under_way,
+            "overload_refused": self.gateway.load.refused,
+            "expected_answer_seconds": self.gateway.load.expected(stream=False),
         }
 
 
@@ -103,12 +108,7 @@ def assemble(
     new_id = uuid7_ids(clock, random.Random(os.urandom(32)))  # a system call per id costs the GIL
     metrics = Metrics()
     outbox = Outbox(settings.state_dir / "outbox", settings.gateway.outbox_max_bytes)
-    follower = RolloutFollower(
-        settings.kafka,
-        settings.policy.name,
-        "headrace-gateway-rollouts",
-        settings.state_dir / "run" / f"rollout-{settings.policy.name}.json",
-    )
+    followers = {policy: _follower(settings, policy) for policy in policies_of(settings)}
     url = settings.engine.url or f"http://127.0.0.1:{settings.engine.port}"
     decisions = DecisionLog(outbox, AuditChain(PROCESS, clock, new_id), metrics)
     gateway = Gateway(
@@ -117,17 +117,24 @@ def assemble(
         clock=clock,
         new_id=new_id,
         engine=HttpEngine(url, settings.engine.timeout_seconds, settings.engine.key),
-        rollout=lambda _policy: follower.current,
+        rollout=lambda policy: followers[policy].current,
         features=FeatureLookup(settings, open_reader),
         log=decisions,
         metrics=metrics,
         room=asyncio.Semaphore(settings.gateway.max_concurrent),
+        load=Load(),
+        door=KeyDoor(settings.gateway, clock),
         breakers=Breakers(settings.gateway, clock, _tell_breaker(decisions)),
         rule=RuleReply(settings.gateway),
     )
     return Running(
-        gateway, outbox, Delivery(outbox, settings.kafka, "headrace-gateway-outbox"), follower
+        gateway, outbox, Delivery(outbox, settings.kafka, "headrace-gateway-outbox"), followers
     )
+
+
+def _follower(settings: Settings, policy: str) -> RolloutFollower:
+    path = settings.state_dir / "run" / f"rollout-{policy}.json"
+    return RolloutFollower(settings.kafka, policy, "headrace-gateway-rollouts", path)
 
 
 def _tell_breaker(decisions: DecisionLog) -> Callable[[str, bool], None]:
@@ -145,7 +152,8 @@ def make_app(running: Running) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        running.follower.start()
+        for follower in running.followers.values():
+            follower.start()
         running.delivery.start()
         running.gateway.features.start()
         heart = asyncio.create_task(_heartbeat(running))
@@ -208,6 +216,7 @@ def _exit(*_: object) -> None:
 async def _heartbeat(running: Running) -> None:
     gateway = running.gateway
     while True:
+        gateway.door.refresh()
         undelivered = running.outbox.undelivered
         notes = running.status()["notes"]
         beat(
@@ -226,10 +235,15 @@ def _stop(running: Running) -> None:
     running.gateway.features.stop()
     running.delivery.stop(DELIVER_SECONDS)
     running.outbox.close()
-    running.follower.stop()
+    for follower in running.followers.values():
+        follower.stop()
 
 
 async def _models(request: Request) -> Response:
+    try:
+        _running(request).gateway.door.identify(request.headers.get("authorization"))
+    except Refusal as refusal:
+        return refusal.response()
     policy = _running(request).gateway.settings.policy.name
     model = {"id": policy, "object": "model", "created": 0, "owned_by": "headrace"}
     return Response(to_json({"object": "list", "data": [model]}), media_type=JSON)

@@ -60,6 +60,8 @@ async def first_that_answers(
     for place, step in enumerate(turn.steps):
         answer = await _ask_rung(gateway, turn, climb, place, ask)
         if answer is not None:
+            if step.rung != "rule":
+                _note_time(gateway, turn)
             if climb.notes and step.rung != "rule":
                 gateway.metrics.count("fallbacks")
             return step, answer, "; ".join(climb.notes)
@@ -99,6 +101,7 @@ async def _ask_rung(
     except TimeoutError:
         if turn.budget.patient:
             gateway.breakers.failed(version)
+        _note_time(gateway, turn)
         _note(climb, step, f"no answer in {seconds:.3g} s")
         _log.warning("%s gives no answer in %.3g s", version[:12], seconds)
     return None
@@ -109,6 +112,12 @@ def _share(gateway: Gateway, turn: Turn, climb: Climb, place: int) -> float:
     left = climb.deadline - gateway.clock.monotonic()
     after = turn.steps[place + 1 :]
     return left / 2 if any(step.rung != "rule" for step in after) else left
+
+
+def _note_time(gateway: Gateway, turn: Turn) -> None:
+    """Tell the load what this request waited, or has waited in vain so far."""
+    waited = gateway.clock.monotonic() - turn.asked
+    gateway.load.took(turn.under_way, waited, stream=turn.chat.stream)
 
 
 def _note(climb: Climb, step: Step, why: str) -> None:

@@ -31,7 +31,9 @@ from serving.tool_calls import ToolCallScanner, action_of, answer_message
 class Turn(Struct, frozen=True, kw_only=True):
     """A request after assignment and feature look-up. ``steps`` are tried in order.
 
-    ``arrived`` and ``asked`` are when the request came and when it was read, in clock seconds.
+    ``arrived`` and ``asked`` are when the request came and when it was read, in clock seconds;
+    ``under_way`` is how many were with the engine then, itself among them; ``key`` names the API
+    key, if there are any.
     """
 
     decision_id: str
@@ -46,6 +48,8 @@ class Turn(Struct, frozen=True, kw_only=True):
     arrived: float
     arrived_at: datetime
     asked: float
+    under_way: int
+    key: str | None
 
     def scanner(self) -> ToolCallScanner:
         """Return a fresh scanner for this request's tools."""
@@ -127,6 +131,7 @@ def decision_of(turn: Turn, outcome: Outcome, engine: str, trace_id: str | None)
         error=outcome.error,
         trace_id=trace_id,
         rung=outcome.rung,
+        key=turn.key,
     )
 
 

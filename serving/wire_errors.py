@@ -32,6 +32,8 @@ class Refusal(Exception):  # noqa: N818 - an answer to the client, not a fault o
     def response(self) -> Response:
         """Return the HTTP response."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         return Response(to_json(self.body), self.status, headers, media_type=JSON)
 
 
@@ -58,6 +60,8 @@ def error_body(
 def _type(status: int) -> str:
     if status == 429:
         return "rate_limit_error"
+    if status == 401:
+        return "authentication_error"
     if status == 403:
         return "permission_error"
     return "invalid_request_error" if status < 500 else "server_error"

@@ -57,7 +57,13 @@ class ScriptedEngine(HttpEngine):
 class ScriptedGateway:
     """The application, what it writes, and a client of it. ``state`` is every policy's rollout."""
 
-    def __init__(self, folder: Path, state: Rollout | None = None, **gateway: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: Rollout | None = None,
+        engine_is: ScriptedEngine | None = None,
+        **gateway: Any,
+    ) -> None:
         values: dict[str, Any] = {"feedback_secret": "x" * 16, **gateway}
         sections = {name: values.pop(name) for name in ("segments", "engine") if name in values}
         settings = s.Settings(
@@ -66,7 +72,7 @@ class ScriptedGateway:
             gateway=msgspec.convert(values, s.Gateway),
             **sections,
         )
-        self.engine = ScriptedEngine()
+        self.engine = engine_is or ScriptedEngine()
         self.states: Callable[[str], Rollout | None] = lambda _policy: state
         running = assemble(settings)
         parts = msgspec.structs.replace(running.gateway, engine=self.engine, rollout=self._state)
