@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from contracts.findings import Finding, Share
+
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
 Score = Annotated[float, Meta(ge=-1.0, le=1.0)]
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Arm = Literal["stable", "canary", "shadow"]
 """Who answered: the version in service, the candidate, or the candidate unseen, on a copy."""
@@ -113,10 +114,27 @@ class Assignment(Struct, frozen=True, kw_only=True):
     rollout_id: str | None = None
 
 
+class GuardReport(Struct, frozen=True, kw_only=True):
+    """What the guard made of an exchange; ``where`` is the side that made it act.
+
+    ``drawn`` is the message the policy drew when another one left in its place; None when the
+    policy was not asked, too. ``layer_seconds`` is the time that each layer took.
+    """
+
+    action: Literal["passed", "blocked", "escalated"] = "passed"
+    where: Literal["question", "answer"] | None = None
+    risk: Share = 0.0
+    findings: tuple[Finding, ...] = ()
+    layer_seconds: dict[str, float] = {}
+    drawn: Message | None = None
+
+
 class Decision(Event, frozen=True, kw_only=True):
     """One served answer: what was asked, what the policy chose, and how likely that was.
 
     ``rung`` is where on the fallback ladder it was answered, ``key`` the name of the API key used.
+    ``answer`` and ``action`` are what left. Where the guard put them in the place of the policy's
+    own, `GuardReport.drawn` is the policy's; ``text`` and the tokens always are.
     """
 
     TYPE: ClassVar[str] = "headrace.decision"
@@ -142,6 +160,7 @@ class Decision(Event, frozen=True, kw_only=True):
     trace_id: str | None = None
     rung: Rung | None = None
     key: str | None = None
+    guard: GuardReport | None = None
 
 
 # --- feedback ----------------------------------------------------------------------------------
@@ -194,15 +213,6 @@ def _check_is_answer(message: Message) -> None:
 
 
 # --- rewards and samples -----------------------------------------------------------------------
-
-
-class Finding(Struct, frozen=True, kw_only=True):
-    """One hit of a safety rule. ``where`` is the side of the exchange it was found in."""
-
-    category: Literal["personal-data", "secret", "disallowed-topic", "prompt-injection"]
-    rule: str
-    where: Literal["question", "answer"]
-    score: Share = 1.0
 
 
 class Safety(Event, frozen=True, kw_only=True):

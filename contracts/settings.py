@@ -20,14 +20,11 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from contracts.errors import SettingsError
+from contracts.guard_settings import Guard
+from contracts.section import Count, NonNegative, Port, Positive, Section, Share
 
 PREFIX = "HEADRACE_"
 
-Positive = Annotated[float, Meta(gt=0.0)]
-NonNegative = Annotated[float, Meta(ge=0.0)]
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Count = Annotated[int, Meta(ge=1)]
-Port = Annotated[int, Meta(ge=0, le=65535)]
 PolicyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Key = Annotated[str, Meta(pattern=r"^[!-~]*\Z")]
 RewardSignal = Literal["rating", "correction", "outcome", "report", "safety"]
@@ -36,10 +33,6 @@ SECRETS = (("gateway", "feedback_secret"), ("engine", "key"), ("engine", "admin_
 
 _NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
-
-
-class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of the tree; unknown names are refused, so that a typo is seen."""
 
 
 class Kafka(Section, frozen=True):
@@ -263,6 +256,7 @@ class Settings(Section, frozen=True):
     policy: Policy = Policy()
     engine: Engine = Engine()
     gateway: Gateway = Gateway()
+    guard: Guard = field(default_factory=Guard)
     streams: Streams = field(default_factory=Streams)
     features: Features = Features()
     learner: Learner = Learner()

@@ -17,8 +17,9 @@ from serving.budget import BUDGET_HEADER, budget_of
 from serving.chat_request import parse_chat
 from serving.chat_stream import stream_answer
 from serving.gateway import Arrival, Gateway, begin_turn, end_turn, place_for_one, turn_span
+from serving.guarding import check_drawn, reply_to_question
 from serving.ladder import first_that_answers
-from serving.turn import Outcome, Turn, finished, headrace_of, usage_of
+from serving.turn import Outcome, Turn, finished, headrace_of, replied, unasked, usage_of
 from serving.wire_errors import DECISION_HEADER, JSON, RUNG_HEADER, Refusal
 
 TRACE_HEADERS = ("traceparent", "tracestate")
@@ -87,15 +88,22 @@ def max_body(gateway: Gateway, caller: KeyEntry | None) -> int:
 
 async def plain_answer(gateway: Gateway, turn: Turn, current: Span) -> Response:
     """Ask the engine for the whole answer, log the decision, return the response."""
-    step, answer, notes = await first_that_answers(
-        gateway, turn, lambda answerer, request: answerer.complete(request)
-    )
-    outcome = end_turn(gateway, turn, finished(turn, step, answer, notes), current)
+    outcome = end_turn(gateway, turn, await _outcome(gateway, turn), current)
     return Response(
         to_json(_completion(gateway, turn, outcome)),
         headers={DECISION_HEADER: turn.decision_id, RUNG_HEADER: outcome.rung},
         media_type=JSON,
     )
+
+
+async def _outcome(gateway: Gateway, turn: Turn) -> Outcome:
+    if turn.question.action != "passed":
+        return unasked(turn, reply_to_question(gateway.guard, turn.question, turn.chat))
+    step, answer, notes = await first_that_answers(
+        gateway, turn, lambda answerer, request: answerer.complete(request)
+    )
+    outcome = finished(turn, step, answer, notes)
+    return replied(outcome, check_drawn(gateway.guard, turn.question, turn.chat, outcome.message))
 
 
 def _completion(gateway: Gateway, turn: Turn, outcome: Outcome) -> dict[str, Any]:

@@ -11,14 +11,12 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from opentelemetry.trace import Span
 from starlette.types import Receive, Send
 
 from contracts.codec import to_json
 from contracts.errors import EngineError
-from contracts.events import ToolCall
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.gateway import (
     DISCONNECTED,
@@ -28,10 +26,11 @@ from serving.gateway import (
     reason_to_keep,
     reason_without_content,
 )
+from serving.guarded_stream import GuardedStream, deltas_of, pieces_of
+from serving.guarding import CONTENT_FILTER, reply_to_question
 from serving.ladder import Answerer, first_that_answers
 from serving.rungs import Step
-from serving.tool_calls import Piece, answer_message
-from serving.turn import Outcome, Turn, finish_reason, headrace_of, usage_of
+from serving.turn import Outcome, Turn, finish_reason, headrace_of, unasked, usage_of
 from serving.wire_errors import DECISION_HEADER, RUNG_HEADER, ErrorBody, error_body
 
 _log = logging.getLogger("headrace.gateway")
@@ -48,6 +47,9 @@ async def stream_answer(
     gateway: Gateway, turn: Turn, current: Span, receive: Receive, send: Send
 ) -> None:
     """Stream one answer and log its decision; Refusal when no rung gives any text."""
+    if turn.question.action != "passed":
+        await _reply_at_once(gateway, turn, current, send)
+        return
     step, stream, notes = await first_that_answers(gateway, turn, _opened)
     left = asyncio.create_task(_client_left(receive))
     answer = _Answer(gateway, turn, step, current, notes)
@@ -79,16 +81,30 @@ async def _opened(answerer: Answerer, request: EngineRequest) -> OpenStream:
     raise EngineError("engine sent no text")
 
 
+async def _reply_at_once(gateway: Gateway, turn: Turn, current: Span, send: Send) -> None:
+    """Send what is answered to a question that no version is asked."""
+    reply = reply_to_question(gateway.guard, turn.question, turn.chat)
+    outcome = end_turn(gateway, turn, unasked(turn, reply), current)
+    answer = _Answer(gateway, turn, Step(outcome.rung, outcome.assignment), current, "")
+    await _start(send, turn.decision_id, outcome.rung)
+    parts = [answer.opening(), *map(answer.chunk, deltas_of(pieces_of(outcome.message)))]
+    for part in (*parts, *answer.closing(outcome)):
+        await send(_part(part))
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
 async def _forward(
     stream: OpenStream, answer: _Answer, send: Send, left: asyncio.Task[None]
 ) -> None:
-    """Send what comes until it ends, the engine fails or the client leaves."""
+    """Send what comes until it ends, the guard stops it, the engine fails or the client leaves."""
     try:
         async for chunk in _all(stream):
             if left.done():
                 return
             for delta in answer.take(chunk):
                 await send(_part(answer.chunk(delta)))
+            if answer.stopped:
+                return
     except EngineError as error:
         _log.warning("%s broke off: %s", answer.version, reason_without_content(error))
         answer.fail(error)
@@ -123,9 +139,8 @@ class _Answer:
         self._current = current
         self._notes = notes
         self._scanner = turn.scanner()
+        self._guarded = GuardedStream(gateway.guard, turn.question, turn.chat)
         self._chunks: list[EngineChunk] = []
-        self._pieces: list[Piece] = []
-        self._calls = 0
         self._reason = DISCONNECTED
         self._first_token: float | None = None
         self._outcome: Outcome | None = None
@@ -143,7 +158,15 @@ class _Answer:
             self._first_token = self._gateway.clock.monotonic() - self._turn.arrived
         if chunk.finish_reason is not None:
             self._reason = chunk.finish_reason
-        return self._deltas(self._scanner.feed(chunk.text))
+        deltas = self._guarded.feed(self._scanner.feed(chunk.text))
+        if self.stopped:
+            self._reason = CONTENT_FILTER
+        return deltas
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the guard found what must not leave."""
+        return self._guarded.stopped
 
     def fail(self, error: EngineError) -> None:
         """Note that the engine broke off."""
@@ -159,16 +182,17 @@ class _Answer:
     def end(self) -> Outcome:
         """Log the decision, once, before the last chunk goes out."""
         if self._outcome is None:
-            self._rest = self._deltas(self._scanner.finish())
-            message = answer_message(self._pieces)
+            reply, self._rest = self._guarded.finish(self._scanner.finish())
+            message = reply.message
             outcome = Outcome(
                 assignment=self._step.assignment,
                 rung=self._step.rung,
                 answer=self._answer(),
                 message=message,
-                finish_reason=finish_reason(message, self._reason),
+                finish_reason=reply.finish_reason or finish_reason(message, self._reason),
                 total_seconds=0.0,
                 error=self._notes or None,
+                guard=reply.report,
             )
             if self._reason == DISCONNECTED:
                 self._gateway.metrics.count("disconnects")
@@ -208,18 +232,6 @@ class _Answer:
             finish_reason=self._reason,
             first_token_seconds=self._first_token,
         )
-
-    def _deltas(self, pieces: list[Piece]) -> list[dict[str, Any]]:
-        self._pieces += pieces
-        deltas: list[dict[str, Any]] = []
-        for piece in pieces:
-            if isinstance(piece, ToolCall):
-                call = {"index": self._calls, **msgspec.to_builtins(piece)}
-                deltas.append({"tool_calls": [call]})
-                self._calls += 1
-            else:
-                deltas.append({"content": piece})
-        return deltas
 
 
 async def _client_left(receive: Receive) -> None:

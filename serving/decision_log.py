@@ -71,7 +71,7 @@ class DecisionLog:
 
 
 def _summary(decision: Decision) -> dict[str, Any]:
-    return {
+    summary: dict[str, Any] = {
         "session_id": decision.session_id,
         "user_id": decision.user_id,
         "policy_version": decision.assignment.policy_version,
@@ -85,3 +85,8 @@ def _summary(decision: Decision) -> dict[str, Any]:
         "key": decision.key,
         "error": decision.error,
     }
+    if decision.guard is not None and decision.guard.findings:
+        found = decision.guard.findings
+        summary["guard"] = decision.guard.action
+        summary["findings"] = [f"{finding.category}/{finding.rule}" for finding in found]
+    return summary

@@ -30,6 +30,7 @@ from serving.chat_request import ChatRequest
 from serving.decision_log import DecisionLog
 from serving.engine import Engine, EngineRequest
 from serving.feature_lookup import FeatureLookup
+from serving.guarding import Guard, check_asked
 from serving.key_door import KeyDoor
 from serving.metrics import Metrics
 from serving.overload import Load
@@ -65,6 +66,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     features: FeatureLookup
     log: DecisionLog
     metrics: Metrics
+    guard: Guard
     room: asyncio.Semaphore
     load: Load
     door: KeyDoor
@@ -96,7 +98,8 @@ class Arrival(Struct, frozen=True):
 
 
 def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival, under_way: int) -> Turn:
-    """Assign a version to the request and read its user's features as they are now."""
+    """Check the question, assign a version and read the user's features as they are now."""
+    question = check_asked(gateway.guard, chat)
     session_id = chat.session_id or gateway.new_id()
     user_id = chat.user_id or session_id
     policy = _policy(gateway.settings, chat, arrival.caller)
@@ -111,6 +114,7 @@ def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival, under_way:
         session_id=session_id,
         user_id=user_id,
         chat=chat,
+        question=question,
         policy=policy,
         budget=arrival.budget,
         steps=steps_of(assignment, state, with_rule=bool(gateway.settings.gateway.fallback_reply)),
@@ -175,6 +179,8 @@ def end_turn(gateway: Gateway, turn: Turn, outcome: Outcome, current: Span) -> O
     gateway.metrics.answered(outcome.rung, given.arm, given.policy_version)
     _tell_breaker(gateway, outcome)
     gateway.metrics.total_seconds.observe(seconds)
+    if outcome.guard is not None:
+        gateway.metrics.guarded(outcome.guard)
     if outcome.answer.first_token_seconds is not None:
         gateway.metrics.first_token_seconds.observe(outcome.answer.first_token_seconds)
     current.set_attributes(response_attributes(turn, outcome))

@@ -34,6 +34,7 @@ from serving.engine import HttpEngine
 from serving.feature_lookup import FeatureLookup, Reader, open_online_reader
 from serving.feedback_endpoint import FeedbackEndpoint
 from serving.gateway import Gateway
+from serving.guarding import Guard
 from serving.key_door import KeyDoor
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.outbox import Outbox
@@ -121,6 +122,7 @@ def assemble(
         features=FeatureLookup(settings, open_reader),
         log=decisions,
         metrics=metrics,
+        guard=Guard.of(settings),
         room=asyncio.Semaphore(settings.gateway.max_concurrent),
         load=Load(),
         door=KeyDoor(settings.gateway, clock),

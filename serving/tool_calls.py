@@ -14,8 +14,6 @@ from msgspec import Struct
 from contracts.events import FunctionCall, Id, Message, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-ANSWER = "answer"
-"""The action of an answer without a tool call."""
 
 
 class _Call(Struct):
@@ -111,8 +109,3 @@ def answer_message(pieces: list[Piece]) -> Message:
     text = "".join(piece for piece in pieces if isinstance(piece, str))
     calls = tuple(piece for piece in pieces if isinstance(piece, ToolCall))
     return Message(role="assistant", content=None if calls and not text else text, tool_calls=calls)
-
-
-def action_of(message: Message) -> str:
-    """Return the name of the first tool called, or "answer"."""
-    return message.tool_calls[0].function.name if message.tool_calls else ANSWER

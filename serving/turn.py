@@ -8,13 +8,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from opentelemetry.util.types import AttributeValue
 
 from contracts.events import (
+    RULE_VERSION,
     Assignment,
     Decision,
     FeatureValue,
+    GuardReport,
     Message,
     Rung,
     Timings,
@@ -24,8 +27,9 @@ from contracts.tokens import feedback_token
 from serving.budget import Budget
 from serving.chat_request import ChatRequest
 from serving.engine import EngineAnswer
+from serving.guarding import CONTENT_FILTER, Question, Reply, action_taken
 from serving.rungs import Step
-from serving.tool_calls import ToolCallScanner, action_of, answer_message
+from serving.tool_calls import ToolCallScanner, answer_message
 
 
 class Turn(Struct, frozen=True, kw_only=True):
@@ -40,6 +44,7 @@ class Turn(Struct, frozen=True, kw_only=True):
     session_id: str
     user_id: str
     chat: ChatRequest
+    question: Question
     policy: str
     budget: Budget
     steps: tuple[Step, ...]
@@ -57,7 +62,10 @@ class Turn(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What came of a turn. ``answer.text`` may be cut short; ``error`` says which arm failed."""
+    """What came of a turn. ``answer.text`` may be cut short; ``error`` says which arm failed.
+
+    ``message`` is what leaves; where the guard put it there, ``guard.drawn`` is the policy's.
+    """
 
     assignment: Assignment
     rung: Rung
@@ -66,6 +74,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     finish_reason: str
     total_seconds: float
     error: str | None = None
+    guard: GuardReport | None = None
 
 
 class Headrace(Struct, frozen=True):
@@ -96,6 +105,35 @@ def finished(turn: Turn, step: Step, answer: EngineAnswer, notes: str) -> Outcom
     )
 
 
+def replied(outcome: Outcome, reply: Reply) -> Outcome:
+    """Return the outcome as the guard lets it leave."""
+    return msgspec.structs.replace(
+        outcome,
+        message=reply.message,
+        finish_reason=reply.finish_reason or outcome.finish_reason,
+        guard=reply.report,
+    )
+
+
+def unasked(turn: Turn, reply: Reply) -> Outcome:
+    """Return the outcome of a question that no version was asked: the guard is a rule."""
+    return Outcome(
+        assignment=msgspec.structs.replace(turn.steps[0].assignment, policy_version=RULE_VERSION),
+        rung="rule",
+        answer=EngineAnswer(
+            text="",
+            prompt_token_ids=(),
+            token_ids=(),
+            logprobs=(),
+            finish_reason=CONTENT_FILTER,
+        ),
+        message=reply.message,
+        finish_reason=reply.finish_reason or CONTENT_FILTER,
+        total_seconds=0.0,
+        guard=reply.report,
+    )
+
+
 def finish_reason(message: Message, engine_reason: str) -> str:
     """Return "tool_calls" for a finished answer with calls, else the engine's reason."""
     return "tool_calls" if message.tool_calls and engine_reason == "stop" else engine_reason
@@ -113,7 +151,7 @@ def decision_of(turn: Turn, outcome: Outcome, engine: str, trace_id: str | None)
         messages=turn.chat.messages,
         tools=turn.chat.tool_names,
         answer=outcome.message,
-        action=action_of(outcome.message),
+        action=action_taken(outcome.message, outcome.guard),
         text=answer.text,
         prompt_token_ids=answer.prompt_token_ids,
         token_ids=answer.token_ids,
@@ -132,6 +170,7 @@ def decision_of(turn: Turn, outcome: Outcome, engine: str, trace_id: str | None)
         trace_id=trace_id,
         rung=outcome.rung,
         key=turn.key,
+        guard=outcome.guard,
     )
 
 
@@ -144,7 +183,7 @@ def headrace_of(turn: Turn, outcome: Outcome, secret: bytes) -> Headrace:
         policy_version=outcome.assignment.policy_version,
         arm=outcome.assignment.arm,
         rung=outcome.rung,
-        action=action_of(outcome.message),
+        action=action_taken(outcome.message, outcome.guard),
         feedback_token=feedback_token(secret, turn.decision_id, turn.session_id, turn.user_id),
     )
 
@@ -179,10 +218,16 @@ def response_attributes(turn: Turn, outcome: Outcome) -> dict[str, AttributeValu
         "gen_ai.usage.output_tokens": len(answer.token_ids),
         "headrace.arm": outcome.assignment.arm,
         "headrace.rung": outcome.rung,
-        "headrace.action": action_of(outcome.message),
+        "headrace.action": action_taken(outcome.message, outcome.guard),
     }
     if answer.first_token_seconds is not None:
         attributes["gen_ai.response.time_to_first_chunk"] = answer.first_token_seconds
+    if outcome.guard is not None and outcome.guard.findings:
+        attributes["headrace.guard.action"] = outcome.guard.action
+        attributes["headrace.guard.risk"] = outcome.guard.risk
+        attributes["headrace.guard.findings"] = [
+            f"{finding.category}/{finding.rule}" for finding in outcome.guard.findings
+        ]
     if outcome.error:
         attributes["error.type"] = outcome.error.partition(":")[0]
     return attributes

@@ -24,11 +24,12 @@ from contracts.events import DeadLetter, Decision, Event, Feedback, Message
 from contracts.settings import Settings
 from contracts.topics import DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES
 from contracts.tracing import span
+from guard.rules import compile_rules
 from streams.admission import admit, dead_letter
 from streams.attribution import Attribution, Joined, Pending
 from streams.offsets import Offsets
 from streams.reward import newest, reward_of, sample_of
-from streams.safety import as_if_answered, compile_rules, judge
+from streams.safety import as_if_answered, chosen_action, judge
 from streams.step import Step
 from streams.tally import Fact
 from streams.trail import Trail, rules_of
@@ -52,7 +53,7 @@ class Flow:
     def __init__(self, settings: Settings, audit: AuditChain, source: str) -> None:
         self._settings, self.source = settings, source
         self.trail = Trail(audit)
-        self._judge = judge(settings.streams, compile_rules(settings.streams))
+        self._judge = judge(compile_rules(settings))
         self.partitions: dict[int, Attribution] = {}
         self.counts: Counter[str] = Counter()
         self._closed_before: Mapping[str, int] = {}
@@ -285,7 +286,7 @@ def _opened_fact(partition: int, pending: Pending) -> Fact:
         user_id=decision.user_id,
         session_id=decision.session_id,
         policy_version=decision.assignment.policy_version,
-        action=decision.action,
+        action=chosen_action(decision),
         risk=safety.risk,
         violation=safety.violation,
         time=decision.time,

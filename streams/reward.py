@@ -23,6 +23,7 @@ from contracts.events import (
 )
 from contracts.ids import derived_id
 from contracts.settings import RewardComponent, RewardSignal
+from streams.safety import chosen_action, replaced_by_guard
 
 MAX_WORDS = 2000
 """Words compared of an answer and its correction: the work grows with their product."""
@@ -68,7 +69,12 @@ def reward_of(
 
 
 def signals(decision: Decision, safety: Safety, feedback: Sequence[Feedback]) -> Iterator[Signal]:
-    """Yield the signals of a decision. Of one kind the newest event holds: one vote, not many."""
+    """Yield the signals of a decision. Of one kind the newest event holds: one vote, not many.
+
+    Where the guard spoke in the policy's place, what was said about that is not about the policy.
+    """
+    if replaced_by_guard(decision):
+        feedback = ()
     if rating := newest(feedback, "rating"):
         yield "rating", rating.score or 0.0, "rating: newest score", (rating.id,)
     correction = newest(feedback, "correction")
@@ -114,7 +120,7 @@ def sample_of(
         assignment=decision.assignment,
         revision=reward.revision,
         messages=decision.messages,
-        action=decision.action,
+        action=chosen_action(decision),
         prompt_token_ids=decision.prompt_token_ids,
         token_ids=decision.token_ids,
         logprobs=decision.logprobs if logprobs_are_usable(decision) else (),

@@ -10,7 +10,8 @@ from typing import Any
 
 from contracts.audit import AuditChain
 from contracts.broker import Received
-from contracts.events import DeadLetter, Decision, Feedback, Finding, Reward, Safety
+from contracts.events import DeadLetter, Decision, Feedback, Reward, Safety
+from contracts.findings import Finding
 from contracts.topics import AUDIT
 from streams.attribution import Joined, Pending
 from streams.step import Step

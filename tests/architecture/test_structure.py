@@ -13,7 +13,16 @@ import pytest
 from contracts.topics import TOPICS
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["contracts", "feature_store", "streams", "learner", "serving", "simulator", "console"]
+PACKAGES = [
+    "contracts",
+    "feature_store",
+    "guard",
+    "streams",
+    "learner",
+    "serving",
+    "simulator",
+    "console",
+]
 CODE = [*PACKAGES, "examples", "tests"]
 VAGUE = {"utils", "util", "common", "helpers", "helper", "manager", "base", "misc"}
 

@@ -20,7 +20,6 @@ from contracts.events import (
     Event,
     FeatureValue,
     Feedback,
-    Finding,
     Message,
     Release,
     Reward,
@@ -30,6 +29,7 @@ from contracts.events import (
     Sampling,
     Timings,
 )
+from contracts.findings import Finding
 from contracts.ids import NewId, derived_id
 from contracts.manifest import Manifest, OffsetRange, hash_files, write_manifest
 from contracts.settings import Kafka

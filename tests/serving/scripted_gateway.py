@@ -18,9 +18,11 @@ from contracts.events import AuditRecord, Decision, Rollout
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest, HttpEngine
 from serving.gateway_process import Running, assemble, make_app
 
+SECTIONS = ("segments", "engine", "guard", "streams")
+
 
 class ScriptedEngine(HttpEngine):
-    """Answers "I am VERSION." unless ``faults`` says otherwise of a version.
+    """Answers "I am VERSION.", or the pieces of ``says``, unless ``faults`` says otherwise.
 
     Faults: "fail", "busy", "hang", and of streams "break-early" (before any text) and "break-late".
     """
@@ -29,9 +31,12 @@ class ScriptedEngine(HttpEngine):
         super().__init__("http://127.0.0.1:1", 5.0)
         self.faults: dict[str, str] = {}
         self.asked: Counter[str] = Counter()
+        self.says: tuple[str, ...] = ()
 
     async def complete(self, request: EngineRequest) -> EngineAnswer:
         await self._meet(request)
+        if self.says:
+            return EngineAnswer("".join(self.says), (1,), (2, 3), (-0.1, -0.2), "stop")
         return EngineAnswer(f"I am {request.model}.", (1,), (2, 3), (-0.1, -0.2), "stop")
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
@@ -39,6 +44,11 @@ class ScriptedEngine(HttpEngine):
         yield EngineChunk("", (), (), None, (1,))
         if fault == "break-early":
             raise EngineError("engine broke off")
+        for place, piece in enumerate(self.says):
+            reason = "stop" if place == len(self.says) - 1 else None
+            yield EngineChunk(piece, (place,), (-0.1,), reason)
+        if self.says:
+            return
         yield EngineChunk("I am ", (2,), (-0.1,))
         if fault == "break-late":
             raise EngineError("engine broke off")
@@ -65,7 +75,7 @@ class ScriptedGateway:
         **gateway: Any,
     ) -> None:
         values: dict[str, Any] = {"feedback_secret": "x" * 16, **gateway}
-        sections = {name: values.pop(name) for name in ("segments", "engine") if name in values}
+        sections = {name: values.pop(name) for name in SECTIONS if name in values}
         settings = s.Settings(
             state_dir=folder,
             kafka=s.Kafka(bootstrap=f"127.0.0.1:{free_port()}"),

@@ -10,7 +10,8 @@ import pytest
 
 from contracts.clock import ManualClock
 from contracts.events import Decision
-from contracts.settings import Streams
+from contracts.settings import Settings, Streams
+from guard.rules import compile_rules
 from serving.rungs import least_arguments
 from streams.reward import reward_of, sample_of
 from streams.safety import judge
@@ -118,7 +119,7 @@ def _answered_by_a_model(decision: Decision) -> Decision:
 
 def _sample(decision: Decision) -> object:
     now = ManualClock().now()
-    safety = judge(Streams(), ())(decision, now)
+    safety = judge(compile_rules(Settings()))(decision, now)
     reward = reward_of(decision, safety, (), Streams().reward, now)
     rated = type(reward)(**{**_fields(reward), "status": "final", "value": 1.0})
     return sample_of(decision, rated, safety, (), now)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.clock import ManualClock
-from contracts.settings import Streams
+from contracts.settings import Settings
+from guard.rules import compile_rules
 from streams.attribution import MAX_FEEDBACK, MAX_WAITING, Attribution, Pending
 from streams.offsets import Offsets
 from streams.safety import judge
@@ -26,7 +27,7 @@ class Join:
 
     def open(self, decision: Any, offset: int, at: float = 0.0) -> Pending:
         self.state.decisions.offsets.read(offset)
-        safety = judge(Streams(), ())(decision, START)
+        safety = judge(compile_rules(Settings()))(decision, START)
         return self.state.open(decision, safety, offset=offset, trace={}, now=_at(at))
 
     def join(self, feedback: Any, offset: int, at: float = 0.0) -> str:

@@ -28,10 +28,11 @@ from contracts.events import (
 from contracts.settings import DisallowedTopic, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.views import FeatureRow
+from guard.layers import MAX_FINDINGS
 from streams import attribution, delivery, flow
 from streams.delivery import FeatureLog
 from streams.flow import Flow
-from streams.safety import MAX_FINDINGS, judge
+from streams.safety import judge
 from streams.step import Step
 from tests.messages import calls, says
 

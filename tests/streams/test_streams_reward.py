@@ -9,7 +9,8 @@ import pytest
 
 from contracts.clock import ManualClock
 from contracts.events import Feedback, Reward, Safety, Sampling
-from contracts.settings import RewardComponent, Streams
+from contracts.settings import RewardComponent, Settings, Streams
+from guard.rules import compile_rules
 from streams.reward import (
     MAX_WORDS,
     kept_in_order,
@@ -26,7 +27,7 @@ WEIGHTS = Streams().reward
 
 
 def _safety(decision: Any) -> Safety:
-    return judge(Streams(), ())(decision, NOW)
+    return judge(compile_rules(Settings()))(decision, NOW)
 
 
 def _reward(decision: Any, *feedback: Feedback, **weights: RewardComponent) -> Reward:

@@ -9,17 +9,17 @@ import pytest
 
 from contracts.clock import ManualClock
 from contracts.events import Safety
-from contracts.settings import DisallowedTopic, Streams
-from streams.safety import compile_rules, judge
+from contracts.settings import DisallowedTopic, Settings, Streams
+from guard.rules import compile_rules
+from streams.safety import judge
 from tests.messages import calls
 
-SETTINGS = Streams(
-    disallowed_topics=(DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",)),)
-)
+TOPICS = (DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",)),)
+RULES = compile_rules(Settings(streams=Streams(disallowed_topics=TOPICS)))
 
 
 def _judge(decision: Any) -> Safety:
-    return judge(SETTINGS, compile_rules(SETTINGS))(decision, ManualClock().now())
+    return judge(RULES)(decision, ManualClock().now())
 
 
 def _rules(safety: Safety) -> list[str]:

@@ -1,0 +1,145 @@
+"""The layers: each looks at one side of an exchange for one category of findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import TypeVar
+
+from msgspec import Struct
+
+from contracts.events import Message
+from contracts.findings import Category, Finding
+from guard.credentials import secrets
+from guard.exchange import answer_text, question_of, told_by_user
+from guard.hit import Hit
+from guard.injections import injections
+from guard.personal_data import personal_data
+from guard.rules import Rules
+
+Side = TypeVar("Side")
+
+MAX_FINDINGS = 32
+"""Findings that are reported of one exchange."""
+
+
+class Asked(Struct, frozen=True):
+    """The question of an exchange, and all that its user has told."""
+
+    question: str
+    told: str
+
+
+class Answered(Struct, frozen=True):
+    """What an answer gives out, what its user had told, and the tools it calls.
+
+    What the user wrote in this conversation is the user's own: repeating it gives nothing away.
+    """
+
+    text: str
+    told: str
+    tools: tuple[str, ...] = ()
+
+
+class Checked(Struct, frozen=True):
+    """What some layers found, and the seconds each took."""
+
+    findings: tuple[Finding, ...]
+    seconds: dict[str, float]
+
+
+def asked_in(messages: Sequence[Message]) -> Asked:
+    """Return the question of a conversation as the layers look at it."""
+    return Asked(question_of(messages), told_by_user(messages))
+
+
+def answered_by(answer: Message, told: str) -> Answered:
+    """Return an answer as the layers look at it."""
+    tools = tuple(call.function.name for call in answer.tool_calls)
+    return Answered(answer_text(answer), told, tools)
+
+
+def check_question(rules: Rules, asked: Asked, *, everything: bool = False) -> Checked:
+    """Run the layers of the question; ``everything``: those that are off, too."""
+    return _run(_QUESTION, rules, asked, everything=everything)
+
+
+def check_answer(rules: Rules, answered: Answered, *, everything: bool = False) -> Checked:
+    """Run the layers of the answer; ``everything``: those that are off, too."""
+    return _run(_ANSWER, rules, answered, everything=everything)
+
+
+def hits_in(category: str, rules: Rules, text: str) -> Iterator[Hit]:
+    """Yield what a layer of the answer's text finds in it, whoever wrote it first."""
+    if category == "secret":
+        return secrets(text)
+    if category == "personal-data":
+        return personal_data(text)
+    return (rules.canaries if category == "canary-string" else rules.content).find(text)
+
+
+def _run(
+    layers: Sequence[tuple[Category, Callable[[Rules, Side], Iterator[Finding]]]],
+    rules: Rules,
+    side: Side,
+    *,
+    everything: bool,
+) -> Checked:
+    findings: list[Finding] = []
+    seconds: dict[str, float] = {}
+    for category, layer in layers:
+        if everything or rules.modes[category] != "off":
+            before = perf_counter()
+            findings.extend(layer(rules, side))
+            seconds[category] = perf_counter() - before
+    return Checked(tuple(findings[:MAX_FINDINGS]), seconds)
+
+
+def _too_long(rules: Rules, asked: Asked) -> Iterator[Finding]:
+    if len(asked.question) > rules.max_question_characters:
+        yield Finding(category="too-long", rule="characters", where="question")
+
+
+def _injection(rules: Rules, asked: Asked) -> Iterator[Finding]:
+    for rule in dict.fromkeys(hit.rule for hit in injections(asked.question)):
+        yield Finding(category="prompt-injection", rule=rule, where="question")
+
+
+def _topic(rules: Rules, asked: Asked) -> Iterator[Finding]:
+    named = (name for name, pattern in rules.topics if pattern.search(asked.question))
+    for name in dict.fromkeys(named):
+        yield Finding(category="disallowed-topic", rule=name, where="question")
+
+
+def _text_layer(category: Category) -> Callable[[Rules, Answered], Iterator[Finding]]:
+    def found(rules: Rules, answered: Answered) -> Iterator[Finding]:
+        for hit in hits_in(category, rules, answered.text):
+            if hit.text not in answered.told:
+                yield Finding(category=category, rule=hit.rule, where="answer")
+
+    return found
+
+
+def _tool(rules: Rules, answered: Answered) -> Iterator[Finding]:
+    for name in answered.tools:
+        if name in rules.forbidden_tools:
+            yield Finding(category="forbidden-tool", rule=name, where="answer")
+
+
+TEXT_CATEGORIES: tuple[Category, ...] = (
+    "secret",
+    "personal-data",
+    "canary-string",
+    "disallowed-content",
+)
+"""Categories that are found in the answer's text alone."""
+
+_QUESTION: tuple[tuple[Category, Callable[[Rules, Asked], Iterator[Finding]]], ...] = (
+    ("too-long", _too_long),
+    ("prompt-injection", _injection),
+    ("disallowed-topic", _topic),
+)
+_ANSWER: tuple[tuple[Category, Callable[[Rules, Answered], Iterator[Finding]]], ...] = (
+    *((category, _text_layer(category)) for category in TEXT_CATEGORIES),
+    ("forbidden-tool", _tool),
+)

@@ -1,0 +1,120 @@
+"""What personal data look like in text: a structure and, wherever there is one, a checksum.
+
+Names and places, as language models tag them, hit most harmless texts and would drown the safety
+test in noise; they are not looked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import phonenumbers
+from stdnum import iban, luhn
+from stdnum.us import ssn
+
+from guard.hit import Hit
+
+_MANY_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){6}")
+_CARD = re.compile(r"(?<![0-9.])(?=([2-6](?:[ -]?[0-9]){12,18})(?![0-9]|\.[0-9]))")
+_ISSUERS = re.compile(
+    r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
+    r"|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12,15}"
+    r"|6(?:011|5\d\d|4[4-9]\d)\d{12,15}|62\d{14,17}",
+    re.ASCII,
+)
+"""Lengths and first digits by issuer (ISO/IEC 7812)."""
+_IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30})(?![A-Za-z0-9]))")
+_SSN = re.compile(r"(?<![0-9-])([0-9]{3}-[0-9]{2}-[0-9]{4})(?![0-9-])")
+_EMAIL = re.compile(
+    r"(?<![\w.%+@-])([\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24})(?![A-Za-z0-9-])",
+    re.ASCII,
+)
+_WORLD_PHONE = re.compile(r"(?<![\w+])(\+ ?[1-9](?:[ .()/-]{0,2}[0-9]){6,14})(?![0-9])", re.ASCII)
+_US_PHONE = re.compile(
+    r"(?<![\w.+-])((?:1[ .-])?(?:\([0-9]{3}\) ?|[0-9]{3}[ .-])[0-9]{3}[ .-][0-9]{4})"
+    r"(?![0-9-]|\.[0-9])",
+    re.ASCII,
+)
+
+_ROLES = frozenset(
+    {"admin", "billing", "contact", "hello", "help", "info", "no-reply", "noreply", "office"}
+    | {"press", "privacy", "sales", "security", "service", "support", "team"}
+)
+"""Mailboxes of an organisation, not of a person (RFC 2142 and custom)."""
+
+_BUSINESS_LINES = (
+    phonenumbers.PhoneNumberType.TOLL_FREE,
+    phonenumbers.PhoneNumberType.SHARED_COST,
+    phonenumbers.PhoneNumberType.PREMIUM_RATE,
+    phonenumbers.PhoneNumberType.UAN,
+)
+
+
+def personal_data(text: str) -> Iterator[Hit]:
+    """Yield payment cards (Luhn), IBANs (mod 97), US SSNs (structure), e-mails and phones."""
+    if "@" in text:
+        yield from _emails(text)
+    if _MANY_DIGITS.search(text):
+        yield from _cards(text)
+        yield from _ibans(text)
+        for match in _SSN.finditer(text):
+            if ssn.is_valid(match[1]):
+                yield Hit("us-ssn", match[1], match.start())
+        yield from _phones(text)
+
+
+def is_card(digits: str) -> bool:
+    """Whether it has the length and first digits of an issuer, and the check digit is right."""
+    return _ISSUERS.fullmatch(digits) is not None and luhn.is_valid(digits)
+
+
+def _emails(text: str) -> Iterator[Hit]:
+    for match in _EMAIL.finditer(text):
+        if match[1].partition("@")[0].lower() not in _ROLES:
+            yield Hit("e-mail", match[1], match.start())
+
+
+def _cards(text: str) -> Iterator[Hit]:
+    for match in _CARD.finditer(text):
+        if is_card(match[1].replace(" ", "").replace("-", "")):
+            yield Hit("card", match[1], match.start())
+
+
+def _ibans(text: str) -> Iterator[Hit]:
+    for match in _IBAN.finditer(text):
+        for found in _shorter(match[1]):
+            if iban.is_valid(found):
+                yield Hit("iban", found, match.start())
+                break
+
+
+def _phones(text: str) -> Iterator[Hit]:
+    """Yield valid numbers: international ones, and US ones in a customary grouping."""
+    if "+" in text:
+        for match in _WORLD_PHONE.finditer(text):
+            for found in _shorter(match[1]):
+                if _is_personal_phone(found, None):
+                    yield Hit("phone", found, match.start())
+                    break
+    for match in _US_PHONE.finditer(text):
+        if _is_personal_phone(match[1], "US"):
+            yield Hit("phone", match[1], match.start())
+
+
+def _is_personal_phone(text: str, region: str | None) -> bool:
+    try:
+        number = phonenumbers.parse(text, region)
+    except phonenumbers.NumberParseException:
+        return False
+    if not phonenumbers.is_valid_number(number):
+        return False
+    return phonenumbers.number_type(number) not in _BUSINESS_LINES
+
+
+def _shorter(text: str) -> Iterator[str]:
+    """Yield the text, then without its last group, and so on: what follows may not belong to it."""
+    yield text
+    while " " in text:
+        text = text.rpartition(" ")[0]
+        yield text
