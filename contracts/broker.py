@@ -83,7 +83,8 @@ class Reader:
     """Reads all partitions of some topics from given offsets, without a consumer group.
 
     ``positions`` maps ``"topic/partition"`` (without prefix) to the next offset; what is missing
-    starts at the beginning, or at the end with ``from_end``.
+    starts at the beginning, or at the end with ``from_end``. ``pause_seconds`` lie between two
+    fetches while nothing comes.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class Reader:
         positions: Mapping[str, int] | None = None,
         *,
         from_end: bool = False,
+        pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
+        self._pause = pause_seconds
         self._topics = {topic.full_name(kafka.prefix): topic for topic in topics}
         self._consumer = KafkaConsumer(
             bootstrap_servers=kafka.bootstrap,
@@ -133,7 +136,7 @@ class Reader:
         deadline = time.monotonic() + seconds
         batches = self._consumer.poll(timeout_ms=0)
         while not batches and time.monotonic() < deadline:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(self._pause)
             batches = self._consumer.poll(timeout_ms=0)
         return [
             Received(

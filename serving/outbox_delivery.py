@@ -26,6 +26,9 @@ from contracts.topics import AUDIT, DECISIONS, FEEDBACK
 from serving.outbox import Entry, Outbox
 
 BATCH = 500
+GATHER_SECONDS = (
+    0.1  # what comes meanwhile goes along: a delivery costs much, a record in it little
+)
 ACK_SECONDS = 10.0
 TAIL_SECONDS = 30.0
 BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0)
@@ -105,6 +108,8 @@ class Delivery:
         bookmarked = time.monotonic()
         while not self._stopping.is_set():
             if self._outbox.wait(0.2):
+                if self._outbox.undelivered < BATCH:
+                    self._stopping.wait(GATHER_SECONDS)
                 batch = self._outbox.pending(BATCH)
                 fresh = [entry for entry in batch if entry.event_id not in arrived]
                 self._outbox.advance(batch, self._send(producer, fresh))

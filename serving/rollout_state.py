@@ -21,7 +21,10 @@ from contracts.events import Rollout
 from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
+PAUSE_SECONDS = (
+    0.1  # a roll-back reaches every gateway within this; each fetch costs the CPU of one
+)
 PROBE_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 STOP_SECONDS = 5.0
@@ -67,7 +70,9 @@ class RolloutFollower:
         while not self._stopping.is_set():
             try:
                 wait_for_broker(self._kafka, PROBE_SECONDS)
-                reader = Reader(self._kafka, (ROLLOUTS,), self._client_id)
+                reader = Reader(
+                    self._kafka, (ROLLOUTS,), self._client_id, pause_seconds=PAUSE_SECONDS
+                )
             except (KafkaError, HeadraceError, OSError) as error:
                 _log.warning("rollout state: %s; going on with the last one", error)
                 self._stopping.wait(RETRY_SECONDS)
