@@ -6,6 +6,7 @@ must be able to answer without features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from threading import Lock
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from contracts.errors import HeadraceError
 from contracts.events import BASE_VERSION, FeatureValue
 from contracts.settings import Settings
-from feature_store.views import SERVED
+from feature_store.views import SERVED, Value
 
 
 class FeatureReadError(HeadraceError, RuntimeError):
@@ -21,16 +22,25 @@ class FeatureReadError(HeadraceError, RuntimeError):
 
 
 class OnlineReader:
-    """Opening imports Feast and warms the store up (seconds): do it before taking traffic."""
+    """Opening imports Feast and warms the store up (seconds): do it before taking traffic.
+
+    sqlite is read at its own level (`feature_store.sqlite_rows`), Redis through Feast.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        from feature_store.store import open_store, service_of
+        from feature_store.store import online_rows, open_store, service_of
 
         self._max_age = settings.gateway.feature_max_age_seconds
-        self._lock = Lock()  # one sqlite connection serves all threads of the process
+        self._lock = Lock()  # one connection serves all threads of the process
+        self._names = [
+            (f"{view.name}.{feature}", view.name, feature)
+            for view in SERVED
+            for feature in view.features
+        ]
         try:
             self._store: Any = open_store(settings)
             self._service = service_of(self._store)
+            self._rows = online_rows(settings, self._store, SERVED)
         except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"the feature store does not open: {error}") from error
         self.read("", "", BASE_VERSION, datetime.fromtimestamp(0).astimezone())
@@ -41,30 +51,46 @@ class OnlineReader:
         """Return every served feature by name.
 
         A value is None when the store has none (age None) or it is older than
-        ``gateway.feature_max_age_seconds`` (its age is given). Blocks for about a millisecond.
-        Raises FeatureReadError when the store cannot be read.
+        ``gateway.feature_max_age_seconds`` (its age is given). Blocks for about a millisecond on
+        Redis, a tenth of that on sqlite. Raises FeatureReadError when the store cannot be read.
         """
         keys = {"user_id": user_id, "session_id": session_id, "policy_version": policy_version}
         try:
-            with self._lock:
-                response = self._store.get_online_features(
-                    features=self._service, entity_rows=[keys], full_feature_names=True
-                )
-                columns = response.to_dict(include_event_timestamps=True)
+            rows = self._rows.read(keys) if self._rows else self.read_through_feast(keys)
         except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"online features could not be read: {error}") from error
+        moment = now.timestamp()
         return {
-            f"{view.name}.{feature}": self._value(columns, f"{view.name}__{feature}", now)
-            for view in SERVED
-            for feature in view.features
+            name: self._value(rows.get(view), feature, moment)
+            for name, view, feature in self._names
         }
 
-    def _value(self, columns: dict[str, list[Any]], name: str, now: datetime) -> FeatureValue:
-        # Feast does not apply ttl online, and its status cannot tell missing from null on Redis.
-        seconds = columns[f"{name}__ts"][0]
-        if not seconds:
+    def read_through_feast(
+        self, keys: Mapping[str, str]
+    ) -> dict[str, tuple[dict[str, Value], int]]:
+        """Return view name to (values, event time in epoch seconds), as Feast's public read says.
+
+        Its status cannot tell missing from null on Redis; a row without a time is missing.
+        """
+        with self._lock:
+            response = self._store.get_online_features(
+                features=self._service, entity_rows=[dict(keys)], full_feature_names=True
+            )
+            columns = response.to_dict(include_event_timestamps=True)
+        found: dict[str, tuple[dict[str, Value], int]] = {}
+        for _, view, feature in self._names:
+            if seconds := columns[f"{view}__{feature}__ts"][0]:
+                found.setdefault(view, ({}, seconds))[0][feature] = columns[f"{view}__{feature}"][0]
+        return found
+
+    def _value(
+        self, row: tuple[dict[str, Value], int] | None, feature: str, now: float
+    ) -> FeatureValue:
+        # Feast does not apply ttl online.
+        if row is None:
             return FeatureValue(value=None)
-        age = max(0.0, now.timestamp() - seconds)
+        values, seconds = row
+        age = max(0.0, now - seconds)
         return FeatureValue(
-            value=columns[name][0] if age <= self._max_age else None, age_seconds=age
+            value=values.get(feature) if age <= self._max_age else None, age_seconds=age
         )

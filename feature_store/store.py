@@ -17,13 +17,15 @@ import msgspec
 
 from contracts.settings import Settings
 from feature_store.parts import ensure_parts
-from feature_store.views import VIEWS
+from feature_store.sqlite_rows import SqliteRows
+from feature_store.views import VIEWS, View
 
 # Feast imports torch, where installed, for one annotation: 180 MB in every process that serves.
 _hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # None: "not installed"
 try:
     from feast import FeatureStore, RepoConfig
     from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
+    from feast.infra.online_stores.helpers import compute_table_id
     from feast.repo_config import RegistryConfig
 
     from feature_store.definitions import SERVICE, definitions
@@ -69,6 +71,18 @@ def open_store(settings: Settings) -> FeatureStore:
 def service_of(store: FeatureStore) -> Any:
     """Return the feature service of the served views, to be fetched once per process."""
     return store.get_feature_service(SERVICE)
+
+
+def online_rows(settings: Settings, store: FeatureStore, views: tuple[View, ...]) -> Any:
+    """Return the `SqliteRows` of these views, None for an online store of another kind."""
+    if settings.features.online != "sqlite":
+        return None
+    versioned = store.config.registry.enable_online_feature_view_versioning
+    tables = {
+        view.name: compute_table_id(PROJECT, store.get_feature_view(view.name), versioned)
+        for view in views
+    }
+    return SqliteRows(repository(settings) / "online.db", tables, views)
 
 
 def _config(settings: Settings, folder: Path) -> RepoConfig:
