@@ -6,9 +6,10 @@ answers that judges rated (`contracts.judges`): users whose feedback trained not
 
 from __future__ import annotations
 
+import os
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -97,6 +98,63 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     logged_cost: float
     levels: dict[Level, OffPolicy]
     slices: tuple[SliceEvidence, ...]
+
+
+class DirectSampling(Struct, frozen=True, kw_only=True):
+    """A set of prompts answered by the candidate itself, and by the version in service.
+
+    One entry per prompt in ``slices``, ``must``, ``candidate`` and ``incumbent``: whether the
+    answer was as expected. ``prompts`` is the sha256 of the set, ``unanswered`` how many of the
+    candidate's answers did not come.
+    """
+
+    prompts: str
+    slices: tuple[str, ...]
+    must: tuple[bool, ...]
+    candidate: tuple[bool, ...]
+    incumbent: tuple[bool, ...]
+    unanswered: int = 0
+
+
+class GateReport(Struct, frozen=True, kw_only=True):
+    """What the gate found about a version; it is stored beside the version's directory.
+
+    ``reasons`` is empty when the version passed. ``thresholds`` are the settings it was held to.
+    """
+
+    format: Literal[1] = 1
+    policy: str
+    version: str
+    sequence: int
+    incumbent: str
+    time: datetime
+    reasons: tuple[str, ...]
+    evidence: ReleaseEvidence | None
+    regression: DirectSampling | None
+    red_team: DirectSampling | None
+    thresholds: dict[str, Any]
+
+
+def report_path(versions: Path, version: str) -> Path:
+    """Return where the gate's report on a version lies, ``versions`` being its policy's folder."""
+    return versions / f"{version}.gate.json"
+
+
+def write_report(versions: Path, report: GateReport) -> Path:
+    """Write the report as one whole and return where."""
+    path = report_path(versions, report.version)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_bytes(msgspec.json.format(to_json(report), indent=2))
+    partial.replace(path)
+    return path
+
+
+def read_report(versions: Path, version: str) -> GateReport | None:
+    """Return the gate's report on a version, None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(report_path(versions, version).read_bytes(), type=GateReport)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError):
+        return None
 
 
 def write_evidence(directory: Path, evidence: ReleaseEvidence) -> None:

@@ -197,12 +197,12 @@ class Rollout(Section, frozen=True):
 class Gate(Section, frozen=True):
     """What a version must show before any user sees it; see `serving.gate_verdict` for the rules.
 
-    ``mode`` "observe" reports and lets everything through. An empty ``red_team_prompts`` means the
-    set that is shipped; an empty ``regression_prompts`` is evidence that is missing.
-    ``evaluation_samples`` is how many answers rated by judges the learner keeps.
+    ``mode`` "observe" reports and lets everything through, "off" asks nothing. An empty
+    ``red_team_prompts`` means the set that is shipped; an empty ``regression_prompts`` is evidence
+    that is missing. The learner keeps ``evaluation_samples`` answers rated by judges.
     """
 
-    mode: Literal["enforce", "observe"] = "enforce"
+    mode: Literal["enforce", "observe", "off"] = "enforce"
     max_age_seconds: Positive = 86_400.0
     level: Literal["first-decision", "answer"] = "first-decision"
     evaluation_samples: Count = 1024

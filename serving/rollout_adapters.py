@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
@@ -87,6 +87,10 @@ class Adapters:
             self._make_room(loaded)
             self._load(candidate)
         self._call(self._engine.complete(self._warm_up(candidate.version)))
+
+    def ask(self, question: Callable[[Engine], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Ask the engine something of the caller's own, and wait for it; raises what it raises."""
+        return self._call(question(self._engine))
 
     def healthy(self) -> bool:
         """Tell whether the engine answers its health check."""
