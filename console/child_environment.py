@@ -1,4 +1,4 @@
-"""The environment of child processes; each secret only where it is needed."""
+"""The environment of child processes; each secret, and where one lies, only where it is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contracts.settings import PREFIX, SECRETS, Settings, to_environment
 FEEDBACK_SECRET = f"{PREFIX}GATEWAY__FEEDBACK_SECRET"
 ENGINE_KEY = f"{PREFIX}ENGINE__KEY"
 ENGINE_ADMIN_KEY = f"{PREFIX}ENGINE__ADMIN_KEY"
-_SECRETS = {f"{PREFIX}{section}__{name}".upper() for section, name in SECRETS}
+SIGNING_KEY_FILE = f"{PREFIX}LEARNER__SIGNING_KEY_FILE"
+_SECRETS = {SIGNING_KEY_FILE} | {f"{PREFIX}{section}__{name}".upper() for section, name in SECRETS}
 
 
 def inherited_environment() -> dict[str, str]:

@@ -14,6 +14,7 @@ from console.child_environment import (
     ENGINE_ADMIN_KEY,
     ENGINE_KEY,
     FEEDBACK_SECRET,
+    SIGNING_KEY_FILE,
     public_settings,
     with_secrets,
 )
@@ -25,6 +26,7 @@ from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
 from contracts.errors import UnavailableError
 from contracts.settings import Engine, Settings
+from contracts.signing import make_signing_key
 
 FEEDBACK_SECRET_FILE = "feedback_secret"  # noqa: S105 - the name of a file
 ADMIN_KEY_FILE = "engine_admin_key"
@@ -52,6 +54,10 @@ def resolve(settings: Settings, shown: Shown, machine: Machine = THIS_MACHINE) -
         port=gateway.port or free_port(),
         feedback_secret=gateway.feedback_secret or kept_secret(state_dir, FEEDBACK_SECRET_FILE),
     )
+    given_key = settings.learner.signing_key_file
+    learner = replace(
+        settings.learner, signing_key_file=given_key or str(kept_signing_key(state_dir))
+    )
     return replace(
         settings,
         state_dir=state_dir,
@@ -59,6 +65,7 @@ def resolve(settings: Settings, shown: Shown, machine: Machine = THIS_MACHINE) -
         kafka=kafka,
         engine=engine,
         gateway=gateway,
+        learner=learner,
     )
 
 
@@ -78,6 +85,14 @@ def kept_secret(state_dir: Path, name: str) -> str:
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(32))
     return path.read_text().strip()
+
+
+def kept_signing_key(state_dir: Path) -> Path:
+    """Return the learner's key below the state directory, made and trusted on first use."""
+    path = state_dir / "secrets" / "signing_key.pem"
+    if not path.exists():
+        make_signing_key(path, state_dir / "keys" / "learner.pub")
+    return path
 
 
 def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, Supervisor]:
@@ -138,7 +153,8 @@ def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Pr
     numbers = range(1, workers + 1)
     found += [programs.streams_program(settings, environment, n, broker) for n in numbers]
     own = programs.own_program
-    found.append(own(settings, environment, "learner", ("learner",), broker))
+    with_key = with_secrets(settings, SIGNING_KEY_FILE)
+    found.append(own(settings, with_key, "learner", ("learner",), broker))
     front = (*front, "streams-1")  # it makes the feature store that the gateway reads
     keys = with_secrets(settings, ENGINE_KEY, ENGINE_ADMIN_KEY)
     found.append(own(settings, keys, "rollout", ("serving", "rollout"), front))

@@ -2,6 +2,7 @@
 
 A version is a directory with weights in safetensors and one ``manifest.json``. Its id is the sha256
 of the manifest's bytes, and the manifest holds the sha256 of every other file, so the id pins all.
+Beside it lies ``manifest.sig``, the learner's signature, which the id does not depend on.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
 from contracts.errors import ManifestError
+from contracts.signing import (
+    MAX_SIGNATURE_BYTES,
+    SIGNATURE_NAME,
+    TrustedKeys,
+    check_signature,
+    sign,
+)
 
 MANIFEST_NAME = "manifest.json"
 SHOWN_CHARS = 300
@@ -56,23 +65,26 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_files(directory: Path) -> dict[str, str]:
-    """Return relative path to sha256 of every file but the directory's own manifest, sorted."""
+    """Return relative path to sha256 of every file but manifest and signature, sorted."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    own = directory / MANIFEST_NAME
+    own = {directory / MANIFEST_NAME, directory / SIGNATURE_NAME}
     return {
-        path.relative_to(directory).as_posix(): file_sha256(path) for path in paths if path != own
+        path.relative_to(directory).as_posix(): file_sha256(path)
+        for path in paths
+        if path not in own
     }
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> str:
     """Write ``manifest.json`` (fsynced) and return the version's id."""
     raw = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
-    path = directory / MANIFEST_NAME
-    with path.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(directory / MANIFEST_NAME, raw)
     return sha256(raw).hexdigest()
+
+
+def sign_manifest(directory: Path, key: Ed25519PrivateKey) -> None:
+    """Write ``manifest.sig`` (fsynced) for the manifest that is there."""
+    _write(directory / SIGNATURE_NAME, sign((directory / MANIFEST_NAME).read_bytes(), key))
 
 
 def read_manifest(directory: Path) -> tuple[str, Manifest]:
@@ -94,7 +106,7 @@ def read_manifest(directory: Path) -> tuple[str, Manifest]:
 
 
 def verify(directory: Path, version: str) -> Manifest:
-    """Check a version directory against its id and return its manifest.
+    """Check a version directory against its id and return its manifest; who signed is not asked.
 
     Raises ManifestError when the id, a hash or the set of files differs, when something cannot be
     read, or when a file could hold pickled code: weights are safetensors only.
@@ -117,6 +129,36 @@ def verify(directory: Path, version: str) -> Manifest:
     if wrong:
         raise ManifestError(f"{directory}: {wrong} differ from the manifest; do not load it")
     return manifest
+
+
+def verify_signed(directory: Path, version: str, trusted: TrustedKeys) -> Manifest:
+    """Check a version directory and that a trusted key signed it: before every load.
+
+    Raises ManifestError as `verify` does, and for a missing, wrong or unknown signature.
+    """
+    manifest = verify(directory, version)
+    path = directory / SIGNATURE_NAME
+    try:
+        raw = (directory / MANIFEST_NAME).read_bytes()
+        signed = path.read_bytes() if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if signed is None:
+        raise ManifestError(f"{_shown(path)} is missing: unsigned versions are not loaded")
+    if len(signed) > MAX_SIGNATURE_BYTES or sha256(raw).hexdigest() != version:
+        raise ManifestError(f"{_shown(path)} or the manifest changed; publish the version again")
+    try:
+        check_signature(raw, signed, trusted)
+    except ManifestError as error:
+        raise ManifestError(f"{_shown(directory)}: {error}") from error
+    return manifest
+
+
+def _write(path: Path, raw: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> ManifestError:

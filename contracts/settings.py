@@ -48,12 +48,14 @@ class Policy(Section, frozen=True):
     """The policy that is served and learned; its ``name`` is a Kafka key and a directory.
 
     ``model`` is a Hugging Face directory or name. ``judge_share`` of the users never train it:
-    their feedback judges its versions (`contracts.judges`).
+    their feedback judges its versions (`contracts.judges`). ``trusted_keys`` is a directory, below
+    ``state_dir`` unless absolute, of the keys whose versions are loaded (`contracts.signing`).
     """
 
     name: PolicyName = "assistant"
     model: str = ""
     judge_share: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.2
+    trusted_keys: Path = Path("keys")
 
 
 class Engine(Section, frozen=True):
@@ -153,7 +155,8 @@ class Learner(Section, frozen=True):
     """The continual learner; see `learner.update` for the loss and its terms.
 
     ``length_scale`` is the constant number of tokens that a sequence's sum is divided by;
-    ``correction_replay`` how many corrections each update repeats, at most.
+    ``correction_replay`` how many corrections each update repeats, at most;
+    ``signing_key_file`` the private key that versions are signed with, for the learner alone.
     """
 
     batch_samples: Count = 64
@@ -179,6 +182,7 @@ class Learner(Section, frozen=True):
     threads: Count = 1
     seed: int = 0
     keep_checkpoints: Count = 3
+    signing_key_file: str = ""
 
 
 class Rollout(Section, frozen=True):

@@ -24,6 +24,7 @@ from contracts.events import Sample
 from contracts.ids import NewId
 from contracts.judges import is_judge
 from contracts.settings import Settings
+from contracts.signing import signing_key
 from contracts.topics import RELEASES, SAMPLES
 from contracts.tracing import current_trace_headers, span
 from learner import checkpoint
@@ -71,6 +72,7 @@ class Learner:
         self.reward_means = reward_means
         self.crash_point = crash_point
         self.root = settings.state_dir / "checkpoints" / settings.policy.name
+        signing_key(settings)  # a missing key is told at the start, not at the first version
         self.train: TrainState = new_train_state(load_policy(settings), settings.learner)
         self.progress = checkpoint.restore(self.root, self.train) or Progress(
             policy=settings.policy.name, base=self.train.policy.base

@@ -9,6 +9,7 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -24,10 +25,12 @@ from contracts.manifest import (
     OffsetRange,
     file_sha256,
     hash_files,
+    sign_manifest,
     verify,
     write_manifest,
 )
-from contracts.settings import Settings
+from contracts.settings import Learner, Settings
+from contracts.signing import signing_key
 from contracts.topics import SAMPLES
 from learner.directory import CrashPoint, appear, clear_partial, no_crash
 from learner.policy import Policy, save_adapter
@@ -56,23 +59,25 @@ def publish(
     evidence: ReleaseEvidence,
     crash_point: CrashPoint = no_crash,
 ) -> Published:
-    """Write the next version; an equal one that is already there is checked and kept.
+    """Write the next version, signed; an equal one that is already there is checked and kept.
 
     The ledger lists every sample read since the parent, used or dropped and why, and ``evidence``
     lies beside it; see `learner.evaluation`. Raises
     ManifestError when a directory of that id has other content. Crash points: ``inside-version``,
     ``renamed-version``.
     """
-    root = versions_directory(settings)
+    root, key = versions_directory(settings), signing_key(settings)
 
     def fill(directory: Path) -> str:
         save_adapter(policy, directory)
         lines = b"".join(to_json(outcome) + b"\n" for outcome in progress.ledger)
         (directory / LEDGER).write_bytes(lines)
         write_evidence(directory, evidence)
-        return write_manifest(
+        version = write_manifest(
             directory, _manifest(settings, policy, progress, hash_files(directory))
         )
+        sign_manifest(directory, key)
+        return version
 
     root.mkdir(parents=True, exist_ok=True)
     clear_partial(root)
@@ -129,13 +134,20 @@ def _manifest(
         ),
         samples=sum(1 for outcome in progress.ledger if outcome.outcome == "used"),
         config={
-            "learner": msgspec.to_builtins(settings.learner),
+            "learner": _without_place_of_key(settings.learner),
             "max_model_len": settings.engine.max_model_len,
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
         },
         code=code_version(),
         files=files,
     )
+
+
+def _without_place_of_key(learner: Learner) -> dict[str, Any]:
+    """Where the key lies has no part in what the version is."""
+    found: dict[str, Any] = msgspec.to_builtins(learner)
+    del found["signing_key_file"]
+    return found
 
 
 @cache

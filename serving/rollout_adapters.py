@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from contracts.clock import Clock
 from contracts.errors import EngineError, ManifestError, UnavailableError
 from contracts.events import BASE_VERSION, Candidate, Sampling
-from contracts.manifest import verify
+from contracts.manifest import verify_signed
 from contracts.settings import Settings
+from contracts.signing import trusted_keys
 from contracts.tracing import current_trace_headers
 from serving.engine import Engine, EngineRequest
 
@@ -50,6 +51,7 @@ class Adapters:
         stopping: Event,
     ) -> None:
         self._engine = engine
+        self._all = settings
         self._settings = settings.engine
         self._policy = settings.policy.name
         self._versions = settings.state_dir / "versions"
@@ -104,7 +106,8 @@ class Adapters:
             self._runner.close()
 
     def _check(self, candidate: Candidate) -> None:
-        manifest = verify(self._directory(candidate), candidate.version)
+        directory, keys = self._directory(candidate), trusted_keys(self._all)
+        manifest = verify_signed(directory, candidate.version, keys)
         if manifest.policy != self._policy:
             raise ManifestError(
                 f"{candidate.version} is a version of policy {manifest.policy!r}; "

@@ -11,9 +11,8 @@ import pytest
 from console import up
 from console.child import Child, Program
 from console.child_environment import (
-    FEEDBACK_SECRET as SECRET,
-)
-from console.child_environment import (
+    FEEDBACK_SECRET,
+    SIGNING_KEY_FILE,
     inherited_environment,
     public_settings,
 )
@@ -23,13 +22,14 @@ from console.stack import resolve, stack_programs
 from console.stack_file import read_stack, stack_path, start_time
 from console.waiting import Shown, wait_until
 from contracts.errors import UnavailableError
-from contracts.settings import Engine, Policy, Settings
+from contracts.settings import Engine, Policy, Settings, load_settings
+from contracts.signing import key_id, signing_key, trusted_keys
 
 
 def test_only_the_gateway_gets_the_feedback_secret(
     state_dir: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(SECRET, "s" * 64)
+    monkeypatch.setenv(FEEDBACK_SECRET, "s" * 64)
     given = Settings(
         state_dir=state_dir, engine=Engine(kind="transformers"), policy=Policy(model="/m")
     )
@@ -37,16 +37,36 @@ def test_only_the_gateway_gets_the_feedback_secret(
     holders = [
         program.name
         for program in stack_programs(given, settings, 2)
-        if program.environment.get(SECRET)
+        if program.environment.get(FEEDBACK_SECRET)
     ]
     assert holders == ["gateway"]
-    assert SECRET not in inherited_environment() | public_settings(settings)
+
+
+def test_only_the_learner_knows_where_the_signing_key_lies(state_dir: Path, shown: Shown) -> None:
+    given = Settings(
+        state_dir=state_dir, engine=Engine(kind="transformers"), policy=Policy(model="/m")
+    )
+    settings = resolve(given, shown)
+    stack = {program.name: program.environment for program in stack_programs(given, settings, 1)}
+    assert [name for name, known in stack.items() if SIGNING_KEY_FILE in known] == ["learner"]
+    its_key = signing_key(load_settings(environment=stack["learner"]))
+    trusted = trusted_keys(load_settings(environment=stack["rollout"]))
+    assert list(trusted) == [key_id(its_key.public_key())]
+    assert resolve(given, shown).learner == settings.learner  # made once
+
+
+def test_settings_for_all_hold_no_secret(
+    state_dir: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FEEDBACK_SECRET, "s" * 64)
+    settings = resolve(Settings(state_dir=state_dir, engine=Engine(kind="transformers")), shown)
+    assert FEEDBACK_SECRET not in inherited_environment() | public_settings(settings)
 
 
 def test_a_child_does_not_inherit_the_feedback_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Shown
 ) -> None:
-    monkeypatch.setenv(SECRET, "s" * 64)
+    monkeypatch.setenv(FEEDBACK_SECRET, "s" * 64)
     code = "import os; print(sorted(name for name in os.environ if name.startswith('HEADRACE_')))"
     program = Program(
         name="child",
@@ -58,7 +78,7 @@ def test_a_child_does_not_inherit_the_feedback_secret(
     child.start()
     wait_until("the child", lambda: "runs" if child.exit_code() is None else "", 20.0, shown)
     assert "HEADRACE_OTHER" in child.last_lines()
-    assert SECRET not in child.last_lines()
+    assert FEEDBACK_SECRET not in child.last_lines()
 
 
 def test_demonstrations_follow_the_seed(state_dir: Path, tmp_path: Path, shown: Shown) -> None:

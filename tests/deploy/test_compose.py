@@ -31,6 +31,8 @@ GIVEN = {
     "HEADRACE_GATEWAY__FEEDBACK_SECRET": "made-up",
     "HEADRACE_ENGINE__KEY": "made-up-key",
     "HEADRACE_ENGINE__ADMIN_KEY": "made-up-admin-key",
+    "SIGNING_KEY_FILE": "/srv/signing.pem",
+    "TRUSTED_KEYS_DIR": "/srv/keys",
     "POSTGRES_PASSWORD": "made-up-too",
     "MODEL_DIR": "/srv/model",
 }
@@ -156,6 +158,18 @@ def test_a_secret_is_known_where_it_is_needed_alone(
 ) -> None:
     services = compose["services"].items()
     assert [name for name, service in services if secret in json.dumps(service)] == knowing
+
+
+def test_the_learner_alone_signs_and_the_controller_trusts_keys_it_cannot_write(
+    compose: Any,
+) -> None:
+    services = compose["services"]
+    assert [name for name, service in services.items() if "secrets" in service] == ["learner"]
+    learner, rollout = settings_of(services["learner"]), settings_of(services["rollout"])
+    assert learner.learner.signing_key_file == f"/run/secrets/{services['learner']['secrets'][0]}"
+    assert rollout.learner.signing_key_file == ""
+    mounted = [filled(volume) for volume in services["rollout"]["volumes"]]
+    assert f"/srv/keys:{rollout.policy.trusted_keys}:ro" in mounted
 
 
 def test_ports_are_published_on_loopback_alone(compose: Any) -> None:

@@ -19,6 +19,7 @@ from contracts.ids import derived_id
 from contracts.settings import Engine, Kafka, Learner, Policy, Settings
 from contracts.topics import SAMPLES
 from tests.messages import says
+from tests.signing_keys import new_key
 from tests.topic_log import write
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -70,6 +71,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(tiny_model: Path, state_dir: Path) -> Settings:
     """Small batches on the tiny model."""
+    keys = new_key(state_dir)
     return Settings(
         state_dir=state_dir,
         policy=Policy(name="assistant", model=str(tiny_model)),
@@ -81,6 +83,7 @@ def settings(tiny_model: Path, state_dir: Path) -> Settings:
             lora_alpha=16.0,
             learning_rate=2e-3,
             replay_capacity=32,
+            signing_key_file=keys.learner.signing_key_file,
         ),
     )
 

@@ -18,8 +18,9 @@ from contracts.broker import create_topics, events_to_end
 from contracts.codec import trace_headers
 from contracts.events import Release
 from contracts.heartbeat import Heartbeat, read_heartbeat
-from contracts.manifest import verify
+from contracts.manifest import verify_signed
 from contracts.settings import Kafka, Settings, to_environment
+from contracts.signing import trusted_keys
 from contracts.topics import RELEASES
 from tests.topic_log import events
 from tests.until import until
@@ -90,7 +91,10 @@ def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
     assert second.wait(SECONDS) == 0
 
     releases = events(kafka, RELEASES, Release)
-    manifests = {r.version: verify(Path(r.location), r.version) for r in releases}
+    manifests = {
+        r.version: verify_signed(Path(r.location), r.version, trusted_keys(settings))
+        for r in releases
+    }
     assert len(manifests) == 3
     ids = [
         json.loads(line)["sample_id"]

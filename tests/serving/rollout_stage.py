@@ -32,15 +32,17 @@ from contracts.events import (
 )
 from contracts.events import Event as AnyEvent
 from contracts.ids import NewId, derived_id
-from contracts.manifest import Manifest, hash_files, write_manifest
+from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.settings import Engine as EngineSettings
 from contracts.settings import Kafka, Policy, Settings, to_environment
 from contracts.settings import Rollout as Rules
+from contracts.signing import signing_key
 from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
 from serving.assignment import assign
 from serving.engine import Engine, EngineAnswer, EngineChunk, EngineRequest
 from serving.rollout_controller import control
 from serving.rollout_status import RolloutStatus
+from tests.signing_keys import new_key
 from tests.stream_events import reward, safety
 from tests.topic_log import events
 from tests.until import until
@@ -133,6 +135,7 @@ class Stage:
             policy=Policy(name="desk"),
             engine=EngineSettings(timeout_seconds=30),
         )
+        self.key = signing_key(new_key(self.settings.state_dir))
         self._producer: KafkaProducer | None = None
         self._sequence = 0
 
@@ -174,7 +177,9 @@ class Stage:
             code="test",
             files=hash_files(path),
         )
-        return path, write_manifest(path, manifest)
+        version = write_manifest(path, manifest)
+        sign_manifest(path, self.key)
+        return path, version
 
     def release(self, path: Path | str, version: str) -> str:
         event = Release(

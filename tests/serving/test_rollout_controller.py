@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from contracts.broker import create_topics
 from contracts.events import BASE_VERSION
 from contracts.heartbeat import read_heartbeat
 from contracts.ids import NewId
-from contracts.manifest import Manifest, write_manifest
+from contracts.manifest import Manifest, sign_manifest, write_manifest
 from contracts.settings import Engine as EngineSettings
 from contracts.settings import Kafka
+from contracts.signing import signing_key
 from serving.assignment import assign
 from tests.serving.rollout_stage import RULES, Stage, check_engine
+from tests.signing_keys import new_key
 from tests.until import until
 
 
@@ -110,6 +113,53 @@ def test_a_version_whose_files_were_changed_is_refused_and_never_loaded(stage: S
     assert [record.action for record in stage.audits()] == ["rollout.refused"]
 
 
+def unsigned(stage: Stage, path: Path) -> None:
+    (path / "manifest.sig").unlink()
+
+
+def signed_by_a_stranger(stage: Stage, path: Path) -> None:
+    sign_manifest(path, signing_key(new_key(stage.directory / "elsewhere")))
+
+
+def with_the_signature_of_another(stage: Stage, path: Path) -> None:
+    other, _ = stage.version()
+    (path / "manifest.sig").write_bytes((other / "manifest.sig").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (unsigned, "unsigned versions are not loaded"),
+        (signed_by_a_stranger, "is not trusted"),
+        (with_the_signature_of_another, "the signature by key .* is wrong"),
+    ],
+)
+def test_a_version_that_no_trusted_key_signed_is_refused_and_audited(
+    stage: Stage, spoil: Callable[[Stage, Path], None], said: str
+) -> None:
+    path, version = stage.version()
+    spoil(stage, path)
+    with stage.controller():
+        stage.release(path, version)
+        state = stage.state("refused", version)
+    assert re.search(said, state.reason)
+    assert stage.engine.loads == []
+    (record,) = stage.audits()
+    assert (record.action, record.subject) == ("rollout.refused", version)
+    assert re.search(said, record.reason)
+
+
+def test_after_a_rotation_versions_of_both_keys_are_loaded_without_a_restart(stage: Stage) -> None:
+    path, version = stage.version()
+    sign_manifest(path, signing_key(new_key(stage.settings.state_dir, "next")))
+    with stage.controller():
+        stage.promote()
+        path, version = stage.version()
+        sign_manifest(path, signing_key(new_key(stage.settings.state_dir, "third")))
+        stage.release(path, version)
+        stage.state("canary", version)
+
+
 def no_text(path: Path) -> str:
     (path / "manifest.json").write_bytes(b'{"policy": "\xff\xfe"}')
     return str(path)
@@ -174,6 +224,7 @@ def test_a_version_that_the_engine_cannot_take_is_refused(stage: Stage) -> None:
     (path / "adapter_model.safetensors").unlink()
     manifest = msgspec.json.decode((path / "manifest.json").read_bytes(), type=Manifest)
     version = write_manifest(path, msgspec.structs.replace(manifest, files={}))
+    sign_manifest(path, stage.key)
     with stage.controller():
         stage.release(path, version)
         assert "no adapter at" in stage.state("refused", version).reason
