@@ -81,6 +81,22 @@ def e_value(log_wealth: tuple[float, ...]) -> float:
         return sys.float_info.max
 
 
+def e_value_against(log_wealth: tuple[float, ...], *, times: float) -> float:
+    """Return E of the opposite test: evidence that the canary is not ``times`` as bad or worse.
+
+    A canary whose odds of a violation are ``times`` those of the stable version, or more, brings
+    this to ``1/beta`` with probability at most ``beta``, over all looks. It is the inverse of one
+    of the products that `add_event` keeps, for the largest odds ratio of the grid that is not
+    above ``times``; fix ``times`` before the rollout. Rounding adds at most 2^-32 an event to its
+    logarithm. Raises ValueError for ``times`` below the grid.
+    """
+    fitting = [j for j, ratio in enumerate(ODDS_RATIOS) if ratio <= times]
+    if not fitting:
+        raise ValueError(f"{times} times as bad: give at least {ODDS_RATIOS[0]:g}")
+    against = -(log_wealth or NO_EVENTS)[fitting[-1]]
+    return math.exp(min(against, math.log(sys.float_info.max)))
+
+
 def _increment(ratio: float, *, canary: bool, weight: float) -> float:
     exact = (math.log(ratio) if canary else 0.0) - math.log(ratio * weight + 1.0 - weight)
     return math.floor(exact * _GRID) / _GRID

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.eprocess import NO_EVENTS, ODDS_RATIOS, add_event, e_value
+from serving.eprocess import (
+    NO_EVENTS,
+    ODDS_RATIOS,
+    add_event,
+    add_events,
+    e_value,
+    e_value_against,
+)
 
 Event = tuple[bool, float]
 
@@ -126,3 +133,41 @@ def test_a_canary_four_times_worse_is_always_found_after_some_hundred_canary_req
     stopped = simulate(1000, 100_000, canary_rate=0.02, stable_rate=0.005, weight=0.05)
     assert np.isfinite(stopped).all()
     assert 300 <= np.median(stopped) * 0.05 <= 600
+
+
+@given(events)
+def test_against_a_ratio_of_the_grid_is_the_inverse_of_its_product(history: list[Event]) -> None:
+    logs = fold(history)
+    for ratio, log in zip(ODDS_RATIOS, logs, strict=True):
+        assert e_value_against(logs, times=ratio) == pytest.approx(math.exp(-log))
+
+
+def test_a_ratio_between_two_of_the_grid_takes_the_lower_which_covers_it() -> None:
+    logs = fold([(False, 0.05)] * 60 + [(True, 0.05)] * 2)
+    lower = max(ratio for ratio in ODDS_RATIOS if ratio <= 4.0)
+    assert e_value_against(logs, times=4.0) == e_value_against(logs, times=lower)
+    assert e_value_against(logs, times=4.0) < e_value_against(logs, times=4.5)
+    with pytest.raises(ValueError, match=r"give at least 1\.5"):
+        e_value_against(logs, times=1.4)
+
+
+@pytest.mark.parametrize("times", [2.0, 4.0, 16.0])
+def test_against_a_canary_as_bad_as_that_or_worse_it_gains_nothing_on_average(
+    times: float,
+) -> None:
+    for weight in (0.01, 0.05, 0.5):
+        for worse in (1.0, 1.5, 10.0):
+            share = worse * times * weight / (worse * times * weight + 1.0 - weight)
+            canary, stable = (
+                e_value_against(add_event((), canary=arm, weight=weight), times=times)
+                for arm in (True, False)
+            )
+            assert share * canary + (1.0 - share) * stable <= 1.0 + 1e-8
+
+
+def test_one_alternative_is_walds_likelihood_ratio() -> None:
+    """By hand: odds 3 at weight 0.25 expect share 0.5; factors 2 for a canary event and 2/3."""
+    logs = add_events((0.0,), (3.0,), canary=2, stable=1, weight=0.25)
+    assert e_value(logs) == pytest.approx(2 * 2 * 2 / 3)
+    logs = add_events(logs, (3.0,), canary=1, stable=0, weight=0.5)
+    assert e_value(logs) == pytest.approx(2 * 2 * 2 / 3 * 1.5)
