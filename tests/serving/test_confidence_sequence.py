@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +99,43 @@ def test_a_step_with_an_empty_arm_changes_nothing() -> None:
     step = (sums([0.5, 1.0] * 50), sums([0.5, 0.75] * 500))
     empty = (RewardSums(), sums([1.0] * 50))
     assert difference_over_steps([empty, step], 0.01) == reward_difference(*step, 0.01)
+
+
+def ever_excluded(blame: float, weight: float, alpha: float, runs: int) -> float:
+    """Return in what share of runs equal arms with this share of -1 were ever told apart."""
+    rng = np.random.default_rng(20261122)
+    wrong = 0
+    for _ in range(runs):
+        arms = rng.binomial(50, weight, size=120)
+        counts = np.stack([arms, 50 - arms])
+        lost = rng.binomial(counts, blame).cumsum(axis=1)
+        counts = counts.cumsum(axis=1)
+        for look in range(120):
+            canary, stable = (
+                RewardSums(int(n), float(n - 2 * bad), float(n))
+                for n, bad in zip(counts[:, look], lost[:, look], strict=True)
+            )
+            found = reward_difference(canary, stable, alpha)
+            if found.lower > 0.0 or found.upper < 0.0:
+                wrong += 1
+                break
+    return wrong / runs
+
+
+@pytest.mark.parametrize("blame", [0.002, 0.01, 0.08, 0.5, 0.99])
+@pytest.mark.parametrize("weight", [0.05, 0.5])
+def test_equal_arms_are_told_apart_in_at_most_alpha_of_the_rollouts(
+    blame: float, weight: float
+) -> None:
+    """Rare blame at a small share is where the bounds of an average are least to be trusted."""
+    runs, alpha = 200, 0.05
+    error = (alpha * (1.0 - alpha) / runs) ** 0.5
+    assert ever_excluded(blame, weight, alpha, runs) <= alpha + 3 * error
+
+
+def test_a_canary_whose_rewards_are_worse_by_one_is_told_apart_within_a_hundred() -> None:
+    found = reward_difference(sums([-1.0, -0.2] * 50), sums([1.0, -0.2] * 950), 0.001)
+    assert found.upper < -0.5
 
 
 @pytest.mark.parametrize("value", [-1.01, 1.5, math.nan])
