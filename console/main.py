@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console.command_line import AS_JSON, command, write
+from console.drill import drill
 from console.keys import keys
 from console.rollout import rollout
 
@@ -35,6 +36,7 @@ def main(context: click.Context, settings_path: Path | None) -> None:
 
 main.add_command(rollout)
 main.add_command(keys)
+main.add_command(drill)
 
 
 @main.command()

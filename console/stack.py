@@ -119,6 +119,7 @@ def open_stack(given: Settings, workers: int, shown: Shown) -> tuple[Settings, S
         engine=settings.engine.url,
         engine_kind=settings.engine.kind,
         gateway=f"http://{host}:{port}",
+        model=settings.policy.model,
     )
     stack = stack_programs(given, settings, workers)
     outside = outside_servers(given)

@@ -38,6 +38,7 @@ class StackFile(Struct, frozen=True, kw_only=True):
     engine: str
     engine_kind: str
     gateway: str
+    model: str = ""
     processes: tuple[ProcessEntry, ...]
 
 

@@ -28,12 +28,13 @@ CALM_SECONDS = 120.0
 
 
 class Addresses(Struct, frozen=True, kw_only=True):
-    """Where the stack's servers listen."""
+    """Where the stack's servers listen, and the model they serve."""
 
     kafka: str = ""
     engine: str = ""
     engine_kind: str = ""
     gateway: str = ""
+    model: str = ""
 
 
 class Supervisor:
@@ -239,6 +240,7 @@ class Supervisor:
                 engine=self._addresses.engine,
                 engine_kind=self._addresses.engine_kind,
                 gateway=self._addresses.gateway,
+                model=self._addresses.model,
                 processes=(
                     *(ProcessEntry(name=server.name, state="outside") for server in self._outside),
                     *(self._entry(child) for child in self._children),

@@ -55,7 +55,7 @@ DECISIONS = Topic(
     key=_session,
     key_name="session id",
     writers="gateway",
-    readers="streams, explain",
+    readers="streams, explain, headrace drill",
 )
 FEEDBACK = Topic(
     name="feedback",
@@ -87,8 +87,8 @@ RELEASES = Topic(
     events=(Release,),
     key=_policy,
     key_name="policy",
-    writers="learner",
-    readers="rollout controller, explain",
+    writers="learner, headrace drill",
+    readers="rollout controller, explain, headrace rollout",
     cleanup="compact",
     partitions=1,
 )

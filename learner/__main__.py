@@ -1,4 +1,5 @@
-"""``python -m learner``: run the learner; ``python -m learner warm-start``: make a small base."""
+"""``python -m learner``: run the learner; with ``warm-start`` make a small base, with
+``drill-adapter`` a version for `headrace drill`."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     warm.add_argument("--out", type=Path, required=True, metavar="DIR")
     warm.add_argument("--seed", type=int, default=0)
     warm.add_argument("--steps", type=int, default=600)
+    drill = commands.add_parser("drill-adapter", help="write a version for a drill")
+    drill.add_argument("order", metavar="JSON", help="a learner.drill_version.DrillOrder")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)
@@ -29,12 +32,28 @@ def main(arguments: list[str] | None = None) -> int:
             from learner import warm_start
 
             warm_start.main(options.demonstrations, options.out, options.seed, options.steps)
+        elif options.command == "drill-adapter":
+            _make_drill_version(options.order)
         else:
             _learn()
     except HeadraceError as error:
         print(f"learner: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _make_drill_version(text: str) -> None:
+    """Make what the order says and print where it lies, as JSON, one line per version."""
+    import msgspec
+
+    from contracts.clock import SystemClock
+    from contracts.codec import to_json
+    from contracts.settings import load_settings
+    from learner.drill_version import DrillOrder, make_versions
+
+    order = msgspec.json.decode(text, type=DrillOrder, dec_hook=lambda _kind, value: Path(value))
+    for made in make_versions(load_settings(), order, SystemClock()):
+        print(to_json(made).decode())
 
 
 def _learn() -> None:

@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--model", default="assistant", help="name of the policy")
     run.add_argument("--interactions", type=int, required=True, metavar="N")
     run.add_argument("--concurrency", type=int, default=8, metavar="C")
+    run.add_argument("--population", type=int, default=200, metavar="N", help="different users")
     run.add_argument("--rate", type=float, metavar="R", help="at most R questions a second")
     run.add_argument("--truth", type=Path, required=True, metavar="FILE")
     past = commands.add_parser("demonstrations", parents=[shared], help="JSONL for a warm start")
@@ -83,6 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         seed=options.seed,
         truth=options.truth,
         rate=options.rate,
+        population=options.population,
     )
     product = make_product(options.users, _data(options))
     summary = asyncio.run(Run(product, asked, clock, uuid7_ids(clock)).start())

@@ -27,7 +27,7 @@ from contracts.ids import NewId
 from contracts.settings import Kafka
 from contracts.topics import FEEDBACK
 from simulator.client import Answered, GatewayClient, Ours, RequestFailedError
-from simulator.population import Population, User
+from simulator.population import USERS, Population, User
 from simulator.product import Product, Prompt, Signal
 
 SOURCE = "headrace/simulator"
@@ -45,7 +45,7 @@ class Options(Struct, frozen=True, kw_only=True):
     """What a run is asked to do. ``kafka`` without bootstrap: all feedback goes over HTTP.
 
     ``delay_scale`` multiplies the delay of every feedback; ``rate`` bounds the questions per
-    second, None: as fast as the answers come.
+    second, None: as fast as the answers come. ``population`` is the number of different users.
     """
 
     gateway: str
@@ -57,6 +57,7 @@ class Options(Struct, frozen=True, kw_only=True):
     truth: Path
     delay_scale: float = 1.0
     rate: float | None = None
+    population: int = USERS
 
 
 class Truth(Struct, frozen=True, kw_only=True):
@@ -92,7 +93,7 @@ class Run:
         self._options = options
         self._clock = clock
         self._new_id = new_id
-        self._population = Population(options.seed)
+        self._population = Population(options.seed, options.population)
         self._questions: Iterator[Prompt] = product.live(options.seed)
         self._client: GatewayClient
         self._began = clock.monotonic()
