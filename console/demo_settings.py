@@ -20,27 +20,39 @@ FAST: dict[str, Any] = {
     "streams": {"window_seconds": 12.0, "flush_seconds": 0.3},
     "learner": {"batch_samples": 64, "publish_every": 2},
     "rollout": {
-        "canary_weight": 0.3,
-        "min_canary_requests": 40,
-        "min_canary_users": 10,
-        "min_rewards": 20,
-        "max_wait_seconds": 60.0,
-        "reward_margin": 0.2,
+        "steps": [
+            {
+                "weight": 0.3,
+                "min_canary_requests": 40,
+                "min_canary_users": 10,
+                "max_wait_seconds": 60.0,
+            },
+        ],
+        "min_rewards": 3,
+        "reward_margin": 1.5,
+        "cooldown_seconds": 2.0,
         "publish_seconds": 0.5,
     },
 }
-"""Hours of a product's traffic pass in minutes, so windows and samples shrink likewise."""
+"""Hours of a product's traffic pass in minutes, so windows and samples shrink likewise. So few
+rewards of judges cannot show a small difference: the margin lets through all but the clearly worse.
+"""
 
 LARGE: dict[str, Any] = {
     "gateway": {"max_tokens": 24},
     "engine": {"timeout_seconds": 180.0},
     "learner": {"batch_samples": 8, "publish_every": 1, "learning_rate": 1e-4},
     "rollout": {
-        "canary_weight": 0.5,
-        "min_canary_requests": 10,
-        "min_canary_users": 5,
-        "min_rewards": 5,
-        "max_wait_seconds": 300.0,
+        "steps": [
+            {
+                "weight": 0.5,
+                "min_canary_requests": 10,
+                "min_canary_users": 5,
+                "max_wait_seconds": 300.0,
+            },
+        ],
+        "first_token_limit_seconds": 60.0,
+        "min_rewards": 1,
     },
 }
 """A real chat model on two cores answers a question in seconds while it also learns: answers are

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from console.table import table
 from contracts.broker import events_to_end
-from contracts.events import Arm, Evidence, Rollout
+from contracts.events import Arm, Evidence, GuardrailEvidence, Rollout
 from contracts.settings import Kafka, Settings
 from contracts.topics import ROLLOUTS
 from serving.rollout_state import newer
@@ -78,20 +78,22 @@ def view_of(state: Rollout | None, settings: Settings, policy: str) -> RolloutVi
         as_of=state.time,
         reason=state.reason,
         arms=tuple(_arm_row(evidence, arm, versions[arm]) for arm in ARMS) if under_way else (),
-        missing=tuple(missing(evidence, settings.rollout)) if under_way else (),
+        missing=tuple(missing(state, settings.rollout)) if under_way else (),
     )
 
 
 def _arm_row(evidence: Evidence, arm: Arm, version: str) -> ArmRow:
-    count = evidence.reward_count.get(arm, 0)
+    count = sum(step.count.get(arm, 0) for step in evidence.rewards)
+    total = sum(step.total.get(arm, 0.0) for step in evidence.rewards)
+    safety = evidence.guardrails.get("safety", GuardrailEvidence())
     return ArmRow(
         arm=arm,
         version=version,
         requests=evidence.requests.get(arm, 0),
         users=evidence.users.get(arm, 0),
-        violations=evidence.violations.get(arm, 0),
+        violations=safety.events.get(arm, 0),
         rewards=count,
-        reward_mean=evidence.reward_sum.get(arm, 0.0) / count if count else None,
+        reward_mean=total / count if count else None,
     )
 
 

@@ -68,10 +68,13 @@ def send(producer: KafkaProducer, kafka: Kafka, record: Record) -> Any:
 
 def send_and_wait(
     producer: KafkaProducer, kafka: Kafka, record: Record, seconds: float = 30.0
-) -> None:
-    """Send one record and wait until the broker has it; DeadlineError when it has not."""
+) -> int:
+    """Send one record, wait until the broker has it and return its offset.
+
+    DeadlineError when the broker does not acknowledge it.
+    """
     try:
-        send(producer, kafka, record).get(timeout=seconds)
+        return int(send(producer, kafka, record).get(timeout=seconds).offset)
     except KafkaError as error:
         raise DeadlineError(
             f"{record.topic.name}: not acknowledged by {kafka.bootstrap} within {seconds} s "

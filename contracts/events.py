@@ -329,13 +329,23 @@ class GuardrailEvidence(Struct, frozen=True, kw_only=True):
     e_value: float = 1.0
 
 
+class StepRewards(Struct, frozen=True, kw_only=True):
+    """Judges' rewards of one step of a rollout: their number, sum and sum of squares per arm."""
+
+    weight: Share
+    count: dict[Arm, int] = {}
+    total: dict[Arm, float] = {}
+    squares: dict[Arm, float] = {}
+
+
 class Evidence(Struct, frozen=True, kw_only=True):
     """What the controller has counted in the rollout under way.
 
-    Requests, users, guardrails and ``severe`` findings are those of the whole rollout. The
-    ``step_`` counts are of the candidate in the present step, and the rewards those of judges in
-    the present step, whose decisions are older than the attribution window. ``watermark`` is the
-    time before which every window has closed; ``sample_ratio`` tests the shares of users.
+    ``step_requests`` and ``step_users`` are those of the candidate in the present step, all else
+    is of the whole rollout; ``guardrails`` go by the names in the settings, and ``severe``
+    findings trip the wire. ``rewards`` are kept apart by step, since rewards that drift while the
+    weight rises must not be pooled. ``watermark`` is the time before which every attribution
+    window has closed; ``sample_ratio`` tests the share of users.
     """
 
     requests: dict[Arm, int] = {}
@@ -345,14 +355,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     guardrails: dict[str, GuardrailEvidence] = {}
     severe: dict[Arm, int] = {}
     sample_ratio: GuardrailEvidence = GuardrailEvidence()
-    reward_count: dict[Arm, int] = {}
-    reward_sum: dict[Arm, float] = {}
-    reward_sum_squares: dict[Arm, float] = {}
+    rewards: tuple[StepRewards, ...] = ()
     watermark: Moment | None = None
-    violations: dict[Arm, int] = {}
-    log_wealth: tuple[float, ...] = ()
-    e_value: float = 1.0
-    offenders: tuple[str, ...] = ()
 
 
 class CommandOutcome(Struct, frozen=True, kw_only=True):

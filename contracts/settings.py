@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from contracts.errors import SettingsError
 from contracts.guard_settings import Guard
+from contracts.rollout_settings import Rollout
 from contracts.section import Count, NonNegative, Port, Positive, Section, Share
 
 PREFIX = "HEADRACE_"
@@ -183,19 +184,6 @@ class Learner(Section, frozen=True):
     seed: int = 0
     keep_checkpoints: Count = 3
     signing_key_file: str = ""
-
-
-class Rollout(Section, frozen=True):
-    """The rollout controller."""
-
-    canary_weight: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
-    min_canary_requests: Count = 300
-    min_canary_users: Count = 50
-    min_rewards: Count = 50
-    max_wait_seconds: Positive = 3600.0
-    alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.01
-    reward_margin: NonNegative = 0.05
-    publish_seconds: Positive = 1.0
 
 
 class Gate(Section, frozen=True):

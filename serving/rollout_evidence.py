@@ -1,151 +1,243 @@
 """Counting for the rollout under way: safety and reward events in, evidence out.
 
-What is counted is a function of the *set* of events, not of their order: sums are kept on a grid
-on which floats add exactly. So a recount of the same log ranges gives the same bytes. It knows no
-thresholds; those are in `serving.rollout_verdict`.
+Sums are kept on a grid on which floats add exactly, so a recount of the same log ranges gives the
+same bytes. Of a user's events of one kind the first one that arrives is the one that is tested. It
+knows no thresholds; those are in `serving.rollout_verdict`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import TypeVar
 
-import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
-from contracts.events import Arm, Event, Evidence, Reward, Rollout, Safety
-from serving.assignment import assign
+from contracts.events import (
+    Arm,
+    Event,
+    Evidence,
+    GuardrailEvidence,
+    Reward,
+    Rollout,
+    Safety,
+    StepRewards,
+)
+from contracts.judges import is_judge
+from contracts.settings import Settings
+from serving import sample_ratio
 from serving.eprocess import add_event, e_value
+from serving.rollout_guardrails import (
+    GUARDRAILS,
+    Guardrail,
+    answered_by_own_arm,
+    assigned_arm,
+    charged_arm,
+    is_severe,
+    is_unseen,
+    is_without_feedback,
+)
 
 MAX_DECISIONS = 500_000
-"""Decisions that are remembered, so that each counts once; about 100 MB at the limit."""
+"""Decisions that are remembered, so that each counts once; about 200 MB at the limit."""
 
-MAX_OFFENDERS = 4096
-"""Users remembered in the state itself, which must stay far below the size of one record."""
+EMPTY = Evidence(guardrails={name: GuardrailEvidence() for name in GUARDRAILS})
 
 _REWARD_GRID = 2.0**16  # values and squares on it add exactly up to two million rewards
 
 _Number = TypeVar("_Number", int, float)
 
-_NOTHING_YET: dict[Arm, int] = {"stable": 0, "canary": 0}
-_NO_SUM: dict[Arm, float] = {"stable": 0.0, "canary": 0.0}
-EMPTY = Evidence(
-    requests=_NOTHING_YET,
-    users=_NOTHING_YET,
-    violations=_NOTHING_YET,
-    reward_count=_NOTHING_YET,
-    reward_sum=_NO_SUM,
-    reward_sum_squares=_NO_SUM,
-)
+
+class CountingRules(Struct, frozen=True):
+    """What of the settings decides how events count."""
+
+    window_seconds: float
+    judge_share: float
+    first_token_limit_seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> CountingRules:
+        """Return the rules that the settings give."""
+        return cls(
+            settings.streams.window_seconds,
+            settings.policy.judge_share,
+            settings.rollout.first_token_limit_seconds,
+        )
 
 
 class EvidenceCounter:
-    """Counts each decision of the rollout in ``state`` once, and each user's first violation.
+    """Counts each decision of the rollout in ``state`` once, and each user's first event of a kind.
 
     It goes on from the state's evidence. What was already counted into it is learned by `recall`
     of the same events; without that, duplicates of them would count again.
     """
 
-    def __init__(self, state: Rollout, max_decisions: int = MAX_DECISIONS) -> None:
+    def __init__(
+        self, state: Rollout, rules: CountingRules, max_decisions: int = MAX_DECISIONS
+    ) -> None:
         self.evidence = state.evidence
         self._state = state
+        self._rules = rules
         self._max_decisions = max_decisions
-        self._served: set[int] = set()
-        self._rewarded: set[int] = set()
-        self._users: set[int] = set()
-        self._offenders: set[str] = set(state.evidence.offenders)
+        self._seen: set[bytes] = set()
+        self._decisions = 0
 
     @property
     def full(self) -> bool:
         """Whether the memory's bound is reached; nothing more is counted then."""
-        remembered = max(len(self._served), len(self._rewarded))
-        return remembered >= self._max_decisions or len(self._offenders) >= MAX_OFFENDERS
+        return self._decisions >= self._max_decisions
+
+    def enter(self, state: Rollout) -> None:
+        """Go on with the rollout's next state: another step counts its own requests and users."""
+        self._state, self.evidence = state, state.evidence
 
     def count(self, event: Event) -> bool:
         """Count an event of the rewards topic; return whether the evidence changed."""
         if self.full:
             return False
-        if isinstance(event, Safety) and self._is_new(event, self._served):
-            self.evidence = self._with_safety(event)
-            return True
-        if isinstance(event, Reward) and _is_counted(event) and self._is_new(event, self._rewarded):
-            self.evidence = _with_reward(self.evidence, event)
-            return True
-        return False
+        before = self.evidence
+        if isinstance(event, Safety) and self._is_new("decision", event):
+            self._decisions += 1
+            self._count_safety(event)
+        elif isinstance(event, Reward) and event.revision == 0 and self._is_new("reward", event):
+            self._count_reward(event)
+        return self.evidence != before
 
     def recall(self, event: Event) -> None:
         """Remember an event that is already in the evidence, without counting it."""
-        if isinstance(event, Safety) and self._is_new(event, self._served):
-            self._users.add(_key(event.user_id))
-        elif isinstance(event, Reward) and _is_counted(event):
-            self._is_new(event, self._rewarded)
+        kept = self.evidence
+        self.count(event)
+        self.evidence = kept
 
-    def _is_new(self, event: Safety | Reward, seen: set[int]) -> bool:
-        if not self._served_as_assigned(event):
+    def _is_new(self, kind: str, event: Safety | Reward) -> bool:
+        of_rollout = event.assignment.rollout_id == self._state.rollout_id
+        return of_rollout and self._first(kind, event.decision_id)
+
+    def _first(self, *parts: str) -> bool:
+        """Remember something by its hash; return whether it was not known."""
+        key = blake2b("\0".join(parts).encode(), digest_size=8).digest()
+        if key in self._seen:
             return False
-        key = _key(event.decision_id)
-        if key in seen:
-            return False
-        seen.add(key)
+        self._seen.add(key)
         return True
 
-    def _served_as_assigned(self, event: Safety | Reward) -> bool:
-        """Whether the user's own arm answered: a fallback is no evidence about either version.
+    # --- safety, errors, waits -----------------------------------------------------------------
 
-        Canary users whose answers came from the stable version would otherwise fill the control
-        exactly where the canary fails.
-        """
+    def _count_safety(self, event: Safety) -> None:
         given = event.assignment
-        if given.rollout_id != self._state.rollout_id:
-            return False
-        state = msgspec.structs.replace(self._state, weight=given.canary_weight)
-        return given == assign(state, given.policy, event.user_id)
+        own_arm = answered_by_own_arm(given, self._state, event.user_id)
+        self._see_time(event.decided_at, self._rules.window_seconds)
+        self._count_assignment(event)
+        if own_arm:
+            self._count_answer(event)
+        charged = charged_arm(event)
+        if charged is not None:
+            self._guard("error", event, charged)
+        if is_severe(event, own_arm=own_arm):
+            arm = charged if charged and not own_arm else given.arm
+            self.evidence = replace(self.evidence, severe=_plus(self.evidence.severe, arm, 1))
 
-    def _with_safety(self, event: Safety) -> Evidence:
-        evidence, arm = self.evidence, event.assignment.arm
-        user = _key(event.user_id)
-        users = evidence.users if user in self._users else _plus(evidence.users, arm, 1)
-        self._users.add(user)
-        changed = msgspec.structs.replace(
-            evidence, requests=_plus(evidence.requests, arm, 1), users=users
+    def _count_answer(self, event: Safety) -> None:
+        evidence, arm, user = self.evidence, event.assignment.arm, event.user_id
+        changed = replace(evidence, requests=_plus(evidence.requests, arm, 1))
+        if self._first("user", arm, user):
+            changed = replace(changed, users=_plus(evidence.users, arm, 1))
+        if arm != "stable" and self._in_step(event):
+            first = self._first("step", str(event.assignment.canary_weight), arm, user)
+            changed = replace(
+                changed,
+                step_requests=evidence.step_requests + 1,
+                step_users=evidence.step_users + first,
+            )
+        self.evidence = changed
+        if event.violation:
+            self._guard("safety", event, arm)
+        seconds = event.first_token_seconds
+        if seconds is not None and seconds > self._rules.first_token_limit_seconds:
+            self._guard("slow", event, arm)
+
+    def _in_step(self, event: Safety) -> bool:
+        """Whether the candidate's answer was given in the present step: weights tell steps."""
+        given, state = event.assignment, self._state
+        if state.phase == "shadow":
+            return given.arm == "shadow"
+        return given.arm == "canary" and given.canary_weight == state.weight
+
+    def _count_assignment(self, event: Safety) -> None:
+        """Test the share of users on those who are seen in a canary for the first time."""
+        arm = assigned_arm(event)
+        if arm is None or not self._first("assigned", event.user_id):
+            return
+        found, canary = self.evidence.sample_ratio, arm == "canary"
+        logs = sample_ratio.add_users(
+            found.log_wealth,
+            canary=int(canary),
+            stable=int(not canary),
+            weight=event.assignment.canary_weight,
         )
-        if not event.violation:
-            return changed
-        changed = msgspec.structs.replace(changed, violations=_plus(evidence.violations, arm, 1))
-        offender = f"{user:016x}"
-        if offender in self._offenders:
-            return changed
-        self._offenders.add(offender)
-        logs = add_event(
-            evidence.log_wealth, canary=arm == "canary", weight=event.assignment.canary_weight
+        ratio = GuardrailEvidence(
+            events=_plus(found.events, arm, 1), log_wealth=logs, e_value=e_value(logs)
         )
-        return msgspec.structs.replace(
-            changed,
-            log_wealth=logs,
-            e_value=e_value(logs),
-            offenders=tuple(sorted(self._offenders)),
-        )
+        self.evidence = replace(self.evidence, sample_ratio=ratio)
+
+    # --- rewards ---------------------------------------------------------------------------------
+
+    def _count_reward(self, event: Reward) -> None:
+        """Count a window that closed; later news goes to the learner, or it would favour one arm.
+
+        Only judges count, whose feedback trained nobody, and only while users see the candidate.
+        """
+        self._see_time(event.decided_at, 0.0)
+        given, user = event.assignment, event.user_id
+        if is_unseen(given) or not is_judge(given.policy, user, self._rules.judge_share):
+            return
+        if not answered_by_own_arm(given, self._state, user):
+            return
+        if self._first("window", user) and is_without_feedback(event):
+            self._guard("missing", event, given.arm)
+        if event.status == "final" and event.value is not None:
+            rewards = _with_reward(self.evidence.rewards, event, event.value)
+            self.evidence = replace(self.evidence, rewards=rewards)
+
+    # --- all of them -----------------------------------------------------------------------------
+
+    def _guard(self, name: Guardrail, event: Safety | Reward, arm: Arm) -> None:
+        found = self.evidence.guardrails.get(name, GuardrailEvidence())
+        changed = replace(found, events=_plus(found.events, arm, 1))
+        if self._first(name, event.user_id):
+            weight = event.assignment.canary_weight
+            logs = add_event(found.log_wealth, canary=arm != "stable", weight=weight)
+            changed = replace(changed, log_wealth=logs, e_value=e_value(logs))
+        guardrails = {**self.evidence.guardrails, name: changed}
+        self.evidence = replace(self.evidence, guardrails=guardrails)
+
+    def _see_time(self, decided_at: datetime, window_seconds: float) -> None:
+        """Move the watermark: a decision's own window is open, that of a reward has closed."""
+        reached = decided_at - timedelta(seconds=window_seconds)
+        if self.evidence.watermark is None or reached > self.evidence.watermark:
+            self.evidence = replace(self.evidence, watermark=reached)
 
 
-def _is_counted(event: Reward) -> bool:
-    """Only what was known when the window closed counts, or late news would favour one arm."""
-    return event.revision == 0 and event.status == "final" and event.value is not None
-
-
-def _with_reward(evidence: Evidence, event: Reward) -> Evidence:
-    arm = event.assignment.arm
-    value = math.floor((event.value or 0.0) * _REWARD_GRID) / _REWARD_GRID
-    return msgspec.structs.replace(
-        evidence,
-        reward_count=_plus(evidence.reward_count, arm, 1),
-        reward_sum=_plus(evidence.reward_sum, arm, value),
-        reward_sum_squares=_plus(evidence.reward_sum_squares, arm, value * value),
+def _with_reward(
+    steps: tuple[StepRewards, ...], event: Reward, value: float
+) -> tuple[StepRewards, ...]:
+    arm, weight = event.assignment.arm, event.assignment.canary_weight
+    kept = math.floor(value * _REWARD_GRID) / _REWARD_GRID
+    by_weight = {step.weight: step for step in steps}
+    step = by_weight.get(weight, StepRewards(weight=weight))
+    by_weight[weight] = replace(
+        step,
+        count=_plus(step.count, arm, 1),
+        total=_plus(step.total, arm, kept),
+        squares=_plus(step.squares, arm, kept * kept),
     )
+    return tuple(by_weight[weight] for weight in sorted(by_weight))
 
 
-def _plus(counts: dict[Arm, _Number], arm: Arm, amount: _Number) -> dict[Arm, _Number]:
-    return {**counts, arm: counts.get(arm, 0) + amount}
-
-
-def _key(identity: str) -> int:
-    return int.from_bytes(blake2b(identity.encode(), digest_size=8).digest())
+def _plus(counts: Mapping[Arm, _Number], arm: Arm, amount: _Number) -> dict[Arm, _Number]:
+    """Return the counts with more of one arm, in a fixed order of the arms."""
+    grown = {**counts, arm: counts.get(arm, 0) + amount}
+    return {name: grown[name] for name in sorted(grown)}

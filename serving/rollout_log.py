@@ -1,4 +1,4 @@
-"""The rollout controller's side of Kafka: its own state, releases and rewards, audit records.
+"""The rollout controller's side of Kafka: its state, releases, rewards, commands, audit records.
 
 It knows nothing of verdicts. Every call either does what it says or raises KafkaError or one of
 contracts.errors within a deadline; after that the same call may be made again.
@@ -16,7 +16,6 @@ from contracts.broker import (
     Reader,
     Received,
     make_producer,
-    read_to_end,
     send_and_wait,
     wait_for_broker,
 )
@@ -24,7 +23,7 @@ from contracts.codec import Record, encode, trace_headers
 from contracts.errors import CodecError, DeadlineError
 from contracts.events import AuditRecord, Event, Rollout
 from contracts.settings import Kafka
-from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
+from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUT_COMMANDS, ROLLOUTS
 from contracts.tracing import current_trace_headers
 
 CLIENT_ID = "headrace-rollout"
@@ -43,20 +42,36 @@ class RolloutLog:
         self._chain = chain
         self._producer: KafkaProducer | None = None
         self._reader: Reader | None = None
+        self._states: Reader | None = None
+        self._states_end = 0
         self._unsent: AuditRecord | None = None
 
-    def history(self) -> Iterator[tuple[Rollout, dict[str, str]]]:
-        """Yield every state of the policy on the topic with its trace headers, oldest first."""
-        wait_for_broker(self._kafka, PROBE_SECONDS)
-        for record in read_to_end(self._kafka, (ROLLOUTS,), CLIENT_ID):
-            event = event_or_none(record)
-            if isinstance(event, Rollout) and event.policy == self._policy:
-                yield event, trace_headers(record.headers)
+    def states(self) -> Iterator[tuple[Rollout, dict[str, str]]]:
+        """Yield the policy's states not yet read, to the end of the topic, with trace headers.
+
+        What was published here is read in any case. DeadlineError when a record that is there
+        does not come.
+        """
+        if self._states is None:
+            wait_for_broker(self._kafka, PROBE_SECONDS)
+            self._states = Reader(self._kafka, (ROLLOUTS,), CLIENT_ID)
+        ends, quiet = self._states.ends(), 0.0
+        ends = {place: max(end, self._states_end) for place, end in ends.items()}
+        while any(at < ends[place] for place, at in self._states.positions().items()):
+            records = self._states.poll(0.2)
+            quiet = 0.0 if records else quiet + 0.2
+            if quiet > RECALL_SECONDS:
+                raise DeadlineError(f"rollouts: nothing came for {RECALL_SECONDS} s")
+            for record in records:
+                event = event_or_none(record)
+                if isinstance(event, Rollout) and event.policy == self._policy:
+                    yield event, trace_headers(record.headers)
 
     def open(self, positions: Mapping[str, int]) -> None:
-        """Begin to read releases and rewards there; partitions not named begin at their end."""
+        """Begin to read releases, rewards and commands there; partitions not named at their end."""
         self._close_reader()
-        self._reader = Reader(self._kafka, (RELEASES, REWARDS), CLIENT_ID, positions, from_end=True)
+        topics = (RELEASES, REWARDS, ROLLOUT_COMMANDS)
+        self._reader = Reader(self._kafka, topics, CLIENT_ID, positions, from_end=True)
 
     def poll(self, seconds: float) -> list[Received]:
         """Return the records that arrive within ``seconds``."""
@@ -99,7 +114,13 @@ class RolloutLog:
 
     def publish(self, state: Rollout, trace: Mapping[str, str]) -> None:
         """Write a state and wait until the broker has it."""
-        self._deliver(encode(ROLLOUTS, state, source=SOURCE, trace=trace))
+        offset = self._deliver(encode(ROLLOUTS, state, source=SOURCE, trace=trace))
+        self._states_end = offset + 1
+
+    @property
+    def writer(self) -> str:
+        """The name under which this run of the controller writes."""
+        return self._chain.producer
 
     def audit(self, action: str, subject: str, reason: str, detail: dict[str, Any]) -> None:
         """Write an audit record and wait until the broker has it.
@@ -124,6 +145,9 @@ class RolloutLog:
     def close(self) -> None:
         """Close all connections."""
         self._close_reader()
+        if self._states is not None:
+            self._states.close()
+            self._states = None
         self._close_producer()
 
     @property
@@ -131,11 +155,11 @@ class RolloutLog:
         assert self._reader is not None, "call open() first"
         return self._reader
 
-    def _deliver(self, record: Record) -> None:
+    def _deliver(self, record: Record) -> int:
         if self._producer is None:
             self._producer = make_producer(self._kafka, CLIENT_ID)
         try:
-            send_and_wait(self._producer, self._kafka, record, SEND_SECONDS)
+            return send_and_wait(self._producer, self._kafka, record, SEND_SECONDS)
         except DeadlineError:
             self._close_producer()  # or the record could still arrive long after we gave it up
             raise

@@ -1,56 +1,63 @@
 """The rollout loop: release by release, from verified files to full service or back.
 
-A story in four parts: take in what was written, judge the canary under way, keep the engine's
-adapters, begin the next release. Its whole state is the newest event on topic `rollouts`: evidence
-and read positions are published in one event, so a controller killed at any moment goes on with
-the same rollout and counts each event once. It knows no statistics; see `serving.rollout_verdict`.
+A story in five parts: take in what was written, obey people's commands, judge the rollout under
+way, keep the engine's adapters, begin the next release. Its whole state is the newest event on
+topic `rollouts`: evidence and read positions are published in one event, so a controller killed at
+any moment goes on with the same rollout and counts each event once. It knows no statistics
+(`serving.rollout_verdict`), no states but through `serving.rollout_transition`, and acts only while
+it holds the term (`serving.rollout_term`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import Any
 
 import msgspec
 from kafka.errors import KafkaError
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.clock import Clock
-from contracts.codec import trace_headers
-from contracts.errors import EngineError, HeadraceError, ManifestError
-from contracts.events import BASE_VERSION, Candidate, Release, Rollout
+from contracts.errors import HeadraceError
+from contracts.events import BASE_VERSION, Candidate, Release, Rollout, RolloutCommand
 from contracts.ids import NewId
 from contracts.settings import Settings
-from contracts.topics import RELEASES
 from contracts.tracing import current_trace_headers, span
 from serving.rollout_adapters import Adapters, BrokenVersionError
-from serving.rollout_evidence import EMPTY, EvidenceCounter
+from serving.rollout_admission import Admission
+from serving.rollout_commands import AUDITED, Order, answered, obeyed, order_of
+from serving.rollout_evidence import CountingRules, EvidenceCounter
+from serving.rollout_inbox import COMMANDS_PLACE, RELEASES_PLACE, Asked, Inbox, Pending
 from serving.rollout_log import RolloutLog, event_or_none
-from serving.rollout_state import newer
+from serving.rollout_plan import Identity, plan_hash
+from serving.rollout_standby import Standby
 from serving.rollout_status import RolloutStatus
-from serving.rollout_verdict import Verdict, decide, plan_hash
+from serving.rollout_term import FencedError, Term
+from serving.rollout_transition import begun, entered, refused, rolled_back, serving
+from serving.rollout_verdict import Verdict, decide
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0
 ENGINE_SECONDS = 3.0
-LOAD_ATTEMPTS = 3
 REASON_CHARS = 2000
+SIGNS_OF_LIFE = 3
+"""States written within ``takeover_seconds``, at least, so that nobody takes over."""
 
-_RELEASES = f"{RELEASES.name}/0"
 _log = logging.getLogger("headrace.rollout")
 
 
-class Pending(Struct, frozen=True):
-    """A release that waits for its turn, its place on the topic and its trace."""
+class Act(Struct, frozen=True):
+    """A step to be audited: the audit's word for it, the version it is about, why, and figures."""
 
-    release: Release
-    offset: int
-    trace: dict[str, str]
+    action: str
+    about: Candidate
+    reason: str
+    detail: dict[str, Any] = {}
 
 
 class RolloutLoop:
-    """Takes one policy's releases through canary to promotion or back; call `run`."""
+    """Takes one policy's releases through the plan to promotion or back; call `run`."""
 
     def __init__(
         self,
@@ -61,19 +68,21 @@ class RolloutLoop:
         clock: Clock,
         new_id: NewId,
     ) -> None:
+        self._settings = settings
         self._rules = settings.rollout
         self._policy = settings.policy.name
         self._log = log
         self._adapters = adapters
+        self._admission = Admission(adapters)
         self._status = status
         self._clock = clock
         self._new_id = new_id
+        self._term = Term(log, log.writer, status.tally)
+        self._standby = Standby(self._term, log, clock, self._rules.takeover_seconds)
+        self._inbox = Inbox(self._policy)
         self._state: Rollout | None = None
         self._trace: dict[str, str] = {}
         self._counter: EvidenceCounter | None = None
-        self._pending: Pending | None = None
-        self._superseded: deque[tuple[Release, str]] = deque()
-        self._attempts = 0
         self._published_at = 0.0
         self._engine_at: float | None = None
 
@@ -88,6 +97,10 @@ class RolloutLoop:
         while not self._status.stopping.is_set():
             try:
                 self.step()
+            except FencedError as error:
+                _log.warning("%s", error)
+                self._state, self._counter = None, None
+                self._standby.enter()
             except (HeadraceError, KafkaError) as error:
                 _log.warning("%s", error)
                 self._status.waiting(str(error))
@@ -95,48 +108,50 @@ class RolloutLoop:
 
     def step(self) -> None:
         """Do one round; it may be called again after any error."""
+        if self._standby.stays(self._policy):
+            self._status.waiting(self._standby.note)
+            self._status.stopping.wait(POLL_SECONDS)
+            return
         if self._state is None:
             self._resume()
         self._take_in()
+        if self._inbox.command is not None:
+            self._obey(self._inbox.command)
         if self._counter is not None:
             self._judge(self._counter)
         self._publish_counts()
         self._status.working(self.state, self._log.lag(), self._describe())
         self._keep_adapters()
-        if self._counter is None and self._pending is not None:
-            self._begin(self._pending)
+        if self._inbox.release is not None and not self._waits():
+            self._begin(self._inbox.release)
 
     # --- resume ------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Find the newest state on the topic, or write the first one."""
-        state: Rollout | None = None
+        """Claim the next term of the newest state on the topic, or of the first one."""
         self._status.waiting("reading the last state from the broker")
-        self._status.forget()
-        for read, trace in self._log.history():
-            self._status.tally(read)
-            held, state = state, newer(state, read)
-            if state is not held:
-                self._trace = trace
-        if state is None:
-            state = Rollout(
-                id=self._new_id(),
-                time=self._clock.now(),
-                policy=self._policy,
-                epoch=0,
-                phase="idle",
-                stable=Candidate(version=BASE_VERSION),
-            )
-            self._log.publish(state, {})
-        under_way = state.phase == "canary"
-        releases = {_RELEASES: state.positions.get(_RELEASES, 0)}
-        self._log.open(state.positions if under_way else releases)
+        self._term.read()
+        state = self._term.newest or Rollout(
+            id=self._new_id(),
+            time=self._clock.now(),
+            policy=self._policy,
+            epoch=0,
+            phase="idle",
+            stable=Candidate(version=BASE_VERSION),
+        )
+        self._trace = self._term.trace
+        state = self._term.claim(self._stamped(state), self._trace)
+        places = {RELEASES_PLACE: 0, COMMANDS_PLACE: 0} | state.positions
+        under_way = state.candidate is not None
+        waiting = {name: places[name] for name in (RELEASES_PLACE, COMMANDS_PLACE)}
+        self._inbox = Inbox(self._policy)
+        self._log.open(places if under_way else waiting)
         self._counter = self._recount(state) if under_way else None
-        self._state = state
+        self._state, self._published_at = state, self._clock.monotonic()
 
     def _recount(self, state: Rollout) -> EvidenceCounter:
         """Go on from the published evidence, knowing again which events are in it."""
-        counter = EvidenceCounter(state)
+        counter = EvidenceCounter(state, CountingRules.of(self._settings))
         for event in self._log.between(state.first_positions, state.positions):
             counter.recall(event)
         return counter
@@ -150,28 +165,39 @@ class RolloutLoop:
                 where = f"{record.topic.name}/{record.partition} offset {record.offset}"
                 _log.warning("%s is not a valid event; skipped", where)
             elif isinstance(event, Release):
-                self._queue(Pending(event, record.offset, trace_headers(record.headers)))
+                self._inbox.put_release(record, event, self.state)
+            elif isinstance(event, RolloutCommand):
+                self._inbox.put_command(record, event)
             elif self._counter is not None:
                 self._counter.count(event)
-        while self._superseded:
-            release, by = self._superseded[0]
+        while self._inbox.superseded:
+            release, by = self._inbox.superseded[0]
             self._log.audit(
                 "release.superseded", release.version, f"newer release {by}", {"by": by}
             )
-            self._superseded.popleft()
+            self._inbox.superseded.popleft()
 
-    def _queue(self, found: Pending) -> None:
-        """Keep the newest release; one that is announced twice is taken once."""
-        release, known = found.release, {self.state.judged, self.state.stable.version}
-        if self.state.candidate is not None:
-            known.add(self.state.candidate.version)
-        if release.policy != self._policy or release.version in known:
-            return
-        if self._pending is not None:
-            if self._pending.release.version == release.version:
-                return
-            self._superseded.append((self._pending.release, release.version))
-        self._pending, self._attempts = found, 0
+    # --- obey --------------------------------------------------------------------------------
+
+    def _obey(self, asked: Asked) -> None:
+        """Do what a person asked, or say why not; the state then has read past the command."""
+        command, state = asked.command, self._counted()
+        pending = self._inbox.release
+        order = order_of(command, state, pending.candidate if pending else None)
+        with span("rollout.command", links=[asked.trace], attributes=self._attributes(state)):
+            if order.target is not None:
+                self._status.waiting(f"loading {order.target.version[:12]} for {command.operator}")
+                refusal = self._admission.load(order.target, self._needed())
+                order = Order(refusal=refusal[:REASON_CHARS]) if refusal else order
+            detail = {"command_id": command.id, "operator": command.operator}
+            if order.refusal:
+                after = answered(state, command, order.refusal)
+                action, reason = "command-refused", f"{command.action}: {order.refusal}"
+            else:
+                after = obeyed(command, order, state, self._rules, self._clock.now())
+                action, reason = AUDITED[command.action], command.reason
+            about = order.target or state.candidate or state.stable
+            self._act(Act(action, about, reason, detail), after, asked)
 
     # --- judge -------------------------------------------------------------------------------
 
@@ -179,39 +205,32 @@ class RolloutLoop:
         verdict = self._verdict(counter)
         if verdict.action == "continue" or not (verdict.at_once or self._log.caught_up()):
             return
-        self._conclude(counter, verdict)
+        self._conclude(verdict)
 
     def _verdict(self, counter: EvidenceCounter) -> Verdict:
-        state = self.state
-        if state.plan != self._plan(state.rollout_id or "", state.salt, state.candidate):
+        state = self._counted()
+        if state.plan != self._plan(state):
             return Verdict("roll-back", "inconclusive: the rules changed under way", at_once=True)
-        started = state.started_at or self._clock.now()
-        elapsed = (self._clock.now() - started).total_seconds()
-        return decide(counter.evidence, self._rules, elapsed, full=counter.full)
+        return decide(state, self._rules, self._clock.now(), full=counter.full)
 
-    def _conclude(self, counter: EvidenceCounter, verdict: Verdict) -> None:
-        candidate = self.state.candidate
-        assert candidate is not None, "a canary has a candidate"
-        promoted = verdict.action == "promote"
-        action = "promoted" if promoted else "rolled-back"
-        with span(f"rollout.{action}", links=[self._trace], attributes=self._attributes(candidate)):
-            positions = self._positions()
-            detail = self._detail() | {
-                "evidence": _summary(counter),
-                "positions": positions,
-                "serves": (candidate if promoted else self.state.stable).version,
-            }
-            self._log.audit(f"rollout.{action}", candidate.version, verdict.reason, detail)
-            self._change(
-                phase=action,
-                stable=candidate if promoted else self.state.stable,
-                candidate=None,
-                weight=0.0,
-                reason=verdict.reason,
-                evidence=counter.evidence,
-                positions=positions,
-            )
-        self._counter = None
+    def _conclude(self, verdict: Verdict) -> None:
+        state, now, reason = self._counted(), self._clock.now(), verdict.reason
+        candidate = state.candidate
+        assert candidate is not None, "a rollout under way has a candidate"
+        match verdict.action:
+            case "promote":
+                action, after = "promoted", serving(state, candidate, forward=True, reason=reason)
+            case "advance":
+                action, after = "advanced", entered(state, state.step + 1, self._rules, now, reason)
+            case "hold":
+                action, after = "held", replace(state, held=True, reason=reason)
+            case "pause":
+                action, after = "paused", replace(state, paused=reason)
+            case _:
+                action, after = "rolled-back", rolled_back(state, self._rules, now, reason)
+        with span(f"rollout.{action}", links=[self._trace], attributes=self._attributes(state)):
+            detail = {"evidence": msgspec.to_builtins(state.evidence)}
+            self._act(Act(action, candidate, reason, detail), after)
 
     # --- engine ------------------------------------------------------------------------------
 
@@ -230,9 +249,9 @@ class RolloutLoop:
     def _cannot_serve(self, error: BrokenVersionError) -> None:
         """A broken candidate is rolled back; a broken stable version needs a person."""
         candidate = self.state.candidate
-        if self._counter is None or candidate is None or candidate.version != error.version:
+        if candidate is None or candidate.version != error.version:
             raise error
-        self._conclude(self._counter, Verdict("roll-back", str(error)[:REASON_CHARS]))
+        self._conclude(Verdict("roll-back", str(error)[:REASON_CHARS]))
 
     def _needed(self) -> tuple[Candidate, ...]:
         found = (self.state.stable, self.state.candidate)
@@ -240,135 +259,141 @@ class RolloutLoop:
 
     # --- begin -------------------------------------------------------------------------------
 
+    def _waits(self) -> str:
+        """Return why no release may begin, "" when one may."""
+        state = self.state
+        if state.candidate is not None:
+            return f"{state.candidate.version[:12]} is under way"
+        if state.pinned:
+            return f"{state.stable.version[:12]} is pinned"
+        if state.paused:
+            return f"paused: {state.paused}"
+        if state.cooldown_until is not None and self._clock.now() < state.cooldown_until:
+            return f"after a rollback no release is taken until {state.cooldown_until:%H:%M:%S}"
+        return ""
+
     def _begin(self, pending: Pending) -> None:
-        release = pending.release
-        candidate = Candidate(
-            version=release.version, sequence=release.sequence, location=release.location
-        )
-        with span("rollout.begin", links=[pending.trace], attributes=self._attributes(candidate)):
+        candidate = pending.candidate
+        attributes = self._attributes(replace(self.state, candidate=candidate))
+        with span("rollout.begin", links=[pending.trace], attributes=attributes):
             refusal = self._admit(candidate)
-            if refusal is None:
-                self._start(candidate)
+            if refusal:
+                reason = refusal[:REASON_CHARS]  # it may quote a file or the engine at any length
+                after = refused(self.state, candidate, reason)
+                self._act(Act("refused", candidate, reason), after, pending)
             else:
-                self._refuse(candidate, refusal)
-        self._pending = None
+                self._start(pending)
 
-    def _admit(self, candidate: Candidate) -> str | None:
-        """Have the engine take the version; return why it cannot be served, None when it can.
-
-        An engine that is away is waited for; one that is well but cannot take this version is
-        asked a few times, unless it says that the request itself is at fault.
-        """
+    def _admit(self, candidate: Candidate) -> str:
+        """Return why no user may meet this version, "" when they may."""
+        if candidate.form == "full":
+            return "full weights take the whole engine: a person serves them, by rollout promote"
         self._status.waiting(f"loading and warming up {candidate.version[:12]}")
-        try:
-            self._adapters.admit(candidate, self._needed())
-        except ManifestError as error:
-            return str(error)
-        except EngineError as error:
-            if not self._adapters.healthy():
-                raise
-            self._attempts += 1
-            if not 400 <= error.status < 500 and self._attempts < LOAD_ATTEMPTS:
-                raise
-            return str(error)
-        return None
+        return self._admission.load(candidate, self._needed())
 
-    def _start(self, candidate: Candidate) -> None:
-        rollout_id, salt = self._new_id(), self._new_id()
-        plan = self._plan(rollout_id, salt, candidate)
-        positions = self._log.positions()
-        rules = msgspec.to_builtins(self._rules)
-        detail = {"rollout_id": rollout_id, "plan": plan, "rules": rules, "salt": salt}
-        detail |= {"stable": self.state.stable.version, "first_positions": positions}
-        self._log.audit("rollout.started", candidate.version, "", detail)
-        self._change(
-            phase="canary",
-            candidate=candidate,
-            rollout_id=rollout_id,
-            salt=salt,
-            weight=self._rules.canary_weight,
-            reason="",
-            started_at=self._clock.now(),
-            evidence=EMPTY,
-            positions=positions,
-            first_positions=positions,
-            plan=plan,
-            judged=candidate.version,
+    def _start(self, pending: Pending) -> None:
+        who = Identity(
+            rollout_id=self._new_id(),
+            salt=self._new_id(),
+            stable=self.state.stable,
+            candidate=pending.candidate,
         )
-        self._counter = EvidenceCounter(self.state)
-
-    def _refuse(self, candidate: Candidate, reason: str) -> None:
-        reason = reason[:REASON_CHARS]  # it may quote a file or the engine at any length
-        self._log.audit(
-            "rollout.refused", candidate.version, reason, {"serves": self.state.stable.version}
-        )
-        self._change(
-            phase="refused",
-            candidate=None,
-            weight=0.0,
-            reason=reason,
-            positions=self._log.positions(),
-            judged=candidate.version,
-        )
+        plan, now = plan_hash(who, self._settings), self._clock.now()
+        first = self._inbox.places(self._log.positions(), pending)
+        after = entered(begun(self.state, who, plan, first, now), 0, self._rules, now)
+        detail = {"rules": msgspec.to_builtins(self._rules), "salt": who.salt}
+        self._act(Act("started", pending.candidate, "", detail), after, pending)
 
     # --- write -------------------------------------------------------------------------------
 
-    def _change(self, **changes: Any) -> None:
-        """Publish the next epoch; the state changes only once the broker has it."""
+    def _act(self, act: Act, after: Rollout, done: Pending | Asked | None = None) -> None:
+        """Audit a step and publish the state after it, in the term held.
+
+        The state changes only once the broker has it; what is ``done`` lies behind it then.
+        """
+        places = self._inbox.places(self._log.positions(), done)
+        after = replace(after, positions=places, epoch=self.state.epoch + 1)
+        self._term.check()
+        detail = _context(after) | act.detail
+        self._log.audit(f"rollout.{act.action}", act.about.version, act.reason, detail)
         self._trace = current_trace_headers()
-        self._write(epoch=self.state.epoch + 1, **changes)
-        self._status.tally(self.state)
-        _log.info("epoch %s: %s %s", self.state.epoch, self.state.phase, self.state.reason)
+        self._write(after)
+        if done is not None:
+            self._inbox.drop(done, after)
+        self._count_on()
+        _log.info("epoch %s: %s %s", after.epoch, act.action, act.reason)
+
+    def _count_on(self) -> None:
+        """Count for the state just written: a rollout that began, goes on, or ended."""
+        if self.state.candidate is None:
+            self._counter = None
+        elif self._counter is None:
+            self._counter = EvidenceCounter(self.state, CountingRules.of(self._settings))
+        else:
+            self._counter.enter(self.state)
 
     def _publish_counts(self) -> None:
-        if self._counter is None or self._counter.evidence == self.state.evidence:
-            return
-        if self._clock.monotonic() - self._published_at >= self._rules.publish_seconds:
-            self._write(evidence=self._counter.evidence, positions=self._positions())
+        """Publish what was counted, and from time to time that this controller lives."""
+        state = self._counted()
+        quiet = self._clock.monotonic() - self._published_at
+        changed = state.evidence != self.state.evidence
+        if (changed and quiet >= self._rules.publish_seconds) or (
+            quiet >= self._rules.takeover_seconds / SIGNS_OF_LIFE
+        ):
+            self._write(replace(state, positions=self._inbox.places(self._log.positions())))
 
-    def _write(self, **changes: Any) -> None:
-        state = msgspec.structs.replace(
-            self.state, id=self._new_id(), time=self._clock.now(), **changes
-        )
-        self._log.publish(state, self._trace)
+    def _write(self, state: Rollout) -> None:
+        state = self._stamped(state)
+        self._term.write(state, self._trace)
         self._state, self._published_at = state, self._clock.monotonic()
 
-    def _positions(self) -> dict[str, int]:
-        """Return where to read on; a release that waits is to be read again."""
-        positions = self._log.positions()
-        if self._pending is not None:
-            positions[_RELEASES] = self._pending.offset
-        return positions
+    def _stamped(self, state: Rollout) -> Rollout:
+        return replace(state, id=self._new_id(), time=self._clock.now())
 
-    def _plan(self, rollout_id: str, salt: str, candidate: Candidate | None) -> str:
-        assert candidate is not None, "a canary has a candidate"
-        return plan_hash(self._rules, rollout_id, salt, self.state.stable, candidate)
+    def _counted(self) -> Rollout:
+        """Return the state with the newest evidence."""
+        if self._counter is None:
+            return self.state
+        return replace(self.state, evidence=self._counter.evidence)
 
-    def _detail(self) -> dict[str, Any]:
-        state = self.state
-        return {
-            "rollout_id": state.rollout_id,
-            "plan": state.plan,
-            "stable": state.stable.version,
-            "first_positions": state.first_positions,
-        }
+    def _plan(self, state: Rollout) -> str:
+        assert state.candidate is not None, "a rollout under way has a candidate"
+        who = Identity(
+            rollout_id=state.rollout_id or "",
+            salt=state.salt,
+            stable=state.stable,
+            candidate=state.candidate,
+        )
+        return plan_hash(who, self._settings)
 
-    def _attributes(self, candidate: Candidate) -> dict[str, str | int]:
+    def _attributes(self, state: Rollout) -> dict[str, str | int]:
         return {
             "headrace.policy": self._policy,
-            "headrace.policy_version": candidate.version,
-            "headrace.epoch": self.state.epoch,
+            "headrace.policy_version": (state.candidate or state.stable).version,
+            "headrace.epoch": state.epoch,
         }
 
     def _describe(self) -> str:
-        if self._counter is None or self.state.candidate is None:
-            return f"serving {self.state.stable.version[:12]}, waiting for a release"
+        state = self._counted()
+        if self._counter is None or state.candidate is None:
+            wait = self._waits() or "waiting for a release"
+            return f"serving {state.stable.version[:12]}, {wait}"
+        share = f"{state.weight:.0%}" if state.weight else f"shadow {state.shadow_share:.0%}"
         verdict = self._verdict(self._counter)
-        return f"canary {self.state.candidate.version[:12]}: {verdict.reason}"
+        return f"canary {state.candidate.version[:12]} at {share}: {verdict.reason}"
 
 
-def _summary(counter: EvidenceCounter) -> dict[str, Any]:
-    """Return the evidence for the audit; the offenders' keys can be recounted from the log."""
-    found: dict[str, Any] = msgspec.to_builtins(counter.evidence)
-    found["offenders"] = len(counter.evidence.offenders)
-    return found
+def _context(after: Rollout) -> dict[str, Any]:
+    """Return what every audit record of a step says: which rollout, and where it stands after."""
+    return {
+        "policy": after.policy,
+        "rollout_id": after.rollout_id,
+        "plan": after.plan,
+        "serves": after.stable.version,
+        "phase": after.phase,
+        "step": after.step,
+        "weight": after.weight,
+        "positions": after.positions,
+        "first_positions": after.first_positions,
+        "term": after.term,
+    }

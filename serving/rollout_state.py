@@ -33,8 +33,16 @@ _log = logging.getLogger("headrace.rollout_state")
 
 
 def newer(known: Rollout | None, read: Rollout) -> Rollout:
-    """Return the state that holds: the higher epoch, among equals the one read later."""
-    return read if known is None or read.epoch >= known.epoch else known
+    """Return the state that holds, given the records of the topic in their order.
+
+    The higher term holds, and the first record of a term decides whose it is: what another
+    controller writes in it, or in a lower one, is void. Within a term the higher epoch holds, among
+    equals the one read later.
+    """
+    if known is None or read.term > known.term:
+        return read
+    same = (read.term, read.writer) == (known.term, known.writer)
+    return read if same and read.epoch >= known.epoch else known
 
 
 class RolloutFollower:

@@ -31,35 +31,37 @@ class RolloutStatus:
         self._note = "starting"
         self._under_way = 0
         self._counts: dict[str, int] = {}
-        self._epochs = -1
+        self._told: tuple[str, ...] = ()
         self.forget()
 
     def forget(self) -> None:
         """Begin to count anew, before the history is read."""
         names = ("releases", "promoted", "rolled_back", "refused", "canary_requests")
         self._counts = dict.fromkeys(names, 0)
-        self._epochs = -1
+        self._told = ()
 
     def tally(self, state: Rollout) -> None:
-        """Count a state's change of phase, each epoch once, in the order of the topic."""
-        if state.epoch <= self._epochs:
+        """Count what became of releases, given the states that held in the order of the topic."""
+        told = (state.phase, state.rollout_id or "", state.judged, state.stable.version)
+        if told == self._told:
             return
-        self._epochs = state.epoch
-        if state.phase == "canary":
-            self._counts["releases"] += 1
+        before, self._told = self._told, told
+        first = before[1:3] != told[1:3]
+        if state.phase in ("shadow", "canary"):
+            self._counts["releases"] += first
         elif state.phase == "promoted":
             self._counts["promoted"] += 1
         elif state.phase == "rolled-back":
             self._counts["rolled_back"] += 1
         elif state.phase == "refused":
-            self._counts["releases"] += 1
+            self._counts["releases"] += first
             self._counts["refused"] += 1
-        if state.phase in ("promoted", "rolled-back"):
+        if state.phase in ("promoted", "rolled-back") and before[0] in ("shadow", "canary"):
             self._counts["canary_requests"] += state.evidence.requests.get("canary", 0)
 
     def working(self, state: Rollout, lag: int | None, note: str) -> None:
         """Say that all is well."""
-        counting = state.phase == "canary"
+        counting = state.candidate is not None
         self._under_way = state.evidence.requests.get("canary", 0) if counting else 0
         self._ready, self._lag, self._note = True, lag, note
 

@@ -1,32 +1,24 @@
-"""The verdict on a canary: evidence and rules in, continue, promote or roll back out.
+"""The verdict on a candidate: state and rules in; go on, hold, pause, promote or roll back out.
 
-Pure functions. The safety test may be looked at as often as one likes (`serving.eprocess`); the
-comparison of rewards may not, it is a plain Welch bound at each look: it keeps a candidate that is
-clearly worse from passing, but its error rate over many looks is not controlled. So reward alone
-never promotes, and silence never does: without enough evidence in time the canary is rolled back.
+Pure functions. Every test here may be looked at as often as one likes (`serving.eprocess`,
+`serving.confidence_sequence`, `serving.sample_ratio`). Any of them alone rolls back or pauses;
+none alone promotes, and silence never does: what stays inconclusive goes back.
 """
 
 from __future__ import annotations
 
-import math
-from hashlib import sha256
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
-from contracts.codec import to_json
-from contracts.events import Arm, Candidate, Evidence
-from contracts.settings import Rollout as Rules
-from serving.eprocess import ODDS_RATIOS
-
-Z_ONE_SIDED_95 = 1.6449
-
-SILENT = 1.0
-"""Up to here the violations seen do not speak against the canary; with none at all E is 1.
-
-Between this and ``1/alpha`` nothing is proved and nothing is promoted: a minimum sample is reached
-long before the test can have spoken.
-"""
+from contracts.events import Arm, Evidence, GuardrailEvidence, Rollout, StepRewards
+from contracts.rollout_settings import Rollout as Rules
+from serving.confidence_sequence import Interval, RewardSums, difference_over_steps
+from serving.rollout_guardrails import GUARDRAILS
+from serving.rollout_plan import SILENT, is_last, step_of
 
 
 class Verdict(Struct, frozen=True):
@@ -35,123 +27,135 @@ class Verdict(Struct, frozen=True):
     ``at_once`` is set on harm: it need not wait until everything that was written is counted.
     """
 
-    action: Literal["continue", "promote", "roll-back"]
+    action: Literal["continue", "advance", "hold", "pause", "promote", "roll-back"]
     reason: str
     at_once: bool = False
 
 
-class RewardDifference(Struct, frozen=True):
-    """Mean reward of the canary minus that of the concurrent stable arm, one-sided 95 % bound."""
+def decide(state: Rollout, rules: Rules, now: datetime, *, full: bool = False) -> Verdict:
+    """Judge the rollout under way in ``state``, whose evidence is the newest.
 
-    mean: float
-    lower_bound: float
-
-
-def decide(
-    evidence: Evidence, rules: Rules, elapsed_seconds: float, *, full: bool = False
-) -> Verdict:
-    """Judge the rollout under way.
-
-    ``elapsed_seconds`` counts from the rollout's start; ``full`` says that the counter can take
-    no more. Harm is looked at first, then sufficiency, and time last.
+    ``full`` says that the counter can take no more. Harm is looked at first, then whether the arms
+    can be compared at all, then sufficiency, and time last.
     """
-    threshold = 1.0 / rules.alpha
-    if evidence.e_value >= threshold:
-        return Verdict(
-            "roll-back",
-            f"safety: e-value {evidence.e_value:.4g} reached {threshold:.4g}, violations "
-            f"{_both(evidence.violations)} of requests {_both(evidence.requests)}",
-            at_once=True,
-        )
-    doubts = missing(evidence, rules)
+    evidence = state.evidence
+    if harm := found_harm(evidence, rules):
+        return Verdict("roll-back", harm, at_once=True)
+    if state.paused:
+        return Verdict("continue", f"paused: {state.paused}")
+    if evidence.sample_ratio.e_value >= 1.0 / rules.sample_ratio_alpha:
+        return Verdict("pause", _sample_ratio_text(evidence, rules), at_once=True)
+    doubts = missing(state, rules)
     if not doubts:
-        return Verdict("promote", _case_for(evidence))
+        last = is_last(state, rules)
+        return Verdict("promote" if last else "advance", _case_for(evidence, rules))
+    said = "; ".join(doubts)
     if full:
-        return Verdict("roll-back", f"inconclusive: the counter is full; {'; '.join(doubts)}")
-    if elapsed_seconds >= rules.max_wait_seconds:
-        return Verdict(
-            "roll-back",
-            f"inconclusive after {rules.max_wait_seconds:.0f} s: {'; '.join(doubts)}",
-        )
-    return Verdict("continue", "; ".join(doubts))
+        return Verdict("roll-back", f"inconclusive: the counter is full; {said}")
+    return _in_time(state, rules, now, said)
 
 
-def missing(evidence: Evidence, rules: Rules) -> list[str]:
-    """Return what still stands against a promotion, empty when nothing does.
+def _in_time(state: Rollout, rules: Rules, now: datetime, doubts: str) -> Verdict:
+    """Wait for what is missing; a step is held once for as long again, then it is over."""
+    wait = step_of(state, rules).max_wait_seconds
+    elapsed = (now - (state.step_started_at or now)).total_seconds()
+    if elapsed >= wait and not state.held:
+        return Verdict("hold", f"inconclusive after {wait:.0f} s, held once: {doubts}")
+    if elapsed >= 2 * wait:
+        return Verdict("roll-back", f"inconclusive after {2 * wait:.0f} s: {doubts}")
+    return Verdict("continue", doubts)
 
-    Rewards are asked of both arms: with an empty control there is nothing to compare with, which
-    is the usual case for the first releases of a small site with a large canary weight.
-    """
-    needs = (
-        ("canary requests", evidence.requests.get("canary", 0), rules.min_canary_requests),
-        ("canary users", evidence.users.get("canary", 0), rules.min_canary_users),
-        ("canary rewards", evidence.reward_count.get("canary", 0), rules.min_rewards),
-        ("stable rewards", evidence.reward_count.get("stable", 0), rules.min_rewards),
-    )
-    doubts = [f"{have} of {need} {what}" for what, have, need in needs if have < need]
-    if evidence.e_value > SILENT:
-        doubts.append(f"safety in doubt: e-value {evidence.e_value:.4g}, silent up to {SILENT:g}")
-    if not doubts:
-        difference = reward_difference(evidence)
-        if difference.lower_bound < -rules.reward_margin:
-            doubts.append(
-                f"reward difference {difference.mean:+.3f}, at 95 % not below "
-                f"{difference.lower_bound:+.3f}; allowed {-rules.reward_margin:+.3f}"
+
+def found_harm(evidence: Evidence, rules: Rules) -> str:
+    """Return the proof that the candidate does harm, "" when there is none."""
+    canary = evidence.severe.get("canary", 0) + evidence.severe.get("shadow", 0)
+    if canary >= rules.tripwire and not evidence.severe.get("stable", 0):
+        return f"tripwire: {canary} severe findings, none in the stable version"
+    levels = asdict(rules.guardrails)
+    for name in GUARDRAILS:
+        found, threshold = evidence.guardrails.get(name, GuardrailEvidence()), 1.0 / levels[name]
+        if found.e_value >= threshold:
+            return (
+                f"{name}: e-value {found.e_value:.4g} reached {threshold:.4g}, "
+                f"events {_both(found.events)} of requests {_both(evidence.requests)}"
             )
+    difference = reward_difference(evidence, rules)
+    if difference.upper < -rules.reward_margin:
+        return f"reward: {_interval(difference)}, allowed {-rules.reward_margin:+.3f}"
+    return ""
+
+
+def missing(state: Rollout, rules: Rules) -> list[str]:
+    """Return what still stands against the next step, empty when nothing does.
+
+    Rewards are asked of both arms: with an empty control there is nothing to compare with. They
+    decide at the last step alone, since the first ones have too few; and never in the shadow.
+    """
+    evidence, step = state.evidence, step_of(state, rules)
+    needs = [
+        ("canary requests", evidence.step_requests, step.min_canary_requests),
+        ("canary users", evidence.step_users, step.min_canary_users),
+    ]
+    if is_last(state, rules):
+        needs += [
+            (f"{arm} rewards of judges", count, rules.min_rewards)
+            for arm, count in judged(evidence).items()
+        ]
+    doubts = [f"{have} of {need} {what}" for what, have, need in needs if have < need]
+    for name in GUARDRAILS:
+        value = evidence.guardrails.get(name, GuardrailEvidence()).e_value
+        if value > SILENT:
+            doubts.append(f"{name} in doubt: e-value {value:.4g}, silent up to {SILENT:g}")
+    if state.phase != "shadow" and not _matured(state):
+        doubts.append("no attribution window of this step has closed yet")
+    if is_last(state, rules) and not doubts:
+        difference = reward_difference(evidence, rules)
+        if difference.lower < -rules.reward_margin:
+            doubts.append(f"{_interval(difference)}, allowed {-rules.reward_margin:+.3f}")
     return doubts
 
 
-def reward_difference(evidence: Evidence) -> RewardDifference:
-    """Compare the arms' mean rewards by Welch's standard error and the normal quantile.
-
-    Not a confidence sequence: the bound holds at one look fixed beforehand. The variance is at
-    least 1/n, since n equal rewards do not prove that there is no other. Needs a reward in each
-    arm, else ZeroDivisionError.
-    """
-    canary, stable = _mean_and_error(evidence, "canary"), _mean_and_error(evidence, "stable")
-    mean = canary[0] - stable[0]
-    return RewardDifference(mean, mean - Z_ONE_SIDED_95 * math.hypot(canary[1], stable[1]))
+def judged(evidence: Evidence) -> dict[Arm, int]:
+    """Return the number of judges' rewards of each arm, over all steps."""
+    arms: tuple[Arm, ...] = ("canary", "stable")
+    return {arm: sum(step.count.get(arm, 0) for step in evidence.rewards) for arm in arms}
 
 
-def plan_hash(
-    rules: Rules, rollout_id: str, salt: str, stable: Candidate, candidate: Candidate
-) -> str:
-    """Return the sha256 of everything that decides this rollout, fixed before its first request."""
-    plan = {
-        "alpha": rules.alpha,
-        "canary_weight": rules.canary_weight,
-        "candidate": candidate.version,
-        "max_wait_seconds": rules.max_wait_seconds,
-        "min_canary_requests": rules.min_canary_requests,
-        "min_canary_users": rules.min_canary_users,
-        "min_rewards": rules.min_rewards,
-        "odds_ratios": ODDS_RATIOS,
-        "reward_margin": rules.reward_margin,
-        "reward_quantile": Z_ONE_SIDED_95,
-        "rollout_id": rollout_id,
-        "salt": salt,
-        "silent": SILENT,
-        "stable": stable.version,
-    }
-    return sha256(to_json(plan)).hexdigest()
+def reward_difference(evidence: Evidence, rules: Rules) -> Interval:
+    """Return the bounds of the canary's mean reward minus the stable one's, over the steps."""
+    pairs = [(_sums(step, "canary"), _sums(step, "stable")) for step in evidence.rewards]
+    return difference_over_steps(pairs, rules.guardrails.reward)
 
 
-def _mean_and_error(evidence: Evidence, arm: Arm) -> tuple[float, float]:
-    count = evidence.reward_count[arm]
-    mean = evidence.reward_sum[arm] / count
-    spread = evidence.reward_sum_squares[arm] - count * mean * mean
-    variance = max(spread / max(count - 1, 1), 1.0 / count)
-    return mean, math.sqrt(variance / count)
+def _sums(step: StepRewards, arm: Arm) -> RewardSums:
+    counts, totals, squares = step.count, step.total, step.squares
+    return RewardSums(counts.get(arm, 0), totals.get(arm, 0.0), squares.get(arm, 0.0))
 
 
-def _case_for(evidence: Evidence) -> str:
-    difference = reward_difference(evidence)
+def _matured(state: Rollout) -> bool:
+    """Whether the attribution watermark has passed the beginning of the step."""
+    mark, began = state.evidence.watermark, state.step_started_at
+    return mark is not None and began is not None and mark >= began
+
+
+def _case_for(evidence: Evidence, rules: Rules) -> str:
+    values = ", ".join(f"{name} {found.e_value:.4g}" for name, found in evidence.guardrails.items())
+    said = f"guardrails silent ({values}) after requests {_both(evidence.requests)}"
+    return f"{said}; {_interval(reward_difference(evidence, rules))}" if evidence.rewards else said
+
+
+def _sample_ratio_text(evidence: Evidence, rules: Rules) -> str:
+    found, threshold = evidence.sample_ratio, 1.0 / rules.sample_ratio_alpha
     return (
-        f"safety silent (e-value {evidence.e_value:.4g}) after requests "
-        f"{_both(evidence.requests)}; reward difference {difference.mean:+.3f}, at 95 % not below "
-        f"{difference.lower_bound:+.3f}"
+        f"sample ratio: e-value {found.e_value:.4g} reached {threshold:.4g}, users "
+        f"{_both(found.events)}: assignment or counting is broken, and nothing measured holds"
     )
 
 
-def _both(counts: dict[Arm, int]) -> str:
-    return f"{counts.get('canary', 0)} canary / {counts.get('stable', 0)} stable"
+def _interval(found: Interval) -> str:
+    return f"reward difference {found.mean:+.3f}, from {found.lower:+.3f} to {found.upper:+.3f}"
+
+
+def _both(counts: Mapping[Arm, int]) -> str:
+    canary = counts.get("canary", 0) + counts.get("shadow", 0)
+    return f"{canary} canary / {counts.get('stable', 0)} stable"

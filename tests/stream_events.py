@@ -16,7 +16,7 @@ def safety(
 ) -> Safety:
     """Return a safety event; keyword arguments replace fields."""
     values = {"id": f"s-{decision_id}", "violation": False, "risk": 0.0, **changes}
-    return Safety(**_common(decision_id, user, assignment), **values)
+    return Safety(**(_common(decision_id, user, assignment) | values))
 
 
 def reward(
@@ -35,7 +35,7 @@ def reward(
         "value": value,
         **changes,
     }
-    return Reward(**_common(decision_id, user, assignment), **values)
+    return Reward(**(_common(decision_id, user, assignment) | values))
 
 
 def _common(decision_id: str, user: str, assignment: Assignment) -> dict[str, Any]:

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from contracts.errors import SettingsError
+from contracts.rollout_settings import Guardrails, Rollout, Step
 from contracts.settings import (
     SECRETS,
     DisallowedTopic,
     RewardComponent,
-    Rollout,
     Segment,
     Settings,
     load_settings,
@@ -74,7 +74,9 @@ def test_environment_gives_each_kind_of_value() -> None:
         environment={
             "HEADRACE_STATE_DIR": "/var/lib/headrace",
             "HEADRACE_KAFKA__PARTITIONS": "8",
-            "HEADRACE_ROLLOUT__ALPHA": "0.001",
+            "HEADRACE_ROLLOUT__ALPHA_TOTAL": "0.02",
+            "HEADRACE_ROLLOUT__GUARDRAILS": '{"safety": 0.008}',
+            "HEADRACE_ROLLOUT__STEPS": '[{"weight": 0.5}]',
             "HEADRACE_TRACING__CONTENT": "true",
             "HEADRACE_STREAMS__SAFE_ACTIONS": '["refuse"]',
             "HEADRACE_STREAMS__REWARD": '{"rating": {"weight": 2}}',
@@ -83,7 +85,9 @@ def test_environment_gives_each_kind_of_value() -> None:
     )
     assert settings.state_dir == Path("/var/lib/headrace")
     assert settings.kafka.partitions == 8
-    assert settings.rollout.alpha == 0.001
+    assert settings.rollout.alpha_total == 0.02
+    assert settings.rollout.guardrails == Guardrails(safety=0.008)
+    assert settings.rollout.steps == (Step(weight=0.5),)
     assert settings.tracing.content is True
     assert settings.streams.safe_actions == ("refuse",)
     assert settings.streams.reward == {"rating": RewardComponent(weight=2.0)}
@@ -142,7 +146,8 @@ def test_secret_in_the_file_is_refused_and_not_shown(
         ("kafka: {partitions: many}", r"\$\.kafka\.partitions"),
         ("engine: {kind: tensorrt}", r"tensorrt.*\$\.engine\.kind"),
         ("learner: {lora_rank: 7}", r"\$\.learner\.lora_rank"),
-        ("rollout: {canary_weight: 1.0}", r"< 1.*\$\.rollout\.canary_weight"),
+        ("rollout: {steps: [{weight: 1.0}]}", r"< 1.*\$\.rollout\.steps\[0\]\.weight"),
+        ("rollout: {guardrails: {safety: 0.01}}", r"spend 0.016 in all.*\$\.rollout"),
         ("gateway: {port: 70000}", r"\$\.gateway\.port"),
         ("gateway: 5", r"got `int`.*\$\.gateway"),
         ("gateway: feedback_secret", r"got `str`.*\$\.gateway"),
@@ -231,7 +236,7 @@ def names_of(tree: Any, place: str = "") -> set[str]:
 
 
 def test_a_segments_policy_has_its_own_name_and_plan_and_an_unknown_one_is_refused() -> None:
-    plan = Rollout(canary_weight=0.5)
+    plan = Rollout(min_rewards=5)
     settings = Settings(segments=(Segment(policy="assistant-de", language="de", rollout=plan),))
     assert policies_of(settings) == ("assistant", "assistant-de")
     assert settings_for(settings, "assistant") == settings

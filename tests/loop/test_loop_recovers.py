@@ -47,11 +47,17 @@ def write_settings(directory: Path, policy: Path) -> Path:
         "streams": {**product["streams"], "window_seconds": 4.0},
         "learner": {"batch_samples": 24, "publish_every": 1},
         "rollout": {
-            "canary_weight": 0.4,
-            "min_canary_requests": 10,
-            "min_canary_users": 5,
-            "min_rewards": 3,
-            "max_wait_seconds": 30.0,
+            "steps": [
+                {
+                    "weight": 0.4,
+                    "min_canary_requests": 10,
+                    "min_canary_users": 5,
+                    "max_wait_seconds": 30.0,
+                }
+            ],
+            "min_rewards": 1,
+            "reward_margin": 2.0,
+            "cooldown_seconds": 0.0,
             "publish_seconds": 0.5,
         },
     }

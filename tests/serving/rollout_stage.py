@@ -33,9 +33,10 @@ from contracts.events import (
 from contracts.events import Event as AnyEvent
 from contracts.ids import NewId, derived_id
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
+from contracts.rollout_settings import Rollout as Rules
+from contracts.rollout_settings import Step
 from contracts.settings import Engine as EngineSettings
 from contracts.settings import Kafka, Policy, Settings, to_environment
-from contracts.settings import Rollout as Rules
 from contracts.signing import signing_key
 from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
 from serving.assignment import assign
@@ -49,15 +50,15 @@ from tests.until import until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+HALF = Step(weight=0.5, min_canary_requests=20, min_canary_users=10, max_wait_seconds=120)
 RULES = Rules(
-    canary_weight=0.5,
-    min_canary_requests=20,
-    min_canary_users=10,
+    steps=(HALF,),
     min_rewards=15,
-    max_wait_seconds=120,
-    reward_margin=0.5,
+    reward_margin=2.0,
+    cooldown_seconds=0.0,
     publish_seconds=0.05,
 )
+"""One step, and rewards that decide nothing: few of them never can."""
 
 
 class TinyEngine:
@@ -132,7 +133,7 @@ class Stage:
             state_dir=directory / "state",
             kafka=kafka,
             rollout=rules,
-            policy=Policy(name="desk"),
+            policy=Policy(name="desk", judge_share=0.999),
             engine=EngineSettings(timeout_seconds=30),
         )
         self.key = signing_key(new_key(self.settings.state_dir))
@@ -240,10 +241,11 @@ class Stage:
             canary = given.arm == "canary"
             count += canary
             decision = f"decision-{state.rollout_id}-{number}"
-            bad = canary and bad_canary
-            self.send(REWARDS, safety(decision, user, given, violation=bad))
+            bad, now = canary and bad_canary, SystemClock().now()
+            self.send(REWARDS, safety(decision, user, given, violation=bad, decided_at=now))
             if rewards is not None:
-                self.send(REWARDS, reward(decision, rewards[0 if canary else 1], user, given))
+                value = rewards[0 if canary else 1]
+                self.send(REWARDS, reward(decision, value, user, given, decided_at=now))
         return count
 
     def promote(self) -> str:

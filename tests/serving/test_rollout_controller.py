@@ -21,7 +21,7 @@ from contracts.settings import Engine as EngineSettings
 from contracts.settings import Kafka
 from contracts.signing import signing_key
 from serving.assignment import assign
-from tests.serving.rollout_stage import RULES, Stage, check_engine
+from tests.serving.rollout_stage import HALF, RULES, Stage, check_engine
 from tests.signing_keys import new_key
 from tests.until import until
 
@@ -69,7 +69,7 @@ def test_every_step_leaves_an_audit_record_in_the_trace_of_the_release(stage: St
     assert {record.subject for record in records} == {version}
     started, promoted = (record.detail for record in records)
     assert started["plan"] == promoted["plan"] == stage.states()[-1].plan
-    assert promoted["evidence"]["requests"]["canary"] >= RULES.min_canary_requests
+    assert promoted["evidence"]["requests"]["canary"] >= HALF.min_canary_requests
     assert broken_links(records) == []
 
 
@@ -87,7 +87,7 @@ def test_an_unsafe_candidate_is_rolled_back_and_the_stable_version_keeps_serving
         assert assign(state, "desk", "anyone").policy_version == first
         assert {first, second} <= set(stage.engine.adapters)  # gateways may still ask for it
     assert state.reason.startswith("safety: e-value")
-    assert state.evidence.e_value >= 100
+    assert state.evidence.guardrails["safety"].e_value >= 250
     assert (state.stable.version, state.candidate, state.weight) == (first, None, 0.0)
 
 
@@ -258,11 +258,13 @@ def test_a_release_that_waits_is_not_forgotten_when_the_controller_restarts(stag
 def test_without_enough_evidence_in_time_the_canary_is_rolled_back(
     kafka: Kafka, tmp_path: Path, new_id: NewId
 ) -> None:
-    stage = Stage(kafka, tmp_path, new_id, msgspec.structs.replace(RULES, max_wait_seconds=1.0))
+    hasty = msgspec.structs.replace(HALF, max_wait_seconds=0.5)
+    stage = Stage(kafka, tmp_path, new_id, msgspec.structs.replace(RULES, steps=(hasty,)))
     with stage.controller():
         version = stage.released()
         stage.serve(stage.state("canary", version), range(10), rewards=None)
         state = stage.state("rolled-back", version)
+    assert {held.held for held in stage.states() if held.phase == "canary"} == {False, True}
     assert state.reason.startswith("inconclusive after 1 s: ")
     assert "of 20 canary requests" in state.reason
     assert state.stable.version == BASE_VERSION
@@ -272,7 +274,7 @@ def test_rules_that_change_under_way_end_the_rollout(stage: Stage) -> None:
     with stage.controller():
         version = stage.released()
         stage.state("canary", version)
-    rules = msgspec.structs.replace(RULES, alpha=0.5)
+    rules = msgspec.structs.replace(RULES, reward_margin=1.9)
     stage.settings = msgspec.structs.replace(stage.settings, rollout=rules)
     with stage.controller():
         assert "the rules changed" in stage.state("rolled-back", version).reason

@@ -2,144 +2,232 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
 import msgspec
-import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from contracts.events import Candidate, Evidence
-from contracts.settings import Rollout as Rules
+from contracts.events import Candidate, Evidence, GuardrailEvidence, Rollout, StepRewards
+from contracts.rollout_settings import Guardrails, Step
+from contracts.rollout_settings import Rollout as Rules
+from contracts.settings import Policy, Settings, Streams
 from serving.rollout_evidence import EMPTY
-from serving.rollout_verdict import Z_ONE_SIDED_95, decide, missing, plan_hash, reward_difference
+from serving.rollout_plan import Identity, plan_hash
+from serving.rollout_transition import entered
+from serving.rollout_verdict import Verdict, decide, found_harm, missing, reward_difference
+from tests.serving.rollout_states import canary_state
+from tests.stream_events import NOON
 
-RULES = Rules(
-    canary_weight=0.05,
-    min_canary_requests=300,
-    min_canary_users=50,
-    min_rewards=50,
-    max_wait_seconds=600,
-    alpha=0.01,
-    reward_margin=0.05,
-)
+SHADOW = Step(weight=0.0, shadow_share=0.5, min_canary_requests=200, max_wait_seconds=300)
+SMALL = Step(weight=0.05, min_canary_requests=300, min_canary_users=50, max_wait_seconds=600)
+LAST = Step(weight=0.5, min_canary_requests=300, min_canary_users=50, max_wait_seconds=600)
+RULES = Rules(steps=(SHADOW, SMALL, LAST), min_rewards=50, reward_margin=0.2)
+ENOUGH = 400
 
 
-def evidence(
-    canary: tuple[float, int] = (0.5, 200), stable: tuple[float, int] = (0.5, 4000)
-) -> Evidence:
-    """Enough of everything; rewards given as (mean, count) with a variance of 0.04."""
-    return msgspec.structs.replace(
-        EMPTY,
-        requests={"canary": 300, "stable": 5700},
-        users={"canary": 50, "stable": 950},
-        reward_count={"canary": canary[1], "stable": stable[1]},
-        reward_sum={"canary": canary[0] * canary[1], "stable": stable[0] * stable[1]},
-        reward_sum_squares={
-            "canary": canary[1] * (canary[0] ** 2 + 0.04),
-            "stable": stable[1] * (stable[0] ** 2 + 0.04),
-        },
+def evidence(canary: tuple[float, int] = (0.5, 2000), **changes: Any) -> Evidence:
+    """Enough of everything; the canary's rewards given as (mean, count) with a variance of 0.04."""
+    mean, count = canary
+    steps = StepRewards(
+        weight=0.5,
+        count={"canary": count, "stable": 4000},
+        total={"canary": mean * count, "stable": 2000.0},
+        squares={"canary": count * (mean**2 + 0.04), "stable": 4000 * 0.29},
     )
+    enough = replace(
+        EMPTY,
+        requests={"canary": ENOUGH, "stable": 5700},
+        users={"canary": ENOUGH, "stable": 950},
+        step_requests=ENOUGH,
+        step_users=ENOUGH,
+        rewards=(steps,),
+        watermark=NOON + timedelta(seconds=1),
+    )
+    return replace(enough, **changes)
 
 
-def test_enough_evidence_of_an_equal_candidate_promotes() -> None:
-    verdict = decide(evidence(), RULES, 10.0)
-    assert verdict.action == "promote"
-    assert "reward difference +0.000" in verdict.reason
+def guarded(name: str, e_value: float) -> dict[str, GuardrailEvidence]:
+    events = GuardrailEvidence(events={"canary": 9, "stable": 9}, e_value=e_value)
+    return {**EMPTY.guardrails, name: events}
 
 
-def test_harm_rolls_back_at_once_whatever_else_is_known() -> None:
-    bad = msgspec.structs.replace(evidence(canary=(1.0, 200)), e_value=100.0)
-    verdict = decide(bad, RULES, 0.0)
-    assert (verdict.action, verdict.at_once) == ("roll-back", True)
-    assert verdict.reason.startswith("safety")
-    little = msgspec.structs.replace(EMPTY, e_value=100.0)
-    assert decide(little, RULES, 0.0).action == "roll-back"
+def at(step: int, found: Evidence, **changes: object) -> Rollout:
+    state = entered(canary_state(0.5), step, RULES, NOON)
+    return replace(state, **{"evidence": found, **changes})
 
 
-def test_while_violations_lean_to_the_canary_without_proof_nothing_is_promoted() -> None:
-    doubtful = msgspec.structs.replace(evidence(), e_value=1.5)
-    assert decide(doubtful, RULES, 0.0).action == "continue"
-    late = decide(doubtful, RULES, 600.0)
-    assert late.reason == "inconclusive after 600 s: safety in doubt: e-value 1.5, silent up to 1"
-    fewer = msgspec.structs.replace(evidence(), e_value=0.2)
-    assert decide(fewer, RULES, 0.0).action == "promote"
+def judge(state: Rollout, seconds: float = 10.0, *, full: bool = False) -> Verdict:
+    return decide(state, RULES, NOON + timedelta(seconds=seconds), full=full)
+
+
+@pytest.mark.parametrize(("step", "action"), [(0, "advance"), (1, "advance"), (2, "promote")])
+def test_what_passes_a_step_goes_on_and_what_passes_the_last_is_promoted(
+    step: int, action: str
+) -> None:
+    verdict = judge(at(step, evidence()))
+    assert (verdict.action, verdict.at_once) == (action, False)
+    assert "guardrails silent" in verdict.reason
 
 
 @pytest.mark.parametrize(
-    ("change", "doubt"),
+    ("name", "threshold"), [("safety", 250), ("error", 500), ("slow", 500), ("missing", 1000)]
+)
+def test_each_guardrail_rolls_back_at_its_own_level_whatever_else_is_known(
+    name: str, threshold: int
+) -> None:
+    bad = judge(at(2, evidence((1.0, 2000), guardrails=guarded(name, threshold))))
+    assert (bad.action, bad.at_once) == ("roll-back", True)
+    assert bad.reason.startswith(f"{name}: e-value {threshold} reached {threshold}")
+    little = replace(EMPTY, guardrails=guarded(name, threshold))
+    assert judge(at(0, little)).action == "roll-back"
+    almost = evidence(guardrails=guarded(name, threshold * 0.999))
+    assert judge(at(2, almost)).action == "continue"
+
+
+@pytest.mark.parametrize("name", ["safety", "error", "slow", "missing"])
+def test_while_events_lean_to_the_canary_without_proof_nothing_goes_on(name: str) -> None:
+    doubtful = at(1, evidence(guardrails=guarded(name, 1.5)))
+    assert missing(doubtful, RULES) == [f"{name} in doubt: e-value 1.5, silent up to 1"]
+    fewer = at(1, evidence(guardrails=guarded(name, 0.2)))
+    assert judge(fewer).action == "advance"
+
+
+@pytest.mark.parametrize(
+    ("canary", "shadow", "stable", "harm"),
+    [(3, 0, 0, True), (2, 1, 0, True), (2, 0, 0, False), (5, 0, 1, False)],
+)
+def test_severe_findings_of_the_candidate_alone_trip_the_wire(
+    canary: int, shadow: int, stable: int, harm: bool
+) -> None:
+    found = evidence(severe={"canary": canary, "shadow": shadow, "stable": stable})
+    assert found_harm(found, RULES).startswith("tripwire: ") == harm
+
+
+def test_a_share_of_users_that_is_off_pauses_and_a_pause_stops_all_but_harm() -> None:
+    off = evidence(sample_ratio=GuardrailEvidence(e_value=10_000.0))
+    verdict = judge(at(1, off))
+    assert (verdict.action, verdict.at_once) == ("pause", True)
+    assert verdict.reason.startswith("sample ratio: e-value 1e+04")
+    paused = at(1, off, paused="sample ratio")
+    assert judge(paused, 10_000.0).action == "continue"
+    harmful = replace(off, guardrails=guarded("safety", 1e9))
+    assert judge(at(1, harmful, paused="sample ratio")).action == "roll-back"
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "doubt"),
     [
-        ({"requests": {"canary": 299, "stable": 9}}, "299 of 300 canary requests"),
-        ({"users": {"canary": 49, "stable": 9}}, "49 of 50 canary users"),
-        ({"reward_count": {"canary": 49, "stable": 99}}, "49 of 50 canary rewards"),
-        ({"reward_count": {"canary": 99, "stable": 49}}, "49 of 50 stable rewards"),
+        (0, {"step_requests": 199}, "199 of 200 canary requests"),
+        (1, {"step_requests": 299}, "299 of 300 canary requests"),
+        (1, {"step_users": 49}, "49 of 50 canary users"),
+        (1, {"watermark": NOON - timedelta(seconds=1)}, "no attribution window of this step"),
+        (1, {"watermark": None}, "no attribution window of this step"),
+        (2, {"rewards": ()}, "0 of 50 canary rewards of judges; 0 of 50 stable rewards of judges"),
     ],
 )
-def test_without_enough_of_each_the_canary_goes_on_until_time_is_up(
-    change: dict[str, object], doubt: str
+def test_too_little_of_anything_is_held_once_and_then_goes_back(
+    step: int, change: dict[str, Any], doubt: str
 ) -> None:
-    little = msgspec.structs.replace(evidence(), **change)
-    assert missing(little, RULES) == [doubt]
-    assert decide(little, RULES, 599.0).action == "continue"
-    late = decide(little, RULES, 600.0)
-    assert (late.action, late.at_once) == ("roll-back", False)
-    assert late.reason == f"inconclusive after 600 s: {doubt}"
+    little, wait = evidence(**change), RULES.steps[step].max_wait_seconds
+    assert "; ".join(missing(at(step, little), RULES)).startswith(doubt)
+    assert judge(at(step, little), wait - 1).action == "continue"
+    held = judge(at(step, little), wait)
+    assert (held.action, held.at_once) == ("hold", False)
+    again = at(step, little, held=True)
+    assert judge(again, 2 * wait - 1).action == "continue"
+    late = judge(again, 2 * wait)
+    assert late.action == "roll-back"
+    assert late.reason.startswith(f"inconclusive after {2 * wait:.0f} s: {doubt}")
+
+
+def test_a_shadow_waits_for_no_reward() -> None:
+    assert judge(at(0, evidence(rewards=(), watermark=None))).action == "advance"
 
 
 def test_nothing_at_all_is_never_promoted() -> None:
-    assert decide(EMPTY, RULES, 0.0).action == "continue"
-    assert decide(Evidence(), RULES, 10_000.0).action == "roll-back"
+    assert judge(at(2, EMPTY)).action == "continue"
+    assert judge(at(2, Evidence(), held=True), 10_000.0).action == "roll-back"
 
 
-def test_a_worse_reward_is_not_promoted_and_rolled_back_in_the_end() -> None:
-    worse = evidence(canary=(0.4, 200))
-    assert decide(worse, RULES, 0.0).action == "continue"
-    assert "reward difference -0.100" in decide(worse, RULES, 600.0).reason
+def test_a_reward_that_is_proved_worse_rolls_back_at_any_step() -> None:
+    verdict = judge(at(1, evidence((-0.5, 2000))))
+    assert (verdict.action, verdict.at_once) == ("roll-back", True)
+    assert verdict.reason.startswith("reward: reward difference -1.000")
+
+
+def test_a_reward_that_may_be_worse_blocks_the_promotion_and_no_earlier_step() -> None:
+    unclear = evidence((0.45, 60))
+    assert judge(at(1, unclear)).action == "advance"
+    verdict = judge(at(2, unclear))
+    assert verdict.action == "continue"
+    assert verdict.reason.startswith("reward difference -0.050, from ")
+
+
+def test_rewards_of_two_steps_are_compared_within_each() -> None:
+    def step(weight: float, mean: float, canary: int, stable: int) -> StepRewards:
+        return StepRewards(
+            weight=weight,
+            count={"canary": canary, "stable": stable},
+            total={"canary": mean * canary, "stable": mean * stable},
+            squares={"canary": mean**2 * canary, "stable": mean**2 * stable},
+        )
+
+    ramp = replace(EMPTY, rewards=(step(0.05, 0.0, 50, 950), step(0.5, 0.8, 500, 500)))
+    assert reward_difference(ramp, RULES).mean == pytest.approx(0.0)
 
 
 def test_a_full_counter_ends_an_undecided_rollout() -> None:
-    verdict = decide(EMPTY, RULES, 0.0, full=True)
+    verdict = judge(at(1, EMPTY), full=True)
     assert (verdict.action, verdict.reason[:12]) == ("roll-back", "inconclusive")
-    assert decide(evidence(), RULES, 0.0, full=True).action == "promote"
-
-
-def test_the_bound_is_that_of_welch() -> None:
-    rng = np.random.default_rng(3)
-    canary, stable = rng.normal(0.3, 0.4, 80), rng.normal(0.25, 0.3, 400)
-    found = reward_difference(
-        Evidence(
-            reward_count={"canary": 80, "stable": 400},
-            reward_sum={"canary": canary.sum(), "stable": stable.sum()},
-            reward_sum_squares={"canary": (canary**2).sum(), "stable": (stable**2).sum()},
-        )
-    )
-    error = np.sqrt(canary.var(ddof=1) / 80 + stable.var(ddof=1) / 400)
-    assert found.mean == pytest.approx(canary.mean() - stable.mean())
-    assert found.lower_bound == pytest.approx(found.mean - Z_ONE_SIDED_95 * error)
-
-
-def test_equal_rewards_leave_room_for_doubt() -> None:
-    sure = Evidence(
-        reward_count={"canary": 50, "stable": 50},
-        reward_sum={"canary": 50.0, "stable": 50.0},
-        reward_sum_squares={"canary": 50.0, "stable": 50.0},
-    )
-    assert reward_difference(sure).lower_bound == pytest.approx(-Z_ONE_SIDED_95 * 0.02 * 2**0.5)
+    assert judge(at(2, evidence()), full=True).action == "promote"
 
 
 def test_the_plan_changes_with_each_of_its_rules() -> None:
-    stable, candidate = Candidate(version="base"), Candidate(version="new")
+    who = Identity(
+        rollout_id="r",
+        salt="s",
+        stable=Candidate(version="base"),
+        candidate=Candidate(version="new"),
+    )
 
-    def plan(rules: Rules = RULES, salt: str = "s", new: Candidate = candidate) -> str:
-        return plan_hash(rules, "r", salt, stable, new)
+    def plan(rules: Rules = RULES, settings: Settings | None = None, **changes: object) -> str:
+        given = settings or Settings(rollout=rules)
+        return plan_hash(replace(who, **changes), given)
 
+    safer = replace(RULES.guardrails, safety=0.001)
     changed = [
-        plan(msgspec.structs.replace(RULES, alpha=0.02)),
-        plan(msgspec.structs.replace(RULES, canary_weight=0.1)),
-        plan(msgspec.structs.replace(RULES, min_canary_requests=1)),
-        plan(msgspec.structs.replace(RULES, min_canary_users=1)),
-        plan(msgspec.structs.replace(RULES, min_rewards=1)),
-        plan(msgspec.structs.replace(RULES, max_wait_seconds=1)),
-        plan(msgspec.structs.replace(RULES, reward_margin=1)),
+        plan(replace(RULES, steps=(LAST,))),
+        plan(replace(RULES, guardrails=safer)),
+        plan(replace(RULES, min_rewards=1)),
+        plan(replace(RULES, reward_margin=1.0)),
+        plan(replace(RULES, tripwire=9)),
+        plan(replace(RULES, sample_ratio_alpha=0.5)),
+        plan(replace(RULES, first_token_limit_seconds=1.0)),
+        plan(settings=Settings(rollout=RULES, policy=Policy(judge_share=0.5))),
+        plan(settings=Settings(rollout=RULES, streams=Streams(window_seconds=1.0))),
         plan(salt="t"),
-        plan(new=Candidate(version="other")),
+        plan(rollout_id="q"),
+        plan(candidate=Candidate(version="other")),
+        plan(stable=Candidate(version="other")),
     ]
-    assert len({plan(), *changed}) == 10
-    assert plan() == plan(msgspec.structs.replace(RULES, publish_seconds=9.0))
+    assert len({plan(), *changed}) == 14
+    same = replace(RULES, publish_seconds=9.0, takeover_seconds=9.0, cooldown_seconds=9.0)
+    assert plan() == plan(same)
+
+
+def test_a_plan_that_cannot_be_is_refused_with_what_to_give() -> None:
+    def refused(**given: object) -> str:
+        with pytest.raises(msgspec.ValidationError) as caught:
+            msgspec.convert(given, Rules)
+        return str(caught.value)
+
+    rising = {"weight": 0.5}, {"weight": 0.5}
+    assert "give them in rising order" in refused(steps=rising)
+    assert "at least one of them above 0" in refused(steps=[{"weight": 0.0, "shadow_share": 0.1}])
+    assert "rising order" in refused(steps=[])
+    assert "give a shadow_share above 0 where the weight is 0" in refused(steps=[{"weight": 0.0}])
+    spent = msgspec.to_builtins(Guardrails(safety=0.01))
+    assert "rollout.guardrails spend 0.016 in all" in refused(guardrails=spent)
+    assert "$.steps[0]" in refused(steps=[{"weight": 1.0}])

@@ -1,0 +1,67 @@
+"""The plan of a rollout: its steps in turn, and the hash that fixes it before the first request."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import msgspec
+from msgspec import Struct
+
+from contracts.codec import to_json
+from contracts.events import Candidate, Rollout
+from contracts.rollout_settings import Rollout as Rules
+from contracts.rollout_settings import Step
+from contracts.settings import Settings
+from serving import confidence_sequence, eprocess, sample_ratio
+from serving.rollout_evidence import CountingRules
+
+SILENT = 1.0
+"""Up to here the events seen do not speak against the canary; with none at all E is 1.
+
+Between this and ``1/alpha`` nothing is proved and nothing is promoted: a minimum sample is reached
+long before the test can have spoken.
+"""
+
+NO_JUDGEMENT = ("publish_seconds", "takeover_seconds", "cooldown_seconds")
+"""Rules that decide nothing about a candidate."""
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """What makes a rollout this one: its id, its salt, and who meets whom."""
+
+    rollout_id: str
+    salt: str
+    stable: Candidate
+    candidate: Candidate
+
+
+def step_of(state: Rollout, rules: Rules) -> Step:
+    """Return the step that a rollout under way is in."""
+    return rules.steps[min(state.step, len(rules.steps) - 1)]
+
+
+def is_last(state: Rollout, rules: Rules) -> bool:
+    """Tell whether what passes this step is promoted."""
+    return state.step >= len(rules.steps) - 1
+
+
+def plan_hash(identity: Identity, settings: Settings) -> str:
+    """Return the sha256 of everything that decides this rollout, fixed before its first request."""
+    rules = msgspec.to_builtins(settings.rollout)
+    plan = {
+        "candidate": identity.candidate.version,
+        "counting": msgspec.to_builtins(CountingRules.of(settings)),
+        "odds_ratios": eprocess.ODDS_RATIOS,
+        "rollout_id": identity.rollout_id,
+        "rules": {name: value for name, value in rules.items() if name not in NO_JUDGEMENT},
+        "salt": identity.salt,
+        "sample_ratio_odds": sample_ratio.ODDS_RATIOS,
+        "sequence": (
+            confidence_sequence.TIGHTEST_AT,
+            confidence_sequence.UNSEEN,
+            confidence_sequence.LARGEST_VARIANCE,
+        ),
+        "silent": SILENT,
+        "stable": identity.stable.version,
+    }
+    return sha256(to_json(plan)).hexdigest()
