@@ -134,5 +134,7 @@ def learner_missing(settings: Settings, samples: int) -> str:
     beat = read_heartbeat(settings.state_dir, "learner")
     if beat is None or beat.age_seconds(SystemClock().now()) > FRESH_SECONDS:
         return "the learner's heartbeat"
-    left = samples - sum(beat.counts.get(name, 0) for name in ("samples", "dropped", "judged"))
+    left = samples - sum(
+        beat.counts.get(name, 0) for name in ("samples", "dropped", "judged", "others")
+    )
     return f"{left} samples to learn" if left >= settings.learner.batch_samples else ""

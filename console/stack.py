@@ -25,7 +25,7 @@ from console.probe import Server, broker_server, engine_server
 from console.supervisor import Addresses, Supervisor
 from console.waiting import Shown
 from contracts.errors import UnavailableError
-from contracts.settings import Engine, Settings
+from contracts.settings import Engine, Settings, policies_of, process_for
 from contracts.signing import make_signing_key
 
 FEEDBACK_SECRET_FILE = "feedback_secret"  # noqa: S105 - the name of a file
@@ -155,14 +155,25 @@ def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Pr
     found += [programs.streams_program(settings, environment, n, broker) for n in numbers]
     own = programs.own_program
     with_key = with_secrets(settings, SIGNING_KEY_FILE)
-    found.append(own(settings, with_key, "learner", ("learner",), broker))
+    for name, arguments in policy_processes(settings, "learner", "learner"):
+        found.append(own(settings, with_key, name, arguments, broker))
     front = (*front, "streams-1")  # it makes the feature store that the gateway reads
     keys = with_secrets(settings, ENGINE_KEY, ENGINE_ADMIN_KEY)
-    found.append(own(settings, keys, "rollout", ("serving", "rollout"), front))
+    controllers = policy_processes(settings, "rollout", "serving", "rollout")
+    found += [own(settings, keys, name, arguments, front) for name, arguments in controllers]
     arguments, port = ("serving", "gateway"), settings.gateway.port
     keys = with_secrets(settings, ENGINE_KEY, FEEDBACK_SECRET)
     found.append(own(settings, keys, "gateway", arguments, (*front, "rollout"), port))
     return found
+
+
+def policy_processes(
+    settings: Settings, process: str, *command: str
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Return (name, arguments) of one process per policy."""
+    names = [process_for(settings, process, policy) for policy in policies_of(settings)]
+    others = [(*command, "--policy", policy) for policy in policies_of(settings)[1:]]
+    return list(zip(names, [command, *others], strict=True))
 
 
 def use_existing_broker(settings: Settings) -> None:

@@ -280,6 +280,11 @@ def settings_for(settings: Settings, policy: str) -> Settings:
     )
 
 
+def process_for(settings: Settings, process: str, policy: str) -> str:
+    """Return the name of one policy's process, e.g. "rollout", or "rollout.NAME" of a segment's."""
+    return process if policy == settings.policy.name else f"{process}.{policy}"
+
+
 def load_settings(
     path: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> Settings:
@@ -313,6 +318,7 @@ def load_settings(
         raise SettingsError(f"{source} and environment: {error}") from error
     _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
     _check_patterns(settings.streams.disallowed_topics)
+    _check_room(settings)
     check_addresses(settings)
     return settings
 
@@ -405,6 +411,16 @@ def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
                     f"{pattern!r} of topic {topic.name!r} is no regular expression: {error} "
                     "- at `$.streams.disallowed_topics`; write it in the syntax of Python's re"
                 ) from error
+
+
+def _check_room(settings: Settings) -> None:
+    """Every policy needs room for its stable version and its candidate, and one loads at a time."""
+    names, given = policies_of(settings), settings.engine.max_adapters
+    if given < (needed := 2 * len(names) + 1):
+        raise SettingsError(
+            f"{given} - at `$.engine.max_adapters`; the policies {', '.join(names)} "
+            f"need room for {needed} adapters"
+        )
 
 
 def _text(value: Any) -> str:

@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     warm.add_argument("--steps", type=int, default=600)
     drill = commands.add_parser("drill-adapter", help="write a version for a drill")
     drill.add_argument("order", metavar="JSON", help="a learner.drill_version.DrillOrder")
+    parser.add_argument("--policy", default="", help="a segment's policy")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "drill-adapter":
             _make_drill_version(options.order)
         else:
-            _learn()
+            _learn(options.policy)
     except HeadraceError as error:
         print(f"learner: {error}", file=sys.stderr)
         return 1
@@ -56,24 +57,26 @@ def _make_drill_version(text: str) -> None:
         print(to_json(made).decode())
 
 
-def _learn() -> None:
-    """Run until SIGTERM or SIGINT."""
+def _learn(policy: str) -> None:
+    """Run until SIGTERM or SIGINT; ``policy`` empty means the general one."""
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     from contracts.clock import SystemClock
     from contracts.errors import DeadlineError
     from contracts.ids import uuid7_ids
-    from contracts.settings import load_settings
+    from contracts.settings import load_settings, process_for, settings_for
     from contracts.tracing import start_tracing
     from learner.loop import run
     from learner.user_features import stored_reward_means
 
-    settings, clock = load_settings(), SystemClock()
+    general, clock = load_settings(), SystemClock()
+    settings = settings_for(general, policy or general.policy.name)
+    process = process_for(general, "learner", settings.policy.name)
     tracing = start_tracing(
-        "learner",
+        process,
         otlp_endpoint=settings.tracing.otlp_endpoint or None,
-        span_file=settings.state_dir / "spans" / "learner.jsonl",
+        span_file=settings.state_dir / "spans" / f"{process}.jsonl",
     )
     try:
         run(settings, clock, uuid7_ids(clock), stop, stored_reward_means(settings))

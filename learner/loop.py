@@ -80,6 +80,7 @@ class Learner:
         self.pending: list[Arrival] = []
         self.judged: list[Arrival] = []
         self.duplicates = 0
+        self.others = 0
         self.dead_letters = 0
         self._seen = set(self.progress.seen)
 
@@ -100,7 +101,6 @@ class Learner:
             self._put_aside(record, CodecError("failed", repr(error)))
             return
         if arrival is None:
-            self.duplicates += 1
             return
         self._seen.add(arrival.experience.sample_id)
         policy = self.settings.policy
@@ -112,10 +112,14 @@ class Learner:
             self.learn()
 
     def _arrival(self, record: Received) -> Arrival | None:
-        """Return what a record brings, None for a sample seen before."""
+        """Return what a record brings, None for a sample seen before or of another policy."""
         sample = record.event()
         assert isinstance(sample, Sample)
+        if sample.assignment.policy != self.settings.policy.name:
+            self.others += 1
+            return None
         if sample.id in self._seen:
+            self.duplicates += 1
             return None
         tokenizer = self.train.policy.tokenizer
         correction = correction_ids(tokenizer, sample.correction) if sample.correction else ()
@@ -223,6 +227,7 @@ class Learner:
             "dropped": self.progress.dropped,
             "judged": self.progress.judged + len(self.judged),
             "duplicates": self.duplicates,
+            "others": self.others,
             "dead_letters": self.dead_letters,
         }
         self.pulse.note = f"{len(self.pending)} of {self.settings.learner.batch_samples} samples"
@@ -284,6 +289,7 @@ def run(
     stop: Flag,
     reward_means: RewardMeans,
     *,
+    process: str = "learner",
     crash_point: CrashPoint = no_crash,
 ) -> Progress:
     """Learn until ``stop`` is set; return how far it came.
@@ -291,7 +297,7 @@ def run(
     A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
     """
     outlet = Outlet(settings.kafka, clock, new_id, stop)
-    with Pulse(settings, clock) as pulse:
+    with Pulse(settings, clock, process) as pulse:
         try:
             learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point)
             learner.resume()

@@ -8,19 +8,18 @@ from contracts.clock import Clock
 from contracts.heartbeat import beat
 from contracts.settings import Settings
 
-PROCESS = "learner"
-
 
 class Pulse:
     """The heartbeat of the learner; the loop sets the fields, the thread writes them."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: Clock, process: str = "learner") -> None:
         self.ready = False
         self.lag: int | None = None
         self.counts: dict[str, int] = {}
         self.note = "loading the policy"
         self._settings = settings
         self._clock = clock
+        self._process = process
         self._stop = Event()
         self._thread = Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -36,7 +35,7 @@ class Pulse:
         while True:
             beat(
                 self._settings.state_dir,
-                PROCESS,
+                self._process,
                 self._clock,
                 ready=self.ready,
                 lag=self.lag,

@@ -140,10 +140,14 @@ class Adapters:
         return found
 
     def _watch(self, loaded: dict[str, str], needed: tuple[Candidate, ...]) -> None:
-        """Note since when each of our adapters is no longer needed; others' are left alone."""
+        """Note since when each of our policy's adapters is no longer needed.
+
+        Versions lie below the name of their policy; what others serve is left alone.
+        """
         now = self._clock.monotonic()
         names = {candidate.version for candidate in needed}
-        idle = [name for name in loaded if _VERSION.match(name) and name not in names]
+        ours = [name for name, path in loaded.items() if Path(path).parent.name == self._policy]
+        idle = [name for name in ours if _VERSION.match(name) and name not in names]
         self._idle_since = {name: self._idle_since.get(name, now) for name in idle}
 
     def _make_room(self, loaded: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from contracts.audit import AuditChain
 from contracts.clock import Clock, SystemClock
 from contracts.errors import SettingsError
 from contracts.ids import NewId, uuid7_ids
-from contracts.settings import Settings, load_settings
+from contracts.settings import Settings, load_settings, process_for, settings_for
 from contracts.tracing import start_tracing
 from serving.engine import Engine, HttpEngine
 from serving.rollout_adapters import Adapters
@@ -24,13 +24,15 @@ from serving.rollout_status import RolloutStatus
 STOP_SECONDS = 5.0
 
 
-def main() -> None:
-    """Run until SIGTERM or SIGINT."""
-    settings = load_settings()
+def main(policy: str = "") -> None:
+    """Run until SIGTERM or SIGINT; ``policy`` empty means the general one."""
+    general = load_settings()
+    settings = settings_for(general, policy or general.policy.name)
+    process = process_for(general, "rollout", settings.policy.name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.ERROR)  # it reports each attempt to reconnect
     clock = SystemClock()
-    status = RolloutStatus(settings.state_dir, clock)
+    status = RolloutStatus(settings.state_dir, clock, process)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         status.stopping.set()
@@ -38,9 +40,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     tracing = start_tracing(
-        "rollout",
+        process,
         otlp_endpoint=settings.tracing.otlp_endpoint or None,
-        span_file=settings.state_dir / "spans" / "rollout.jsonl",
+        span_file=settings.state_dir / "spans" / f"{process}.jsonl",
     )
     given = settings.engine
     engine = HttpEngine(engine_url(settings), given.timeout_seconds, given.key, given.admin_key)

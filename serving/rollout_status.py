@@ -22,10 +22,11 @@ _log = logging.getLogger("headrace.rollout")
 class RolloutStatus:
     """What the heartbeat says. ``stopping`` is the wish that the controller ends."""
 
-    def __init__(self, state_dir: Path, clock: Clock) -> None:
+    def __init__(self, state_dir: Path, clock: Clock, process: str = "rollout") -> None:
         self.stopping = Event()
         self._state_dir = state_dir
         self._clock = clock
+        self._process = process
         self._ready = False
         self._lag: int | None = None
         self._note = "starting"
@@ -85,7 +86,7 @@ class RolloutStatus:
             try:
                 beat(
                     self._state_dir,
-                    "rollout",
+                    self._process,
                     self._clock,
                     ready=self._ready and not stopping,
                     lag=self._lag,

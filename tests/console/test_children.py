@@ -22,7 +22,7 @@ from console.stack import resolve, stack_programs
 from console.stack_file import read_stack, stack_path, start_time
 from console.waiting import Shown, wait_until
 from contracts.errors import UnavailableError
-from contracts.settings import Engine, Policy, Settings, load_settings
+from contracts.settings import Engine, Policy, Segment, Settings, load_settings
 from contracts.signing import key_id, signing_key, trusted_keys
 
 
@@ -61,6 +61,20 @@ def test_settings_for_all_hold_no_secret(
     monkeypatch.setenv(FEEDBACK_SECRET, "s" * 64)
     settings = resolve(Settings(state_dir=state_dir, engine=Engine(kind="transformers")), shown)
     assert FEEDBACK_SECRET not in inherited_environment() | public_settings(settings)
+
+
+def test_each_policy_has_a_learner_and_a_controller_of_its_own(
+    state_dir: Path, shown: Shown
+) -> None:
+    engine = Engine(kind="transformers", max_adapters=5)
+    segments = (Segment(policy="german", language="de"), Segment(policy="german", language="at"))
+    given = Settings(state_dir=state_dir, engine=engine, segments=segments)
+    programs = {p.name: p.command[2:] for p in stack_programs(given, resolve(given, shown), 1)}
+    assert programs["learner"] == ("learner",)
+    assert programs["learner.german"] == ("learner", "--policy", "german")
+    assert programs["rollout"] == ("serving", "rollout")
+    assert programs["rollout.german"] == ("serving", "rollout", "--policy", "german")
+    assert sum(name.startswith(("learner", "rollout")) for name in programs) == 4
 
 
 def test_a_child_does_not_inherit_the_feedback_secret(

@@ -18,6 +18,7 @@ from contracts.settings import (
     Settings,
     load_settings,
     policies_of,
+    process_for,
     settings_for,
     to_environment,
 )
@@ -233,6 +234,16 @@ def names_of(tree: Any, place: str = "") -> set[str]:
     if not isinstance(tree, dict):
         return {place}
     return {place}.union(*(names_of(value, f"{place}.{key}") for key, value in tree.items()))
+
+
+def test_every_policy_needs_room_in_the_engine(tmp_path: Path) -> None:
+    segments = '[{"policy": "german", "language": "de"}]'
+    with pytest.raises(SettingsError, match="assistant, german need room for 5 adapters"):
+        load_settings(None, {"HEADRACE_SEGMENTS": segments})
+    given = {"HEADRACE_SEGMENTS": segments, "HEADRACE_ENGINE__MAX_ADAPTERS": "5"}
+    settings = load_settings(None, given)
+    assert process_for(settings, "rollout", "assistant") == "rollout"
+    assert process_for(settings, "rollout", "german") == "rollout.german"
 
 
 def test_a_segments_policy_has_its_own_name_and_plan_and_an_unknown_one_is_refused() -> None:

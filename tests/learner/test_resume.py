@@ -15,7 +15,7 @@ from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.codec import Record
 from contracts.errors import ManifestError, SettingsError
-from contracts.events import AuditRecord, DeadLetter, Release, Sample
+from contracts.events import Assignment, AuditRecord, DeadLetter, Release, Sample
 from contracts.ids import NewId
 from contracts.manifest import verify
 from contracts.settings import Kafka, Settings
@@ -294,3 +294,22 @@ def test_a_checkpoint_of_another_base_is_refused(settings: Settings, tmp_path: P
 
     with pytest.raises(SettingsError, match="another"):
         checkpoint.restore(tmp_path, train)
+
+
+def test_samples_of_another_policy_are_left_to_its_own_learner(
+    settings: Settings,
+    kafka: Kafka,
+    make_sample: MakeSample,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    foreign = Assignment(policy="another", policy_version="base")
+    publish(kafka, SAMPLES, *(make_sample(n, assignment=foreign) for n in range(200, 210)))
+    send_samples(kafka, 0, 12)
+    learner = _read_on(open_learner(settings))
+    learner.show(0)
+    assert learner.pulse.counts["others"] == 10
+    taken = [one.experience.sample_id for one in (*learner.pending, *learner.judged)]
+    learned = {outcome.sample_id for outcome in learner.progress.ledger}
+    expected = {make_sample(n).id for n in range(12)}
+    assert learned.union(taken) == expected

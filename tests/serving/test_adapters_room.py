@@ -89,6 +89,18 @@ def test_an_engine_without_a_door_is_given_the_longest_answers_time(
     adapters.admit(fourth, (stable,))
 
 
+def test_versions_of_another_policy_are_left_to_its_own_controller(
+    stage: Stage, adapters: Adapters, clock: ManualClock, new: NewCandidate
+) -> None:
+    others = stage.versions.parent / "another-policy"
+    stage.engine.adapters |= {letter * 64: str(others / (letter * 64)) for letter in "abc"}
+    adapters.ensure(())
+    clock.advance(1000.0)
+    with pytest.raises(UnavailableError, match="only 0 are ours"):
+        adapters.admit(new(), ())
+    assert set(stage.engine.adapters) == {letter * 64 for letter in "abc"}
+
+
 def test_adapters_of_others_are_left_alone(
     stage: Stage, adapters: Adapters, new: NewCandidate, tmp_path: Path
 ) -> None:
