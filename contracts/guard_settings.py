@@ -113,7 +113,7 @@ class Guard(Section, frozen=True):
 
     layers: GuardLayers = GuardLayers()
     max_question_characters: Count = 20_000
-    escalate_above: Share = 0.5
+    escalate_above: Share = 0.3
     refusal: str = "I am sorry, I cannot help with that."
     escalation: str = "I am handing this over to a person, who will get back to you."
     canary_strings_file: str = ""

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 from contracts.events import Message, text_of
 
-MAX_QUESTION = 50_000
-"""Characters of a question that are looked at, from its end."""
-
 
 def question_of(messages: Sequence[Message]) -> str:
     """Return the newest user message and whatever tools said after it."""
@@ -19,7 +16,7 @@ def question_of(messages: Sequence[Message]) -> str:
             break
         if message.role not in ("tool", "user"):
             newest.pop()
-    return "\n".join(reversed(newest))[-MAX_QUESTION:]
+    return "\n".join(reversed(newest))
 
 
 def told_by_user(messages: Sequence[Message]) -> str:

@@ -19,14 +19,17 @@ from guard.rules import Rules
 
 Side = TypeVar("Side")
 
+MAX_QUESTION = 20_000
+"""Characters of a question that are searched, from its end."""
 MAX_FINDINGS = 32
 """Findings that are reported of one exchange."""
 
 
 class Asked(Struct, frozen=True):
-    """The question of an exchange, and all that its user has told."""
+    """The question of an exchange, its whole length, and all that its user has told."""
 
     question: str
+    length: int
     told: str
 
 
@@ -50,7 +53,8 @@ class Checked(Struct, frozen=True):
 
 def asked_in(messages: Sequence[Message]) -> Asked:
     """Return the question of a conversation as the layers look at it."""
-    return Asked(question_of(messages), told_by_user(messages))
+    question = question_of(messages)
+    return Asked(question[-MAX_QUESTION:], len(question), told_by_user(messages))
 
 
 def answered_by(answer: Message, told: str) -> Answered:
@@ -96,7 +100,7 @@ def _run(
 
 
 def _too_long(rules: Rules, asked: Asked) -> Iterator[Finding]:
-    if len(asked.question) > rules.max_question_characters:
+    if asked.length > rules.max_question_characters:
         yield Finding(category="too-long", rule="characters", where="question")
 
 
