@@ -95,8 +95,8 @@ def run_log(events: Iterable[Event]) -> RunLog:
         seen.add(event.id)
         kinds.setdefault(type(event), []).append(event)
     return RunLog(
-        decisions=tuple(kinds.get(Decision, ())),
-        safety=tuple(kinds.get(Safety, ())),
+        decisions=tuple(e for e in kinds.get(Decision, ()) if e.assignment.arm != "shadow"),
+        safety=tuple(e for e in kinds.get(Safety, ()) if e.assignment.arm != "shadow"),
         rewards=tuple(kinds.get(Reward, ())),
         samples=tuple(kinds.get(Sample, ())),
         releases=tuple(kinds.get(Release, ())),

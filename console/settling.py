@@ -55,7 +55,7 @@ class Follower:
     def _take(self, event: Event) -> None:
         self.events.append(event)
         match event:
-            case Decision():
+            case Decision() if event.assignment.arm != "shadow":
                 self._decided.add(event.id)
             case Reward():
                 self._rewarded.add(event.decision_id)

@@ -53,7 +53,7 @@ def traceability(evidence: Evidence) -> Traceability:
     """Explain every decision there is evidence of, and verify every audit chain."""
     events = {(e.TYPE, e.id): e for found in evidence.about.values() for e in found}.values()
     lacking: dict[str, list[str]] = {link: [] for link in LINKS}
-    decisions = [event for event in events if isinstance(event, Decision)]
+    decisions = [event for event in events if isinstance(event, Decision) and _was_seen(event)]
     read_to = _read_to(evidence)
     samples = learned = traced = 0
     for decision in decisions:
@@ -78,6 +78,11 @@ def traceability(evidence: Evidence) -> Traceability:
         cut=sum(chain[0].sequence > 0 for chain in chains),
         broken=tuple(problem for chain in chains for problem in _problems(chain)),
     )
+
+
+def _was_seen(decision: Decision) -> bool:
+    """Whether a user had it; a shadow's copy earns no reward and trains nothing."""
+    return decision.assignment.arm != "shadow"
 
 
 def is_traceable(found: Traceability) -> bool:

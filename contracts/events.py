@@ -19,8 +19,8 @@ Moment = Annotated[datetime, Meta(tz=True)]
 Arm = Literal["stable", "canary", "shadow"]
 """Who answered: the version in service, the candidate, or the candidate unseen, on a copy."""
 
-Rung = Literal["canary", "stable", "base", "rule"]
-"""Which rung of the fallback ladder answered a request."""
+Rung = Literal["canary", "stable", "base", "rule", "shadow"]
+"""Which rung of the fallback ladder answered a request; "shadow": a copy that no user saw."""
 
 BASE_VERSION = "base"
 """Policy version of the frozen base model, served before any adapter was learned."""

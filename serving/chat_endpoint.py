@@ -19,6 +19,7 @@ from serving.chat_stream import stream_answer
 from serving.gateway import Arrival, Gateway, begin_turn, end_turn, place_for_one, turn_span
 from serving.guarding import check_drawn, reply_to_question
 from serving.ladder import first_that_answers
+from serving.shadow import Shadows
 from serving.turn import Outcome, Turn, finished, headrace_of, replied, unasked, usage_of
 from serving.wire_errors import DECISION_HEADER, JSON, RUNG_HEADER, Refusal
 
@@ -28,8 +29,9 @@ TRACE_HEADERS = ("traceparent", "tracestate")
 class ChatEndpoint:
     """The ASGI application of the route."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, shadows: Shadows) -> None:
         self._gateway = gateway
+        self._shadows = shadows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, within one of the places for requests under way."""
@@ -67,6 +69,7 @@ class ChatEndpoint:
         except Refusal as refusal:
             current.set_attribute("error.type", str(refusal.status))
             raise
+        self._shadows.offer(gateway, turn)
 
 
 def arrival_of(gateway: Gateway, request: Request) -> Arrival:

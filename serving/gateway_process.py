@@ -42,6 +42,7 @@ from serving.outbox_delivery import Delivery
 from serving.overload import Load
 from serving.rollout_state import RolloutFollower
 from serving.rungs import RuleReply
+from serving.shadow import Shadows
 from serving.wire_errors import JSON, Refusal, error_body
 
 PROCESS = "gateway"
@@ -152,6 +153,8 @@ def _tell_breaker(decisions: DecisionLog) -> Callable[[str, bool], None]:
 def make_app(running: Running) -> Starlette:
     """Return the ASGI application; its lifespan starts and stops the parts."""
 
+    shadows = Shadows()
+
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         for follower in running.followers.values():
@@ -159,16 +162,18 @@ def make_app(running: Running) -> Starlette:
         running.delivery.start()
         running.gateway.features.start()
         heart = asyncio.create_task(_heartbeat(running))
+        copies = asyncio.create_task(shadows.run(running.gateway))
         try:
             yield
         finally:
             heart.cancel()
+            copies.cancel()
             await running.gateway.engine.close()
             await asyncio.to_thread(_stop, running)
 
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatEndpoint(running.gateway), methods=["POST"]),
+            Route("/v1/chat/completions", ChatEndpoint(running.gateway, shadows), methods=["POST"]),
             Route("/v1/feedback", FeedbackEndpoint(running.gateway).post, methods=["POST"]),
             Route("/v1/models", _models, methods=["GET"]),
             Route("/healthz", _health, methods=["GET"]),
@@ -177,7 +182,7 @@ def make_app(running: Running) -> Starlette:
         exception_handlers={HTTPException: _http_error, Exception: _fault},
         lifespan=lifespan,
     )
-    app.state.running = running
+    app.state.running, app.state.shadows = running, shadows
     return app
 
 

@@ -21,6 +21,8 @@ COUNTERS = {
     "feedback": "Feedback accepted.",
     "feedback_refused": "Feedback refused: invalid, wrong token or no room.",
     "features_missing": "Chat requests answered without features from the store.",
+    "shadow_copies": "Questions that a candidate in the shadow phase was asked, unseen by users.",
+    "shadow_dropped": "Shadow copies dropped because too many were waiting.",
     "lost": "Events of served requests that found no room in the outbox.",
 }
 

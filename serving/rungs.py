@@ -97,7 +97,9 @@ def _instead(assignment: Assignment, version: str) -> Assignment:
         policy=assignment.policy,
         policy_version=version,
         arm="stable",
-        probability=1.0 - assignment.canary_weight,
+        probability=(
+            1.0 - assignment.canary_weight if assignment.arm == "canary" else assignment.probability
+        ),
         canary_weight=assignment.canary_weight,
         rollout_id=assignment.rollout_id,
     )

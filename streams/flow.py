@@ -159,6 +159,11 @@ class Flow:
         self.trail.admitted(step, decision, record)
         step.send(REWARDS, safety)
         self.trail.judged(step, safety)
+        if decision.assignment.arm == "shadow":
+            # No user saw it: there is no feedback to wait for, nothing to reward, learn or count.
+            self.counts["shadows"] += 1
+            step.done.append((partition.decisions.offsets, record.offset))
+            return
         trace = trace_headers(record.headers)
         pending = partition.open(decision, safety, offset=record.offset, trace=trace, now=now)
         self.counts["decisions"] += 1

@@ -17,6 +17,7 @@ from contracts.errors import EngineError
 from contracts.events import AuditRecord, Decision, Rollout
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest, HttpEngine
 from serving.gateway_process import Running, assemble, make_app
+from serving.shadow import Shadows
 
 SECTIONS = ("segments", "engine", "guard", "streams")
 
@@ -87,7 +88,9 @@ class ScriptedGateway:
         running = assemble(settings)
         parts = msgspec.structs.replace(running.gateway, engine=self.engine, rollout=self._state)
         self.running: Running = msgspec.structs.replace(running, gateway=parts)
-        transport = httpx.ASGITransport(make_app(self.running), raise_app_exceptions=False)
+        app = make_app(self.running)
+        self.shadows: Shadows = app.state.shadows
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=30)
 
     def _state(self, policy: str) -> Rollout | None:

@@ -282,3 +282,28 @@ def test_features_that_a_broken_store_did_not_take_are_said_to_be_given_up(
     assert isinstance(record, AuditRecord)
     assert (record.action, record.detail) == ("features.given-up", {"decisions": [made.id]})
     assert log.failures == 1
+
+
+def test_a_shadow_copy_is_judged_and_waits_for_nothing_and_teaches_nobody(
+    decision: Any, feedback: Any
+) -> None:
+    run = Run()
+    unseen = Assignment(
+        policy="assistant",
+        policy_version="new",
+        arm="shadow",
+        probability=0.5,
+        canary_weight=1 / 3,
+        rollout_id="r",
+    )
+    copy = decision(assignment=unseen, answer="Card 4111 1111 1111 1111.")
+    step = run.read(copy, 0)
+    [safety] = run.of(Safety)
+    assert (safety.assignment, safety.violation) == (unseen, True)
+    assert step.facts == []  # nor does it count in the user's features
+    assert run.flow.open_decisions == 0
+    assert run.flow.partitions[0].decisions.offsets.committable == 1
+    run.read(feedback(copy), 0)
+    run.close()
+    assert run.of(Reward) == run.of(Sample) == []
+    assert len(run.audit("safety.judged")) == 1
