@@ -19,6 +19,7 @@ FAST: dict[str, Any] = {
     "guard": {"layers": {"disallowed_topic": "observe", "personal_data": "observe"}},
     "streams": {"window_seconds": 12.0, "flush_seconds": 0.3},
     "learner": {"batch_samples": 64, "publish_every": 2},
+    "gate": {"mode": "observe"},  # minutes bring too few judges' samples to hold a version to them
     "rollout": {
         "steps": [
             {

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from contracts.errors import EngineError, ManifestError
 from contracts.events import BASE_VERSION, Candidate
+from contracts.evidence import GateReport
+from serving.gate import Gate
 from serving.rollout_adapters import Adapters
 
 LOAD_ATTEMPTS = 3
 
 
 class Admission:
-    """Has versions verified, loaded and warmed up; knows how often each was tried."""
+    """Has versions verified, loaded, warmed up and checked; knows how often each was tried."""
 
-    def __init__(self, adapters: Adapters) -> None:
+    def __init__(self, adapters: Adapters, gate: Gate) -> None:
         self._adapters = adapters
+        self._gate = gate
         self._attempts: tuple[str, int] = ("", 0)
 
     def load(self, candidate: Candidate, needed: tuple[Candidate, ...]) -> str:
@@ -36,6 +39,17 @@ class Admission:
                 raise
             return str(error)
         return ""
+
+    def examine(self, candidate: Candidate, incumbent: Candidate) -> GateReport | None:
+        """Hold a loaded version to its evidence and its own answers; None when the gate is off.
+
+        Raises EngineError when the engine is away.
+        """
+        return self._gate.check(candidate, incumbent) if self._gate.is_on else None
+
+    def refuses(self, report: GateReport | None) -> bool:
+        """Tell whether the gate keeps the version of this report out."""
+        return report is not None and self._gate.enforces and bool(report.reasons)
 
     def _tried(self, version: str) -> int:
         last, times = self._attempts

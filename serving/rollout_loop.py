@@ -11,19 +11,18 @@ it holds the term (`serving.rollout_term`).
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import msgspec
 from kafka.errors import KafkaError
-from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.clock import Clock
 from contracts.errors import HeadraceError
-from contracts.events import BASE_VERSION, Candidate, Release, Rollout, RolloutCommand
+from contracts.events import Candidate, Release, Rollout, RolloutCommand
 from contracts.ids import NewId
 from contracts.settings import Settings
-from contracts.tracing import current_trace_headers, span
+from contracts.tracing import span
+from serving.gate import Gate, summary
 from serving.rollout_adapters import Adapters, BrokenVersionError
 from serving.rollout_admission import Admission
 from serving.rollout_commands import AUDITED, Order, answered, obeyed, order_of
@@ -31,6 +30,7 @@ from serving.rollout_evidence import CountingRules, EvidenceCounter
 from serving.rollout_inbox import COMMANDS_PLACE, RELEASES_PLACE, Asked, Inbox, Pending
 from serving.rollout_log import RolloutLog, event_or_none
 from serving.rollout_plan import Identity, plan_hash
+from serving.rollout_record import Act, RolloutRecord
 from serving.rollout_standby import Standby
 from serving.rollout_status import RolloutStatus
 from serving.rollout_term import FencedError, Term
@@ -45,15 +45,6 @@ SIGNS_OF_LIFE = 3
 """States written within ``takeover_seconds``, at least, so that nobody takes over."""
 
 _log = logging.getLogger("headrace.rollout")
-
-
-class Act(Struct, frozen=True):
-    """A step to be audited: the audit's word for it, the version it is about, why, and figures."""
-
-    action: str
-    about: Candidate
-    reason: str
-    detail: dict[str, Any] = {}
 
 
 class RolloutLoop:
@@ -73,24 +64,21 @@ class RolloutLoop:
         self._policy = settings.policy.name
         self._log = log
         self._adapters = adapters
-        self._admission = Admission(adapters)
+        self._admission = Admission(adapters, Gate(settings, adapters, clock))
         self._status = status
         self._clock = clock
         self._new_id = new_id
-        self._term = Term(log, log.writer, status.tally)
-        self._standby = Standby(self._term, log, clock, self._rules.takeover_seconds)
+        term = Term(log, log.writer, status.tally)
+        self._record = RolloutRecord(self._policy, log, term, clock, new_id)
+        self._standby = Standby(term, log, clock, self._rules.takeover_seconds)
         self._inbox = Inbox(self._policy)
-        self._state: Rollout | None = None
-        self._trace: dict[str, str] = {}
         self._counter: EvidenceCounter | None = None
-        self._published_at = 0.0
         self._engine_at: float | None = None
 
     @property
     def state(self) -> Rollout:
         """The state last published; only after the first successful step."""
-        assert self._state is not None, "no step has succeeded yet"
-        return self._state
+        return self._record.state
 
     def run(self) -> None:
         """Work until the status says stop; what is not there yet is waited for, by name."""
@@ -99,7 +87,7 @@ class RolloutLoop:
                 self.step()
             except FencedError as error:
                 _log.warning("%s", error)
-                self._state, self._counter = None, None
+                self._record.drop()
                 self._standby.enter()
             except (HeadraceError, KafkaError) as error:
                 _log.warning("%s", error)
@@ -112,7 +100,7 @@ class RolloutLoop:
             self._status.waiting(self._standby.note)
             self._status.stopping.wait(POLL_SECONDS)
             return
-        if self._state is None:
+        if not self._record.claimed:
             self._resume()
         self._take_in()
         if self._inbox.command is not None:
@@ -128,26 +116,19 @@ class RolloutLoop:
     # --- resume ------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Claim the next term of the newest state on the topic, or of the first one."""
+        """Claim the next term, and read on where the newest state has read to."""
         self._status.waiting("reading the last state from the broker")
-        self._term.read()
-        state = self._term.newest or Rollout(
-            id=self._new_id(),
-            time=self._clock.now(),
-            policy=self._policy,
-            epoch=0,
-            phase="idle",
-            stable=Candidate(version=BASE_VERSION),
-        )
-        self._trace = self._term.trace
-        state = self._term.claim(self._stamped(state), self._trace)
-        places = {RELEASES_PLACE: 0, COMMANDS_PLACE: 0} | state.positions
+        state = self._record.claim()
         under_way = state.candidate is not None
-        waiting = {name: places[name] for name in (RELEASES_PLACE, COMMANDS_PLACE)}
+        asked = {RELEASES_PLACE: 0, COMMANDS_PLACE: 0}
+        asked |= {name: state.positions[name] for name in asked if name in state.positions}
         self._inbox = Inbox(self._policy)
-        self._log.open(places if under_way else waiting)
-        self._counter = self._recount(state) if under_way else None
-        self._state, self._published_at = state, self._clock.monotonic()
+        try:
+            self._log.open(asked | state.positions if under_way else asked)
+            self._counter = self._recount(state) if under_way else None
+        except BaseException:
+            self._record.drop()  # or the next round would go on without what was counted
+            raise
 
     def _recount(self, state: Rollout) -> EvidenceCounter:
         """Go on from the published evidence, knowing again which events are in it."""
@@ -228,7 +209,9 @@ class RolloutLoop:
                 action, after = "paused", replace(state, paused=reason)
             case _:
                 action, after = "rolled-back", rolled_back(state, self._rules, now, reason)
-        with span(f"rollout.{action}", links=[self._trace], attributes=self._attributes(state)):
+        with span(
+            f"rollout.{action}", links=[self._record.trace], attributes=self._attributes(state)
+        ):
             detail = {"evidence": msgspec.to_builtins(state.evidence)}
             self._act(Act(action, candidate, reason, detail), after)
 
@@ -289,7 +272,19 @@ class RolloutLoop:
         if candidate.form == "full":
             return "full weights take the whole engine: a person serves them, by rollout promote"
         self._status.waiting(f"loading and warming up {candidate.version[:12]}")
-        return self._admission.load(candidate, self._needed())
+        refusal = self._admission.load(candidate, self._needed())
+        return refusal or self._gate(candidate)
+
+    def _gate(self, candidate: Candidate) -> str:
+        """Have the gate look at a version that the engine has; its report goes into the audit."""
+        self._status.waiting(f"the gate looks at {candidate.version[:12]}")
+        report = self._admission.examine(candidate, self.state.stable)
+        if report is None:
+            return ""
+        refuses, reasons = self._admission.refuses(report), "; ".join(report.reasons)
+        action = "gate.refused" if refuses else "gate.passed"
+        self._record.note(action, candidate, reasons[:REASON_CHARS], summary(report))
+        return f"gate: {reasons}" if refuses else ""
 
     def _start(self, pending: Pending) -> None:
         who = Identity(
@@ -307,21 +302,12 @@ class RolloutLoop:
     # --- write -------------------------------------------------------------------------------
 
     def _act(self, act: Act, after: Rollout, done: Pending | Asked | None = None) -> None:
-        """Audit a step and publish the state after it, in the term held.
-
-        The state changes only once the broker has it; what is ``done`` lies behind it then.
-        """
+        """Audit a step and publish the state after it; what is ``done`` lies behind it then."""
         places = self._inbox.places(self._log.positions(), done)
-        after = replace(after, positions=places, epoch=self.state.epoch + 1)
-        self._term.check()
-        detail = _context(after) | act.detail
-        self._log.audit(f"rollout.{act.action}", act.about.version, act.reason, detail)
-        self._trace = current_trace_headers()
-        self._write(after)
+        self._record.act(act, replace(after, positions=places))
         if done is not None:
-            self._inbox.drop(done, after)
+            self._inbox.drop(done, self.state)
         self._count_on()
-        _log.info("epoch %s: %s %s", after.epoch, act.action, act.reason)
 
     def _count_on(self) -> None:
         """Count for the state just written: a rollout that began, goes on, or ended."""
@@ -334,21 +320,13 @@ class RolloutLoop:
 
     def _publish_counts(self) -> None:
         """Publish what was counted, and from time to time that this controller lives."""
-        state = self._counted()
-        quiet = self._clock.monotonic() - self._published_at
+        state, quiet = self._counted(), self._record.quiet_seconds
         changed = state.evidence != self.state.evidence
         if (changed and quiet >= self._rules.publish_seconds) or (
             quiet >= self._rules.takeover_seconds / SIGNS_OF_LIFE
         ):
-            self._write(replace(state, positions=self._inbox.places(self._log.positions())))
-
-    def _write(self, state: Rollout) -> None:
-        state = self._stamped(state)
-        self._term.write(state, self._trace)
-        self._state, self._published_at = state, self._clock.monotonic()
-
-    def _stamped(self, state: Rollout) -> Rollout:
-        return replace(state, id=self._new_id(), time=self._clock.now())
+            places = self._inbox.places(self._log.positions())
+            self._record.write(replace(state, positions=places))
 
     def _counted(self) -> Rollout:
         """Return the state with the newest evidence."""
@@ -381,19 +359,3 @@ class RolloutLoop:
         share = f"{state.weight:.0%}" if state.weight else f"shadow {state.shadow_share:.0%}"
         verdict = self._verdict(self._counter)
         return f"canary {state.candidate.version[:12]} at {share}: {verdict.reason}"
-
-
-def _context(after: Rollout) -> dict[str, Any]:
-    """Return what every audit record of a step says: which rollout, and where it stands after."""
-    return {
-        "policy": after.policy,
-        "rollout_id": after.rollout_id,
-        "plan": after.plan,
-        "serves": after.stable.version,
-        "phase": after.phase,
-        "step": after.step,
-        "weight": after.weight,
-        "positions": after.positions,
-        "first_positions": after.first_positions,
-        "term": after.term,
-    }

@@ -36,7 +36,7 @@ from contracts.manifest import Manifest, hash_files, sign_manifest, write_manife
 from contracts.rollout_settings import Rollout as Rules
 from contracts.rollout_settings import Step
 from contracts.settings import Engine as EngineSettings
-from contracts.settings import Kafka, Policy, Settings, to_environment
+from contracts.settings import Gate, Kafka, Policy, Settings, to_environment
 from contracts.signing import signing_key
 from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
 from serving.assignment import assign
@@ -133,6 +133,7 @@ class Stage:
             state_dir=directory / "state",
             kafka=kafka,
             rollout=rules,
+            gate=Gate(mode="off"),
             policy=Policy(name="desk", judge_share=0.999),
             engine=EngineSettings(timeout_seconds=30),
         )
