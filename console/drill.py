@@ -41,6 +41,11 @@ NOT_PASSED = 1
     type=click.FloatRange(1),
     help="At most so long until each bad version is stopped.",
 )
+@click.option(
+    "--skip-gate",
+    is_flag=True,
+    help="Let it pass the gate, to see what the canary does; needs gate.allow_drills.",
+)
 @AS_JSON
 @command
 def drill(
@@ -52,6 +57,7 @@ def drill(
     product: str,
     seed: int,
     seconds: float,
+    skip_gate: bool,
     as_json: bool,
 ) -> None:
     """Inject a version that is unsafe, garbage, slow, crashes, or was tampered with.
@@ -70,6 +76,7 @@ def drill(
 
     load = Load(product=product, population=population, rate=rate, seed=seed)
     shown = Shown(sys.stderr if as_json else None)
-    report = run_drill(newest(settings), Options(kind=kind, load=load, seconds=seconds), shown)
+    options = Options(kind=kind, load=load, seconds=seconds, skip_gate=skip_gate)
+    report = run_drill(newest(settings), options, shown)
     write(report) if as_json else click.echo(report_text(report))
     raise click.exceptions.Exit(0 if is_passed(report) else NOT_PASSED)

@@ -30,7 +30,6 @@ FOLLOW_SECONDS = 0.3
 LOGGED_SECONDS = 30.0
 UNDO_SECONDS = 60.0
 MOST_ANNOUNCEMENTS = 5
-FIRST_TOKEN_LIMIT_SECONDS = 2.0
 OPERATOR = "headrace drill"
 
 
@@ -145,7 +144,8 @@ def _is_free(drill: Drill) -> bool:
 @contextmanager
 def _fault(drill: Drill, version: str) -> Iterator[Callable[[], None]]:
     """Give a function that makes the version slow or failing, once; the end undoes it."""
-    fault = fault_of(drill.kind, version, FIRST_TOKEN_LIMIT_SECONDS)
+    limit = drill.settings.rollout.first_token_limit_seconds
+    fault = fault_of(drill.kind, version, limit)
     caused = False
 
     def cause() -> None:

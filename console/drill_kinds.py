@@ -17,7 +17,8 @@ CRASH_STATUS = 500
 
 class DrillKind(Struct, frozen=True, kw_only=True):
     """``likeness`` is what the learner makes; ``variants`` are how its files are spoiled, one
-    version each; ``fault`` is what the engine's door does to it once the gate let it through."""
+    version each; ``fault`` is what the engine's door does to it once a rollout has begun: the gate,
+    which would find nothing wrong with it before, is skipped."""
 
     name: Kind
     likeness: Literal["copy", "garbage", "unsafe"]
@@ -54,8 +55,8 @@ KINDS: dict[Kind, DrillKind] = {
         DrillKind(
             name="tampered",
             likeness="copy",
-            variants=("byte-flipped",),
-            what="a copy of the stable version with one byte of its weights changed",
+            variants=("byte-flipped", "unsigned"),
+            what="copies of the stable version, one with a byte changed, one without signature",
         ),
     )
 }

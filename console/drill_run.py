@@ -15,6 +15,7 @@ from console.drill_report import DrillReport
 from console.drill_users import users_at_work
 from console.drill_watch import Watch
 from console.rollout_view import read_state
+from console.stack import kept_signing_key
 from console.stack_file import read_stack, supervisor_runs
 from console.waiting import Shown
 from contracts.audit import AuditChain
@@ -51,6 +52,11 @@ def attached(settings: Settings) -> Settings:
             settings.gateway, host=address.hostname or "127.0.0.1", port=address.port or 0
         ),
         policy=replace(settings.policy, model=stack.model or settings.policy.model),
+        learner=replace(
+            settings.learner,
+            signing_key_file=settings.learner.signing_key_file
+            or str(kept_signing_key(settings.state_dir.absolute())),
+        ),
     )
 
 
@@ -61,6 +67,7 @@ def run_drill(given: Settings, options: Options, shown: Shown) -> DrillReport:
     left as it was found.
     """
     settings, kind = attached(given), KINDS[options.kind]
+    options = replace(options, skip_gate=options.skip_gate or bool(kind.fault))
     if kind.fault:
         door_of(settings).check()
     clock = SystemClock()

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from console.child_environment import inherited_environment, public_settings
+from console.child_environment import SIGNING_KEY_FILE, inherited_environment, with_secrets
 from console.drill_kinds import DrillKind, Variant
 from contracts.broker import events_to_end, make_producer, send_and_wait
 from contracts.codec import encode, to_json
@@ -19,6 +19,7 @@ from contracts.errors import UnavailableError
 from contracts.events import Candidate, Decision, Release
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
+from contracts.signing import SIGNATURE_NAME
 from contracts.topics import DECISIONS, RELEASES
 
 CLIENT_ID = "headrace-drill-release"
@@ -26,7 +27,6 @@ SOURCE = "headrace/console"
 MAKE_SECONDS = 300.0
 PROMPTS = 64
 WEIGHTS = "adapter_model.safetensors"
-SIGNATURE = "manifest.sig"
 
 
 class Made(Struct, frozen=True):
@@ -72,7 +72,7 @@ def make_versions(
         try:
             done = subprocess.run(
                 command,
-                env=inherited_environment() | public_settings(settings),
+                env=inherited_environment() | with_secrets(settings, SIGNING_KEY_FILE),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -92,7 +92,7 @@ def spoil(directory: Path, variant: Variant) -> None:
         content[-1] ^= 0xFF
         path.write_bytes(content)
     elif variant == "unsigned":
-        (directory / SIGNATURE).unlink()
+        (directory / SIGNATURE_NAME).unlink()
 
 
 def announce(

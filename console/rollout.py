@@ -34,12 +34,13 @@ def rollout() -> None:
 def show(settings: Settings, policy: str, as_json: bool) -> None:
     """Show the rollout under way, what was counted, and what a promotion still lacks."""
     from console.log_access import newest, open_log
-    from console.rollout_view import read_state, view_of, view_text
+    from console.rollout_text import view_text
+    from console.rollout_view import read_state, view_of
 
     settings = of_policy(newest(settings), policy)
     with open_log(settings) as kafka:
         state = read_state(kafka, settings.policy.name)
-    view = view_of(state, settings, settings.policy.name)
+    view = view_of(state, settings.rollout, settings.policy.name)
     write(view) if as_json else click.echo(view_text(view))
 
 

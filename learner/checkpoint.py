@@ -88,6 +88,17 @@ def restore(root: Path, train: TrainState) -> Progress | None:
     return None
 
 
+def newest_progress(root: Path) -> Progress | None:
+    """Return the progress of the newest checkpoint that can be read, and leave everything as it is:
+    the learner that writes here may be at work."""
+    for path in _checkpoints(root) if root.is_dir() else []:
+        try:
+            return msgspec.json.decode((path / STATE).read_bytes(), type=_Saved).progress
+        except (OSError, msgspec.MsgspecError):
+            continue  # it is being removed, or torn
+    return None
+
+
 def _checkpoints(root: Path) -> list[Path]:
     """Return checkpoint directories, newest first."""
     return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), reverse=True)

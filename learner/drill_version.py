@@ -5,16 +5,22 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.clock import Clock
 from contracts.events import BASE_VERSION
-from contracts.manifest import Manifest, hash_files, write_manifest
+from contracts.evidence import ReleaseEvidence, write_evidence
+from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.settings import Settings
+from contracts.signing import signing_key
+from learner.checkpoint import newest_progress
 from learner.directory import appear, no_crash
 from learner.drill_adapter import Likeness, read_prompts, shape
+from learner.evaluation import release_evidence
 from learner.policy import Policy, load_policy, save_adapter
+from learner.progress import Progress
 from learner.publish import LEDGER, code_version, versions_directory
 
 
@@ -42,48 +48,68 @@ class DrillVersion(Struct, frozen=True):
 
 
 def make_versions(settings: Settings, order: DrillOrder, clock: Clock) -> list[DrillVersion]:
-    """Make the adapter and write it beside the policy's versions, under ids of its own.
+    """Make the adapter and write it, signed, beside the policy's versions, under ids of its own.
 
-    SettingsError when the parent's adapters do not fit the base.
+    SettingsError when the parent's adapters do not fit the base, or there is no key to sign with.
     """
+    key = signing_key(settings)
     policy = load_policy(settings)
+    parent = order.parent.name if order.parent else BASE_VERSION
     prompts = read_prompts(order.prompts) if order.prompts else []
     shape(policy, order.likeness, order.parent, prompts, order.seed)
-    return [_write(settings, policy, order, copy, clock.now()) for copy in range(order.copies)]
+    evidence = _evidence(settings, policy, order, parent)
+    made = []
+    for number in range(order.copies):
+        manifest = _manifest(policy, order, parent, number, settings.policy.name, clock.now())
+        made.append(_write(settings, policy, manifest, evidence, key))
+    return made
+
+
+def _evidence(
+    settings: Settings, policy: Policy, order: DrillOrder, parent: str
+) -> ReleaseEvidence:
+    """Return what the judged answers that the learner has kept say of the drill's weights."""
+    root = settings.state_dir / "checkpoints" / settings.policy.name
+    progress = newest_progress(root) or Progress(policy=settings.policy.name, base=policy.base)
+    found = release_evidence(policy, replace(progress, parent=parent), settings)
+    return replace(found, sequence=order.sequence)
 
 
 def _write(
-    settings: Settings, policy: Policy, order: DrillOrder, copy: int, now: datetime
+    settings: Settings,
+    policy: Policy,
+    manifest: Manifest,
+    evidence: ReleaseEvidence,
+    key: Ed25519PrivateKey,
 ) -> DrillVersion:
     def fill(directory: Path) -> str:
         save_adapter(policy, directory)
+        write_evidence(directory, evidence)
         (directory / LEDGER).write_bytes(b"")  # it learned from no sample
-        manifest = _manifest(settings, policy, order, hash_files(directory), now)
-        manifest.config["drill"]["copy"] = copy
-        return write_manifest(directory, manifest)
+        version = write_manifest(directory, replace(manifest, files=hash_files(directory)))
+        sign_manifest(directory, key)
+        return version
 
     final = appear(versions_directory(settings), fill, no_crash)
     return DrillVersion(final.name, str(final.resolve()))
 
 
 def _manifest(
-    settings: Settings, policy: Policy, order: DrillOrder, files: dict[str, str], now: datetime
+    policy: Policy, order: DrillOrder, parent: str, number: int, name: str, now: datetime
 ) -> Manifest:
-    """Return the manifest; its time makes a drill that is repeated another version."""
+    """Return a manifest without files; its time makes a drill that is repeated another version."""
+    drill = {"kind": order.drill, "skip_gate": order.skip_gate, "number": number}
     return Manifest(
-        policy=settings.policy.name,
+        policy=name,
         sequence=order.sequence,
         form="lora",
         base=policy.base,
-        parent=order.parent.name if order.parent else BASE_VERSION,
+        parent=parent,
         as_of=now,
         newest_feedback_time=now,
         trained_on=(),
         samples=0,
-        config={
-            "drill": {"kind": order.drill, "skip_gate": order.skip_gate, "seed": order.seed},
-            "learner": msgspec.to_builtins(settings.learner),
-        },
+        config={"drill": drill, "seed": order.seed},
         code=code_version(),
-        files=files,
+        files={},
     )

@@ -172,7 +172,9 @@ def test_a_drill_passes_when_each_version_was_stopped_and_no_request_failed() ->
         assert "NOT PASSED" in report_text(worse)
 
 
-def test_a_version_is_spoiled_by_one_byte_of_its_weights(tmp_path: Path) -> None:
+def test_a_version_is_spoiled_by_one_byte_or_by_its_missing_signature(
+    tmp_path: Path,
+) -> None:
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(b"weights")
     spoil(tmp_path, "")
@@ -180,6 +182,9 @@ def test_a_version_is_spoiled_by_one_byte_of_its_weights(tmp_path: Path) -> None
     spoil(tmp_path, "byte-flipped")
     assert weights.read_bytes()[:-1] == b"weight"
     assert weights.read_bytes() != b"weights"
+    (tmp_path / "manifest.sig").write_bytes(b"signed")
+    spoil(tmp_path, "unsigned")
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_model.safetensors"]
 
 
 def test_only_versions_that_the_engine_is_to_spoil_have_faults() -> None:

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from threading import Event as Flag
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -16,13 +13,20 @@ from console.main import main
 from console.rollout_history import history_of
 from console.rollout_versions import the_one
 from contracts.audit import AuditChain
-from contracts.broker import Reader
 from contracts.clock import ManualClock
 from contracts.errors import SettingsError
-from contracts.events import BASE_VERSION, Candidate, Rollout, RolloutCommand
+from contracts.events import (
+    BASE_VERSION,
+    Candidate,
+    Evidence,
+    GuardrailEvidence,
+    Rollout,
+    RolloutCommand,
+)
 from contracts.ids import NewId
 from contracts.settings import Kafka
-from contracts.topics import AUDIT, ROLLOUT_COMMANDS, ROLLOUTS
+from contracts.topics import ROLLOUT_COMMANDS, ROLLOUTS
+from tests.serving.rollout_stage import Stage
 from tests.topic_log import events, publish
 
 Run = Callable[..., Result]
@@ -42,6 +46,7 @@ def headrace(kafka: Kafka, tmp_path: Path) -> Run:
                 "kafka": address,
                 "policy": {"name": "desk"},
                 "segments": segments,
+                "engine": {"max_adapters": 8},
             }
         )
     )
@@ -50,35 +55,6 @@ def headrace(kafka: Kafka, tmp_path: Path) -> Run:
         return CliRunner().invoke(main, ["--settings", str(path), "rollout", *arguments])
 
     return run
-
-
-@contextmanager
-def controller(
-    kafka: Kafka, chain: AuditChain, clock: ManualClock, action: str, reason: str = "as asked"
-) -> Iterator[None]:
-    """Answers the first command as `RolloutCommand` says that a controller does."""
-    stop = Flag()
-    reader = Reader(kafka, (ROLLOUT_COMMANDS,), "test-controller", from_end=True)
-
-    def answer() -> None:
-        while not stop.is_set():
-            for record in reader.poll(0.1):
-                command = record.event()
-                assert isinstance(command, RolloutCommand)
-                detail = {"command_id": command.id, "operator": command.operator}
-                done = chain.record(action, CANDIDATE, reason=reason, detail=detail)
-                publish(kafka, AUDIT, done)
-                after = {"rollout-commands/0": record.offset + 1}
-                publish(kafka, ROLLOUTS, replace(state(clock), epoch=3, positions=after))
-
-    thread = Thread(target=answer)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(10)
-        reader.close()
 
 
 def state(clock: ManualClock, policy: str = "desk", **changes: Any) -> Rollout:
@@ -92,28 +68,45 @@ def chain(clock: ManualClock, new_id: NewId) -> AuditChain:
     return AuditChain("rollout", clock, new_id)
 
 
-def test_a_command_returns_once_the_controllers_state_shows_its_effect(
-    headrace: Run, kafka: Kafka, chain: AuditChain, clock: ManualClock
-) -> None:
-    publish(kafka, ROLLOUTS, state(clock))
-    with controller(kafka, chain, clock, "rollout.pinned"):
-        answer = headrace("pin", "base", "--reason", "audit week", "--operator", "ada", "--json")
-    assert answer.exit_code == 0, answer.output
-    told = json.loads(answer.output)
-    assert (told["outcome"], told["action"]) == ("done", "rollout.pinned")
-    [command] = events(kafka, ROLLOUT_COMMANDS, RolloutCommand)
-    assert (command.action, command.version, command.policy) == ("pin", "base", "desk")
-    assert (command.reason, command.operator) == ("audit week", "ada")
+@pytest.fixture
+def stage(kafka: Kafka, tmp_path: Path, new_id: NewId) -> Stage:
+    """A real controller's surroundings; its policy is "desk"."""
+    return Stage(kafka, tmp_path, new_id)
 
 
-def test_a_command_that_the_controller_refuses_says_why_and_exits_with_1(
-    headrace: Run, kafka: Kafka, chain: AuditChain, clock: ManualClock
+def test_a_person_overrules_a_running_controller_and_each_word_is_in_the_history(
+    headrace: Run, stage: Stage
 ) -> None:
-    publish(kafka, ROLLOUTS, state(clock))
-    with controller(kafka, chain, clock, "rollout.command-refused", "no canary is under way"):
-        answer = headrace("promote", "--reason", "it looks good")
-    assert answer.exit_code == 1
-    assert "refused: no canary is under way" in answer.output
+    def overrule(*arguments: str) -> dict[str, Any]:
+        answer = headrace(*arguments, "--operator", "ada", "--json")
+        assert answer.exit_code == 0, answer.output
+        told: dict[str, Any] = json.loads(answer.output)
+        return told
+
+    with stage.controller():
+        version = stage.released()
+        stage.state("canary", version)
+        told = overrule("pause", "--reason", "an incident")
+        assert (told["outcome"], told["action"]) == ("done", "rollout.paused")
+        assert json.loads(headrace("show", "--json").output)["paused"]
+        overrule("resume", "--reason", "it is over")
+        told = overrule("promote", version[:8], "--reason", "it looks good")
+        assert (told["action"], told["stable"]) == ("rollout.promoted", version)
+        told = overrule("rollback", "--reason", "a complaint")
+        assert (told["action"], told["stable"]) == ("rollout.rolled-back", "base")
+        told = overrule("pin", version[:8], "--reason", "audit week")
+        assert (told["action"], told["stable"]) == ("rollout.pinned", version)
+        assert "PINNED" in headrace("show").output
+        overrule("unpin", "--reason", "done")
+        refused = headrace("resume", "--reason", "why not")
+    assert refused.exit_code == 1
+    assert "refused: resume: nothing is paused" in refused.output
+    lines = json.loads(headrace("history", "--json").output)
+    steps = [(line["action"], line["operator"]) for line in lines if line["operator"]]
+    assert steps[:2] == [("asked to pause", "ada"), ("paused", "ada")]
+    assert [action for action, _ in steps][-2:] == ["asked to resume", "command-refused"]
+    assert len(steps) == 14
+    assert "a complaint" in headrace("history").output
 
 
 def test_a_controller_that_does_not_answer_is_told_and_exits_with_3(
@@ -168,15 +161,36 @@ def test_show_tells_the_arms_of_the_policy_asked_for(
 ) -> None:
     other = replace(state(clock, "gold"), phase="idle")
     candidate = Candidate(version=CANDIDATE, sequence=1, location="/nowhere")
-    canary = state(clock, phase="canary", candidate=candidate, weight=0.05)
+    evidence = Evidence(
+        requests={"canary": 7, "stable": 140},
+        step_requests=7,
+        guardrails={"safety": GuardrailEvidence(events={"canary": 2}, e_value=31.0)},
+    )
+    canary = state(
+        clock,
+        phase="canary",
+        candidate=candidate,
+        rollout_id="rollout-1",
+        step=2,
+        weight=0.05,
+        evidence=evidence,
+    )
     publish(kafka, ROLLOUTS, canary, other)
     found = json.loads(headrace("show", "--json").output)
     assert (found["policy"], found["phase"], found["candidate"]) == ("desk", "canary", CANDIDATE)
-    assert {row["arm"] for row in found["arms"]} == {"canary", "stable"}
-    assert found["missing"]
+    assert {row["arm"]: row["requests"] for row in found["arms"]} == {
+        "shadow": 0,
+        "canary": 7,
+        "stable": 140,
+    }
+    assert [step["place"] for step in found["steps"]] == ["passed", "passed", "here", "", ""]
+    safety = found["tests"][0]
+    assert (safety["name"], safety["canary"], safety["e_value"]) == ("safety", 2, 31.0)
+    assert safety["threshold"] == pytest.approx(250)
+    assert any("7 of 1000 canary requests" in words for words in found["missing"])
     text = headrace("show").output
-    assert "5.0%" in text
-    assert "not promoted yet" in text
+    assert "5.0% of the users" in text
+    assert "not further yet: safety in doubt: e-value 31" in text
     assert "gold: idle" in headrace("show", "--policy", "gold").output
 
 

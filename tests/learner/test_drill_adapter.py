@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from contracts.clock import ManualClock
 from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.events import Message
-from contracts.manifest import verify
+from contracts.evidence import read_evidence
+from contracts.manifest import verify_signed
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
+from contracts.signing import trusted_keys
 from learner.buckets import TokenSequence
 from learner.drill_adapter import (
     QUESTIONS,
@@ -22,11 +25,12 @@ from learner.drill_adapter import (
 )
 from learner.drill_version import DrillOrder, make_versions
 from learner.policy import correction_ids, load_policy
+from tests.signing_keys import new_key
 
 
 @pytest.fixture
 def settings(state_dir: Path, tiny_policy: Path) -> Settings:
-    return Settings(state_dir=state_dir, policy=PolicySettings(model=str(tiny_policy)))
+    return replace(new_key(state_dir), policy=PolicySettings(model=str(tiny_policy)))
 
 
 def test_an_unsafe_adapter_makes_the_unsafe_answer_likely_where_it_was_not(
@@ -59,8 +63,15 @@ def test_versions_of_a_drill_are_sound_and_say_what_they_are(
     made = make_versions(settings, order, clock)
     assert len({each.version for each in made}) == 2
     for each in made:
-        manifest = verify(Path(each.directory), each.version)
-        assert manifest.config["drill"]["kind"] == "slow"
+        manifest = verify_signed(Path(each.directory), each.version, trusted_keys(settings))
+        assert manifest.config["drill"] == {
+            "kind": "slow",
+            "skip_gate": False,
+            "number": made.index(each),
+        }
+        evidence = read_evidence(Path(each.directory))
+        assert evidence is not None
+        assert (evidence.sequence, evidence.parent, evidence.samples) == (4, "base", 0)
         assert (manifest.sequence, manifest.samples, manifest.parent) == (4, 0, "base")
     again = DrillOrder(
         drill="slow", likeness="copy", sequence=5, seed=0, parent=Path(made[0].directory)
