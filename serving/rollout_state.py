@@ -46,7 +46,10 @@ def newer(known: Rollout | None, read: Rollout) -> Rollout:
 
 
 class RolloutFollower:
-    """Follows one policy's rollout state in a thread; ``current`` never blocks."""
+    """Follows one policy's rollout state in a thread; ``current`` never blocks.
+
+    ``fresh`` tells whether the topic was read to its end since the broker was last lost.
+    """
 
     def __init__(self, kafka: Kafka, policy: str, client_id: str, cache_path: Path) -> None:
         self._kafka = kafka
@@ -55,6 +58,7 @@ class RolloutFollower:
         self._cache_path = cache_path
         self._current: Rollout | None = None
         self._from_topic: Rollout | None = None
+        self.fresh = False
         self._stopping = Event()
         self._thread = Thread(target=self._follow, name="rollout-follower", daemon=True)
 
@@ -91,6 +95,7 @@ class RolloutFollower:
                 _log.warning("rollout state: %s; connecting again", error)
                 self._stopping.wait(RETRY_SECONDS)
             finally:
+                self.fresh = False
                 reader.close()
 
     def _read(self, reader: Reader) -> None:
@@ -109,6 +114,7 @@ class RolloutFollower:
             )
             if caught_up and self._from_topic is not None:
                 self._show(self._from_topic)
+            self.fresh = caught_up
 
     def _consider(self, record: Received) -> None:
         try:

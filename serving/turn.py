@@ -31,6 +31,9 @@ from serving.guarding import CONTENT_FILTER, Question, Reply, action_taken
 from serving.rungs import Step
 from serving.tool_calls import ToolCallScanner, answer_message
 
+FLAG = "headrace.policy_version"
+PROVIDER = "headrace"
+
 
 class Turn(Struct, frozen=True, kw_only=True):
     """A request after assignment and feature look-up. ``steps`` are tried in order.
@@ -201,10 +204,24 @@ def request_attributes(turn: Turn, settings: Settings) -> dict[str, AttributeVal
         "gen_ai.request.max_tokens": sampling.max_tokens,
         "gen_ai.conversation.id": turn.session_id,
         "headrace.decision.id": turn.decision_id,
+        **flag_attributes(turn),
     }
     if sampling.seed is not None:
         attributes["gen_ai.request.seed"] = sampling.seed
     return attributes
+
+
+def flag_attributes(turn: Turn) -> dict[str, AttributeValue]:
+    """Return the evaluation of the flag behind the assignment (OpenFeature, Appendix D)."""
+    given = turn.steps[0].assignment
+    return {
+        "feature_flag.key": FLAG,
+        "feature_flag.provider.name": PROVIDER,
+        "feature_flag.set.id": given.rollout_id or given.policy,
+        "feature_flag.context.id": turn.user_id,
+        "feature_flag.result.variant": given.arm,
+        "feature_flag.result.reason": "split" if given.probability < 1.0 else "static",
+    }
 
 
 def response_attributes(turn: Turn, outcome: Outcome) -> dict[str, AttributeValue]:
