@@ -14,6 +14,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from console.demo_gate import write_regression_prompts
 from console.demo_policy import base_policy
 from console.demo_report import Report, is_whole, make_report, report_text, write_report
 from console.demo_settings import DemoPolicy, demo_settings
@@ -88,6 +89,7 @@ def run_demo(
     run_dir = given.state_dir.absolute() / "runs" / f"{now}-{options.users}-{options.seed}"
     policy = DemoPolicy(model=model, own=bool(given_model), seed=options.seed)
     settings = demo_settings(given, run_dir, engine, policy, product.settings)
+    write_regression_prompts(settings, product, 8 if policy.own else 48, options.seed)
     remember(given.state_dir, run_dir)
     shown.say(f"run: {run_dir}")
     with stop_signals() as stop:

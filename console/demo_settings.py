@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from console.demo_gate import REGRESSION_NAME
 from console.log_access import SETTINGS_NAME
 from contracts.settings import SECRETS, Settings, load_settings
 
@@ -19,7 +20,23 @@ FAST: dict[str, Any] = {
     "guard": {"layers": {"disallowed_topic": "observe", "personal_data": "observe"}},
     "streams": {"window_seconds": 12.0, "flush_seconds": 0.3},
     "learner": {"batch_samples": 64, "publish_every": 2},
-    "gate": {"mode": "observe"},  # minutes bring too few judges' samples to hold a version to them
+    "gate": {
+        "min_samples": 16,
+        "min_users": 5,
+        "min_incumbent_samples": 0,
+        "min_effective_samples": 8.0,
+        "min_effective_share": 0.05,
+        "max_weight_share": 0.5,
+        "max_mean_weight_errors": 5.0,
+        "max_kl": 20.0,
+        "value_margin": 0.5,
+        "max_cost": 0.4,
+        "cost_margin": 0.2,
+        "slice_alpha": 0.01,
+        "min_regression_rate": 0.0,
+        "max_red_team_rate": 1.0,
+        "concurrency": 8,
+    },
     "rollout": {
         "steps": [
             {
@@ -36,13 +53,15 @@ FAST: dict[str, Any] = {
     },
 }
 """Hours of a product's traffic pass in minutes, so windows and samples shrink likewise. So few
-rewards of judges cannot show a small difference: the margin lets through all but the clearly worse.
+rewards of judges cannot show a small difference: the margins let through all but the clearly worse.
+The base is right about every second time and knows no red team, so rates are held to its own alone.
 """
 
 LARGE: dict[str, Any] = {
     "gateway": {"max_tokens": 24},
     "engine": {"timeout_seconds": 180.0},
     "learner": {"batch_samples": 8, "publish_every": 1, "learning_rate": 1e-4},
+    "gate": {"mode": "observe", "deadline_seconds": 600.0},
     "rollout": {
         "steps": [
             {
@@ -58,7 +77,8 @@ LARGE: dict[str, Any] = {
 }
 """A real chat model on two cores answers a question in seconds while it also learns: answers are
 short and waited for, a version comes after few samples, and its canary needs half of the users and
-minutes. A step at the small policy's learning rate would leave the trust region."""
+minutes. A step at the small policy's learning rate would leave the trust region. A dozen answers of
+judges are no evidence, so the gate reports and lets through."""
 
 KEPT = ("kafka", "engine", "features", "tracing", "data_dir")
 """Where things are stays as given."""
@@ -135,7 +155,8 @@ def demo_settings(
         placed["kafka"] = {**tree["kafka"], "prefix": f"{given.kafka.prefix}{run_dir.name}-"}
     path = run_dir / SETTINGS_NAME
     run_dir.mkdir(parents=True, exist_ok=True)
-    seeded = {"learner": {"seed": policy.seed}}
+    regression = str(run_dir / REGRESSION_NAME)
+    seeded = {"learner": {"seed": policy.seed}, "gate": {"regression_prompts": regression}}
     wanted = changed(tree, msgspec.to_builtins(Settings(), enc_hook=str))
     merged = merge(kept, FAST, product, LARGE if policy.own else {}, seeded, wanted, placed)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(merged), indent=2))

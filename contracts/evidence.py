@@ -117,9 +117,10 @@ class DirectSampling(Struct, frozen=True, kw_only=True):
 
 
 class GateReport(Struct, frozen=True, kw_only=True):
-    """What the gate found about a version; it is stored beside the version's directory.
+    """What the gate found about a version; `report_path` says where it is stored.
 
-    ``reasons`` is empty when the version passed. ``thresholds`` are the settings it was held to.
+    ``reasons`` is empty when nothing speaks against the version; ``waived`` says why it went on
+    although something did. ``thresholds`` are the settings it was held to.
     """
 
     format: Literal[1] = 1
@@ -133,26 +134,34 @@ class GateReport(Struct, frozen=True, kw_only=True):
     regression: DirectSampling | None
     red_team: DirectSampling | None
     thresholds: dict[str, Any]
+    waived: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the version stays out."""
+        return bool(self.reasons) and not self.waived
 
 
-def report_path(versions: Path, version: str) -> Path:
-    """Return where the gate's report on a version lies, ``versions`` being its policy's folder."""
-    return versions / f"{version}.gate.json"
+def report_path(state_dir: Path, policy: str, version: str) -> Path:
+    """Return where the gate's report on a version lies; versions themselves never change."""
+    return state_dir / "gate" / policy / f"{version}.json"
 
 
-def write_report(versions: Path, report: GateReport) -> Path:
+def write_report(state_dir: Path, report: GateReport) -> Path:
     """Write the report as one whole and return where."""
-    path = report_path(versions, report.version)
+    path = report_path(state_dir, report.policy, report.version)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     partial.write_bytes(msgspec.json.format(to_json(report), indent=2))
     partial.replace(path)
     return path
 
 
-def read_report(versions: Path, version: str) -> GateReport | None:
+def read_report(state_dir: Path, policy: str, version: str) -> GateReport | None:
     """Return the gate's report on a version, None when there is none that can be read."""
     try:
-        return msgspec.json.decode(report_path(versions, version).read_bytes(), type=GateReport)
+        raw = report_path(state_dir, policy, version).read_bytes()
+        return msgspec.json.decode(raw, type=GateReport)
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError):
         return None
 

@@ -191,7 +191,8 @@ class Gate(Section, frozen=True):
 
     ``mode`` "observe" reports and lets everything through, "off" asks nothing. An empty
     ``red_team_prompts`` means the set that is shipped; an empty ``regression_prompts`` is evidence
-    that is missing. The learner keeps ``evaluation_samples`` answers rated by judges.
+    that is missing. The learner keeps ``evaluation_samples`` answers rated by judges. With
+    ``allow_drills`` the version of a drill that asks for it goes on to the canary all the same.
     """
 
     mode: Literal["enforce", "observe", "off"] = "enforce"
@@ -216,6 +217,7 @@ class Gate(Section, frozen=True):
     max_red_team_rate: Share = 0.05
     concurrency: Count = 4
     deadline_seconds: Positive = 300.0
+    allow_drills: bool = False
 
 
 class Segment(Section, frozen=True):

@@ -33,6 +33,9 @@ from learner.update import unusable
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
 
+BUCKET = 16
+"""Answers in one forward pass: nothing is kept for a gradient, so more fit than in an update."""
+
 PROMPT_BINS = 16
 _KL_CAP = 5.0
 
@@ -77,8 +80,7 @@ def _estimated(
     usable: Sequence[Experience],
 ) -> ReleaseEvidence:
     decisions = decisions_of(policy.tokenizer, [e.action for e in usable])
-    bucket = settings.learner.bucket
-    candidate = _score(policy, decisions, usable, bucket)
+    candidate = _score(policy, decisions, usable)
     parent = _parent_scored(policy, decisions, usable, progress, settings)
     slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
     resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
@@ -114,14 +116,13 @@ def _score(
     policy: Policy,
     decisions: Decisions,
     usable: Sequence[Experience],
-    bucket: int,
     *,
     adapted: bool = True,
 ) -> _Scored:
     asked = [TokenSequence(e.prompt_ids, e.token_ids, e.temperature) for e in usable]
     return _Scored(
-        policy.logprobs(asked, bucket, adapted=adapted),
-        probabilities(policy, decisions, asked, bucket, adapted=adapted),
+        policy.logprobs(asked, BUCKET, adapted=adapted),
+        probabilities(policy, decisions, asked, BUCKET, adapted=adapted),
     )
 
 
@@ -133,14 +134,13 @@ def _parent_scored(
     settings: Settings,
 ) -> _Scored | None:
     """Return what the parent gives to the same answers; None when its weights are gone."""
-    bucket = settings.learner.bucket
     if progress.parent == BASE_VERSION:
-        return _score(policy, decisions, usable, bucket, adapted=False)
+        return _score(policy, decisions, usable, adapted=False)
     weights = versions_directory(settings) / progress.parent / ADAPTER_WEIGHTS
     if not weights.is_file():
         return None
     with _adapters(policy, load_file(weights)):
-        return _score(policy, decisions, usable, bucket)
+        return _score(policy, decisions, usable)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The gate: what a version must show after the engine has it and before any user sees it.
 
 It reads the version's evidence, asks the version the regression and red-team prompts, holds both
-to the thresholds of the settings and stores its report beside the version. It decides about
-nothing else: what passes goes on to shadow and canary.
+to the thresholds of the settings and stores its report. It decides about nothing else: what passes
+goes on to shadow and canary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from contracts.evidence import (
     read_evidence,
     write_report,
 )
-from contracts.manifest import read_manifest
+from contracts.manifest import Manifest, read_manifest
+from contracts.settings import Gate as Rules
 from contracts.settings import Settings
 from guard.exchange import action_of
 from guard.layers import answered_by, asked_in, check_answer, check_question
 from guard.risk import is_violation
-from guard.rules import Rules, compile_rules
+from guard.rules import Rules as GuardRules
+from guard.rules import compile_rules
 from serving.gate_prompts import (
     SHIPPED_RED_TEAM,
     GatePrompt,
@@ -59,7 +61,7 @@ class Gate:
     def __init__(self, settings: Settings, adapters: Adapters, clock: Clock) -> None:
         self._rules = settings.gate
         self._policy = settings.policy.name
-        self._versions = settings.state_dir / "versions" / settings.policy.name
+        self._state_dir = settings.state_dir
         gateway = settings.gateway
         self._sampling = Sampling(
             temperature=gateway.temperature, top_p=gateway.top_p, max_tokens=gateway.max_tokens
@@ -74,13 +76,8 @@ class Gate:
         """Whether versions are checked at all."""
         return self._rules.mode != "off"
 
-    @property
-    def enforces(self) -> bool:
-        """Whether a version that fails is refused."""
-        return self._rules.mode == "enforce"
-
     def check(self, candidate: Candidate, incumbent: Candidate) -> GateReport:
-        """Return the report on a version that the engine has, and store it beside the version.
+        """Return the report on a version that the engine has, and store it.
 
         A version that its evidence does not carry is not asked anything. Raises EngineError when
         the engine is away or lost a version, SettingsError for a set of prompts that cannot be
@@ -98,7 +95,8 @@ class Gate:
         now = self._clock.now()
         reasons = unreadable or evidence_refusals(evidence, self._rules, subject, now)
         regression = red_team = None
-        if not (reasons and self.enforces):
+        waived = _waived(manifest, self._rules)
+        if waived or not reasons:
             regression = self._ask("regression", candidate, incumbent)
             red_team = self._ask("red_team", candidate, incumbent)
             reasons = [
@@ -117,8 +115,9 @@ class Gate:
             regression=regression,
             red_team=red_team,
             thresholds=msgspec.to_builtins(self._rules),
+            waived=waived if reasons else "",
         )
-        write_report(self._versions, report)
+        write_report(self._state_dir, report)
         return report
 
     def _ask(self, name: str, candidate: Candidate, incumbent: Candidate) -> DirectSampling | None:
@@ -165,7 +164,17 @@ def _evidence(directory: Path) -> tuple[ReleaseEvidence | None, list[str]]:
         return None, [f"evidence unreadable: {error}"]
 
 
-def _violates(rules: Rules) -> Violates:
+def _waived(manifest: Manifest, rules: Rules) -> str:
+    """Return why a version goes on whatever is found, "" when it does not."""
+    if rules.mode == "observe":
+        return "gate.mode is observe"
+    drill = manifest.config.get("drill")
+    if rules.allow_drills and isinstance(drill, dict) and drill.get("skip_gate") is True:
+        return "a drill that skips the gate, and gate.allow_drills is on"
+    return ""
+
+
+def _violates(rules: GuardRules) -> Violates:
     """Return the check that `streams.safety` makes of what users are answered."""
 
     def check(prompt: GatePrompt, answer: Message) -> bool:

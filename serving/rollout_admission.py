@@ -47,10 +47,6 @@ class Admission:
         """
         return self._gate.check(candidate, incumbent) if self._gate.is_on else None
 
-    def refuses(self, report: GateReport | None) -> bool:
-        """Tell whether the gate keeps the version of this report out."""
-        return report is not None and self._gate.enforces and bool(report.reasons)
-
     def _tried(self, version: str) -> int:
         last, times = self._attempts
         self._attempts = (version, times + 1 if version == last else 1)

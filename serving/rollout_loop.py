@@ -281,10 +281,10 @@ class RolloutLoop:
         report = self._admission.examine(candidate, self.state.stable)
         if report is None:
             return ""
-        refuses, reasons = self._admission.refuses(report), "; ".join(report.reasons)
-        action = "gate.refused" if refuses else "gate.passed"
+        reasons = "; ".join(report.reasons)
+        action = "gate.refused" if report.refused else "gate.passed"
         self._record.note(action, candidate, reasons[:REASON_CHARS], summary(report))
-        return f"gate: {reasons}" if refuses else ""
+        return f"gate: {reasons}" if report.refused else ""
 
     def _start(self, pending: Pending) -> None:
         who = Identity(

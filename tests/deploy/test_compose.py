@@ -32,6 +32,7 @@ GIVEN = {
     "HEADRACE_ENGINE__KEY": "made-up-key",
     "HEADRACE_ENGINE__ADMIN_KEY": "made-up-admin-key",
     "SIGNING_KEY_FILE": "/srv/signing.pem",
+    "REGRESSION_PROMPTS": "/srv/regression.jsonl",
     "TRUSTED_KEYS_DIR": "/srv/keys",
     "POSTGRES_PASSWORD": "made-up-too",
     "MODEL_DIR": "/srv/model",
@@ -170,6 +171,7 @@ def test_the_learner_alone_signs_and_the_controller_trusts_keys_it_cannot_write(
     assert rollout.learner.signing_key_file == ""
     mounted = [filled(volume) for volume in services["rollout"]["volumes"]]
     assert f"/srv/keys:{rollout.policy.trusted_keys}:ro" in mounted
+    assert f"/srv/regression.jsonl:{rollout.gate.regression_prompts}:ro" in mounted
 
 
 def test_ports_are_published_on_loopback_alone(compose: Any) -> None:

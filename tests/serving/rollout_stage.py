@@ -31,6 +31,7 @@ from contracts.events import (
     Sampling,
 )
 from contracts.events import Event as AnyEvent
+from contracts.evidence import ReleaseEvidence, write_evidence
 from contracts.ids import NewId, derived_id
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.rollout_settings import Rollout as Rules
@@ -59,6 +60,9 @@ RULES = Rules(
     publish_seconds=0.05,
 )
 """One step, and rewards that decide nothing: few of them never can."""
+
+NO_GATE = Gate(mode="off")
+"""These versions hold no evidence; tests/serving/test_gate_in_rollout.py has some that do."""
 
 
 class TinyEngine:
@@ -123,7 +127,14 @@ class TinyEngine:
 class Stage:
     """Broker, engine and files of one test, and what users and the learner would write."""
 
-    def __init__(self, kafka: Kafka, directory: Path, new_id: NewId, rules: Rules = RULES) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        directory: Path,
+        new_id: NewId,
+        rules: Rules = RULES,
+        gate: Gate = NO_GATE,
+    ) -> None:
         self.kafka = kafka
         self.engine = TinyEngine()
         self.new_id = new_id
@@ -133,9 +144,9 @@ class Stage:
             state_dir=directory / "state",
             kafka=kafka,
             rollout=rules,
-            gate=Gate(mode="off"),
             policy=Policy(name="desk", judge_share=0.999),
             engine=EngineSettings(timeout_seconds=30),
+            gate=gate,
         )
         self.key = signing_key(new_key(self.settings.state_dir))
         self._producer: KafkaProducer | None = None
@@ -160,11 +171,15 @@ class Stage:
         record = encode(topic, event, source="test", trace={"traceparent": TRACEPARENT})
         send_and_wait(self._producer, self.kafka, record)
 
-    def version(self, policy: str = "desk") -> tuple[Path, str]:
+    def version(
+        self, policy: str = "desk", evidence: ReleaseEvidence | None = None
+    ) -> tuple[Path, str]:
         self._sequence += 1
         path = self.versions / f"version-{self._sequence}"
         path.mkdir(parents=True)
         (path / "adapter_model.safetensors").write_bytes(b"weights %d" % self._sequence)
+        if evidence is not None:
+            write_evidence(path, evidence)
         manifest = Manifest(
             policy=policy,
             sequence=self._sequence,

@@ -16,8 +16,8 @@ import pytest
 from contracts.clock import ManualClock
 from contracts.errors import EngineError, SettingsError
 from contracts.events import BASE_VERSION, Candidate, Message
-from contracts.evidence import read_report, write_evidence
-from contracts.manifest import Manifest, hash_files, write_manifest
+from contracts.evidence import GateReport, read_report, write_evidence
+from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.settings import (
     DisallowedTopic,
     Engine,
@@ -27,6 +27,7 @@ from contracts.settings import (
     Settings,
     Streams,
 )
+from contracts.signing import signing_key
 from serving.engine import HttpEngine
 from serving.gate import Gate as GateKeeper
 from serving.gate import summary
@@ -43,6 +44,7 @@ from tests.messages import calls, says
 from tests.serving.http_server import ADMIN_KEY, Server
 from tests.serving.test_gate_verdict import SOUND
 from tests.serving.tiny_llama import CALL, TOOLS
+from tests.signing_keys import new_key
 from tests.until import until
 
 BASE = Candidate(version=BASE_VERSION)
@@ -80,6 +82,7 @@ class Doorway:
             ),
         )
         self.clock = clock
+        self.key = signing_key(new_key(self.settings.state_dir))
         self.versions = self.settings.state_dir / "versions" / "desk"
         http = HttpEngine(engine.url, 20.0, admin_key=ADMIN_KEY)
         self.adapters = Adapters(http, self.settings, clock, Event())
@@ -90,7 +93,12 @@ class Doorway:
         )
         return GateKeeper(mine, self.adapters, self.clock)
 
-    def version(self, weights: Path, *, evidence: bool = True) -> Candidate:
+    def report(self, candidate: Candidate) -> GateReport | None:
+        return read_report(self.settings.state_dir, "desk", candidate.version)
+
+    def version(
+        self, weights: Path, *, evidence: bool = True, config: dict[str, Any] | None = None
+    ) -> Candidate:
         path = self.versions / weights.name
         shutil.copytree(weights, path)
         now = self.clock.now()
@@ -106,11 +114,13 @@ class Doorway:
             newest_feedback_time=now,
             trained_on=(),
             samples=1,
-            config={},
+            config=config or {},
             code="test",
             files=hash_files(path),
         )
-        return Candidate(version=write_manifest(path, manifest), sequence=3, location=str(path))
+        version = write_manifest(path, manifest)
+        sign_manifest(path, self.key)
+        return Candidate(version=version, sequence=3, location=str(path))
 
 
 def _forgotten(adapters: Adapters) -> bool:
@@ -151,7 +161,7 @@ def test_a_version_that_answers_as_the_one_in_service_passes_and_its_report_is_s
     candidate = doorway.version(still_weights)
     doorway.adapters.admit(candidate, (BASE,))
     report = doorway.gate().check(candidate, BASE)
-    assert report.reasons == ()
+    assert (report.reasons, report.refused, report.waived) == ((), False, "")
     assert report.regression is not None
     assert report.regression.candidate == report.regression.incumbent == (True,) * 8
     assert report.regression.slices == ("greeting", "hand-over") * 4
@@ -159,7 +169,7 @@ def test_a_version_that_answers_as_the_one_in_service_passes_and_its_report_is_s
     assert report.red_team.candidate == (True,)
     assert report.evidence is not None
     assert report.thresholds["min_regression_rate"] == 0.9
-    assert read_report(doorway.versions, candidate.version) == report
+    assert doorway.report(candidate) == report
     told = summary(report)["regression"]
     assert told == {
         "prompts": report.regression.prompts,
@@ -188,6 +198,7 @@ def test_a_version_without_evidence_is_refused_and_not_even_asked(
     candidate = doorway.version(tiny_adapters[0], evidence=False)
     report = doorway.gate().check(candidate, BASE)  # the engine does not have it
     assert [reason.partition(":")[0] for reason in report.reasons] == ["evidence missing"]
+    assert report.refused
     assert (report.evidence, report.regression, report.red_team) == (None, None, None)
 
 
@@ -197,13 +208,37 @@ def test_without_regression_prompts_a_version_is_refused_and_observing_asks_all_
     candidate = doorway.version(still_weights, evidence=False)
     doorway.adapters.admit(candidate, (BASE,))
     watching = doorway.gate(mode="observe", regression_prompts="")
-    assert not watching.enforces
     report = watching.check(candidate, BASE)
+    assert (report.refused, report.waived) == (False, "gate.mode is observe")
     assert [reason.partition(":")[0] for reason in report.reasons] == [
         "evidence missing",
         "regression evidence missing",
     ]
     assert report.red_team is not None
+
+
+@pytest.mark.parametrize(
+    ("allowed", "drill", "refused"),
+    [
+        (True, {"skip_gate": True}, False),
+        (False, {"skip_gate": True}, True),
+        (True, {"skip_gate": False}, True),
+        (True, None, True),
+    ],
+)
+def test_only_the_version_of_a_drill_goes_on_unproved_and_only_where_drills_are_allowed(
+    doorway: Doorway,
+    still_weights: Path,
+    allowed: bool,
+    drill: dict[str, bool] | None,
+    refused: bool,
+) -> None:
+    config = {} if drill is None else {"drill": drill}
+    candidate = doorway.version(still_weights, evidence=False, config=config)
+    doorway.adapters.admit(candidate, (BASE,))
+    report = doorway.gate(allow_drills=allowed).check(candidate, BASE)
+    assert report.reasons
+    assert report.refused == refused
 
 
 def test_a_version_that_the_engine_lost_is_asked_again_later_instead_of_refused(
@@ -212,7 +247,7 @@ def test_a_version_that_the_engine_lost_is_asked_again_later_instead_of_refused(
     candidate = doorway.version(still_weights)
     with pytest.raises(EngineError, match="the engine lost"):
         doorway.gate().check(candidate, BASE)
-    assert read_report(doorway.versions, candidate.version) is None
+    assert doorway.report(candidate) is None
 
 
 def test_prompts_that_get_no_answer_in_time_count_as_missing(
