@@ -40,6 +40,13 @@ FAST: dict[str, Any] = {
     "rollout": {
         "steps": [
             {
+                "weight": 0.0,
+                "shadow_share": 0.5,
+                "min_canary_requests": 10,
+                "min_canary_users": 5,
+                "max_wait_seconds": 60.0,
+            },
+            {
                 "weight": 0.3,
                 "min_canary_requests": 40,
                 "min_canary_users": 10,
@@ -64,6 +71,13 @@ LARGE: dict[str, Any] = {
     "gate": {"mode": "observe", "deadline_seconds": 600.0},
     "rollout": {
         "steps": [
+            {
+                "weight": 0.0,
+                "shadow_share": 0.5,
+                "min_canary_requests": 2,
+                "min_canary_users": 1,
+                "max_wait_seconds": 300.0,
+            },
             {
                 "weight": 0.5,
                 "min_canary_requests": 10,

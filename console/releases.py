@@ -11,6 +11,7 @@ from console.table import table
 from contracts.events import BASE_VERSION, Event, Release, Rollout
 from contracts.settings import Kafka
 from contracts.topics import RELEASES, ROLLOUTS
+from serving.rollout_state import newer
 
 
 class VersionRow(Struct, frozen=True, kw_only=True):
@@ -44,21 +45,22 @@ def version_rows(events: Iterable[Event]) -> list[VersionRow]:
     """Return the versions that releases and rollout states tell of."""
     releases: dict[str, Release] = {}
     states: dict[str, Rollout] = {}
-    newest: Rollout | None = None
+    newest: dict[str, Rollout] = {}
     for event in events:
         if isinstance(event, Release):
             releases[event.version] = event
         elif isinstance(event, Rollout):
-            newest = event if newest is None or event.epoch >= newest.epoch else newest
-            states[version_under_test(event)] = event
-    stable = newest.stable.version if newest else BASE_VERSION
+            known = newest.get(event.policy)
+            if newer(known, event) is event:  # else it is void: another controller has the term
+                newest[event.policy] = states[version_under_test(event)] = event
+    stable = {state.stable.version for state in newest.values()} or {BASE_VERSION}
     rows = [
         VersionRow(
             sequence=0,
             version=BASE_VERSION,
             parent="",
             phase="base",
-            stable=stable == BASE_VERSION,
+            stable=BASE_VERSION in stable,
             reason="",
         )
     ]
@@ -72,7 +74,7 @@ def version_rows(events: Iterable[Event]) -> list[VersionRow]:
                 version=release.version,
                 parent=release.parent,
                 phase=state.phase if state else untested,
-                stable=release.version == stable,
+                stable=release.version in stable,
                 reason=state.reason if state else "",
                 time=release.time,
                 metrics=release.metrics,

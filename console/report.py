@@ -24,6 +24,7 @@ from contracts.events import (
     Safety,
     Sample,
 )
+from serving.rollout_state import newer
 
 Ledgers = Mapping[str, Sequence[Mapping[str, Any]]]
 """Version id to the lines of its ledger."""
@@ -172,8 +173,11 @@ def quantiles(values: Sequence[float]) -> Quantiles:
 
 
 def stable_version(log: RunLog) -> str:
-    """Return the version that serves most users after the last rollout state."""
-    newest = max(log.rollouts, key=lambda state: state.epoch, default=None)
+    """Return the version that serves most users of the first policy after its last state."""
+    newest: Rollout | None = None
+    for state in log.rollouts:
+        if newest is None or state.policy == newest.policy:
+            newest = newer(newest, state)
     return newest.stable.version if newest else BASE_VERSION
 
 

@@ -17,6 +17,7 @@ from contracts.events import Decision, Event, Release, Reward, Rollout, Sample
 from contracts.heartbeat import FRESH_SECONDS, read_heartbeat
 from contracts.settings import Kafka, Settings
 from contracts.topics import DEAD_LETTERS, DECISIONS, RELEASES, REWARDS, ROLLOUTS, SAMPLES
+from serving.rollout_state import newer
 
 FOLLOWED = (DECISIONS, REWARDS, SAMPLES, RELEASES, ROLLOUTS, DEAD_LETTERS)
 FOLLOW_SECONDS = 30.0
@@ -35,7 +36,7 @@ class Follower:
         self._decided: set[str] = set()
         self._rewarded: set[str] = set()
         self._samples: set[str] = set()
-        self._rollout: Rollout | None = None
+        self._rollouts: dict[str, Rollout] = {}
         self.releases = 0
 
     def follow(self) -> None:
@@ -63,8 +64,8 @@ class Follower:
                 self._samples.add(event.id)
             case Release():
                 self.releases += 1
-            case Rollout() if self._rollout is None or event.epoch >= self._rollout.epoch:
-                self._rollout = event
+            case Rollout():
+                self._rollouts[event.policy] = newer(self._rollouts.get(event.policy), event)
 
     @property
     def decisions(self) -> int:
@@ -82,10 +83,8 @@ class Follower:
 
     def canary(self) -> str:
         """Return the version under test, "" when none is."""
-        state = self._rollout
-        if state is None or state.candidate is None:
-            return ""
-        return state.candidate.version
+        under_way = (state.candidate for state in self._rollouts.values())
+        return next((candidate.version for candidate in under_way if candidate), "")
 
     def close(self) -> None:
         """Close the connection."""

@@ -40,7 +40,7 @@ from contracts.settings import Engine as EngineSettings
 from contracts.settings import Gate, Kafka, Policy, Settings, to_environment
 from contracts.signing import signing_key
 from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
-from serving.assignment import assign
+from serving.assignment import assign, assign_shadow
 from serving.engine import Engine, EngineAnswer, EngineChunk, EngineRequest
 from serving.rollout_controller import control
 from serving.rollout_status import RolloutStatus
@@ -263,6 +263,14 @@ class Stage:
                 value = rewards[0 if canary else 1]
                 self.send(REWARDS, reward(decision, value, user, given, decided_at=now))
         return count
+
+    def copy(self, state: Rollout, users: range, **changes: Any) -> None:
+        """Write what streams would write for one unseen copy of each user's question."""
+        given, now = assign_shadow(state, "desk"), SystemClock().now()
+        for number in users:
+            decision = f"copy-{state.rollout_id}-{number}"
+            event = safety(decision, f"user-{number}", given, decided_at=now, **changes)
+            self.send(REWARDS, event)
 
     def promote(self) -> str:
         version = self.released()
