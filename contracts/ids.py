@@ -30,7 +30,8 @@ def uuid7_ids(clock: Clock, rng: random.Random | None = None) -> NewId:
         value = (
             millis << 80 | 0x7 << 76 | (noise >> 62) << 64 | 0b10 << 62 | noise & ((1 << 62) - 1)
         )
-        return str(uuid.UUID(int=value))
+        text = f"{value:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
     return new_id
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 
+import msgspec
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.propagate import extract, inject
+from opentelemetry.propagate import extract
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 SCHEMA = "https://github.com/open-telemetry/semantic-conventions-genai@002c8a6"
@@ -31,18 +33,18 @@ _tracer = trace.get_tracer("headrace", schema_url=SCHEMA)
 
 
 class FileSpanExporter(SpanExporter):
-    """Appends each span as one JSON line."""
+    """Appends each span as one JSON line, in the form of the SDK's own `ReadableSpan.to_json`."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab")
         self._lock = Lock()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Write and flush the spans."""
         with self._lock:
             for span in spans:
-                self._file.write(span.to_json(indent=None) + "\n")
+                self._file.write(span_json(span) + b"\n")
             self._file.flush()
         return SpanExportResult.SUCCESS
 
@@ -50,6 +52,54 @@ class FileSpanExporter(SpanExporter):
         """Close the file."""
         with self._lock:
             self._file.close()
+
+
+def span_json(span: ReadableSpan) -> bytes:
+    """Return what the SDK's `ReadableSpan.to_json` gives, for a fraction of its price."""
+    context, parent, status = span.get_span_context(), span.parent, span.status
+    described = {"description": status.description} if status.description else {}
+    found: dict[str, object] = {
+        "name": span.name,
+        "context": _context(context) if context else None,
+        "kind": str(span.kind),
+        "parent_id": f"0x{parent.span_id:016x}" if parent else None,
+        "start_time": _moment(span.start_time),
+        "end_time": _moment(span.end_time),
+        "status": {"status_code": status.status_code.name, **described},
+        "attributes": dict(span.attributes or {}),
+        "events": [
+            {
+                "name": event.name,
+                "timestamp": _moment(event.timestamp),
+                "attributes": dict(event.attributes or {}),
+            }
+            for event in span.events
+        ],
+        "links": [
+            {"context": _context(link.context), "attributes": dict(link.attributes or {})}
+            for link in span.links
+        ],
+        "resource": {
+            "attributes": dict(span.resource.attributes),
+            "schema_url": span.resource.schema_url,
+        },
+    }
+    return msgspec.json.encode(found)
+
+
+def _context(context: SpanContext) -> dict[str, str]:
+    return {
+        "trace_id": f"0x{context.trace_id:032x}",
+        "span_id": f"0x{context.span_id:016x}",
+        "trace_state": repr(context.trace_state),
+    }
+
+
+def _moment(nanoseconds: int | None) -> str | None:
+    if not nanoseconds:
+        return None
+    moment = datetime.fromtimestamp(nanoseconds / 1e9, tz=UTC)
+    return moment.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def start_tracing(process: str, *, otlp_endpoint: str | None, span_file: Path) -> TracerProvider:
@@ -95,7 +145,7 @@ def span(
         for headers in links[:MAX_LINKS]
         if (ctx := trace.get_current_span(extract(dict(headers))).get_span_context()).is_valid
     ]
-    with _tracer.start_as_current_span(
+    current = _tracer.start_span(
         name,
         context=parent_context,
         kind=kind,
@@ -103,18 +153,31 @@ def span(
         attributes=attributes,
         record_exception=False,
         set_status_on_exception=False,
-    ) as current:
-        try:
-            yield current
-        except Exception as error:
-            current.set_status(StatusCode.ERROR, type(error).__name__)
-            raise
+    )
+    token = context.attach(trace.set_span_in_context(current))
+    try:
+        yield current
+    except Exception as error:
+        current.set_status(StatusCode.ERROR, type(error).__name__)
+        raise
+    finally:
+        context.detach(token)
+        current.end()
 
 
 def current_trace_headers() -> dict[str, str]:
     """Return the W3C trace headers of the current span, to send along with a record."""
-    headers: dict[str, str] = {}
-    inject(headers, context=context.get_current())
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return {}
+    # As the SDK's propagator writes it, which first asks for the span and its baggage three times.
+    headers = {
+        "traceparent": (
+            f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
+        )
+    }
+    if current.trace_state:
+        headers["tracestate"] = current.trace_state.to_header()
     return headers
 
 

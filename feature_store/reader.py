@@ -32,11 +32,10 @@ class OnlineReader:
 
         self._max_age = settings.gateway.feature_max_age_seconds
         self._lock = Lock()  # one connection serves all threads of the process
-        self._names = [
-            (f"{view.name}.{feature}", view.name, feature)
+        self._names = {
+            view.name: [(f"{view.name}.{feature}", feature) for feature in view.features]
             for view in SERVED
-            for feature in view.features
-        ]
+        }
         try:
             self._store: Any = open_store(settings)
             self._service = service_of(self._store)
@@ -59,11 +58,12 @@ class OnlineReader:
             rows = self._rows.read(keys) if self._rows else self.read_through_feast(keys)
         except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"online features could not be read: {error}") from error
-        moment = now.timestamp()
-        return {
-            name: self._value(rows.get(view), feature, moment)
-            for name, view, feature in self._names
-        }
+        moment, found = now.timestamp(), {}
+        for view in SERVED:
+            values, age = self._fresh(rows.get(view.name), moment)
+            for name, feature in self._names[view.name]:
+                found[name] = FeatureValue(value=values.get(feature), age_seconds=age)
+        return found
 
     def read_through_feast(
         self, keys: Mapping[str, str]
@@ -78,19 +78,18 @@ class OnlineReader:
             )
             columns = response.to_dict(include_event_timestamps=True)
         found: dict[str, tuple[dict[str, Value], int]] = {}
-        for _, view, feature in self._names:
-            if seconds := columns[f"{view}__{feature}__ts"][0]:
-                found.setdefault(view, ({}, seconds))[0][feature] = columns[f"{view}__{feature}"][0]
+        for view in SERVED:
+            for feature in view.features:
+                column = f"{view.name}__{feature}"
+                if seconds := columns[f"{column}__ts"][0]:
+                    found.setdefault(view.name, ({}, seconds))[0][feature] = columns[column][0]
         return found
 
-    def _value(
-        self, row: tuple[dict[str, Value], int] | None, feature: str, now: float
-    ) -> FeatureValue:
-        # Feast does not apply ttl online.
+    def _fresh(
+        self, row: tuple[dict[str, Value], int] | None, now: float
+    ) -> tuple[dict[str, Value], float | None]:
+        """Return a row's values and age; Feast does not apply ttl online."""
         if row is None:
-            return FeatureValue(value=None)
-        values, seconds = row
-        age = max(0.0, now - seconds)
-        return FeatureValue(
-            value=values.get(feature) if age <= self._max_age else None, age_seconds=age
-        )
+            return {}, None
+        age = max(0.0, now - row[1])
+        return row[0] if age <= self._max_age else {}, age

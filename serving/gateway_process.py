@@ -29,6 +29,7 @@ from contracts.settings import Settings, load_settings, policies_of
 from contracts.tracing import start_tracing
 from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
+from serving.chat_first import CHAT, ChatFirst
 from serving.decision_log import DecisionLog
 from serving.engine import HttpEngine
 from serving.feature_lookup import FeatureLookup, Reader, open_online_reader
@@ -150,7 +151,7 @@ def _tell_breaker(decisions: DecisionLog) -> Callable[[str, bool], None]:
     return tell
 
 
-def make_app(running: Running) -> Starlette:
+def make_app(running: Running) -> ChatFirst:
     """Return the ASGI application; its lifespan starts and stops the parts."""
 
     shadows = Shadows()
@@ -171,9 +172,10 @@ def make_app(running: Running) -> Starlette:
             await running.gateway.engine.close()
             await asyncio.to_thread(_stop, running)
 
+    chat = ChatEndpoint(running.gateway, shadows)
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatEndpoint(running.gateway, shadows), methods=["POST"]),
+            Route(CHAT, chat, methods=["POST"]),
             Route("/v1/feedback", FeedbackEndpoint(running.gateway).post, methods=["POST"]),
             Route("/v1/models", _models, methods=["GET"]),
             Route("/healthz", _health, methods=["GET"]),
@@ -183,7 +185,7 @@ def make_app(running: Running) -> Starlette:
         lifespan=lifespan,
     )
     app.state.running, app.state.shadows = running, shadows
-    return app
+    return ChatFirst(chat, app, _fault)
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from contracts import tracing
 from contracts.audit import AuditChain
@@ -23,6 +25,7 @@ from contracts.tracing import (
     current_ids,
     current_trace_headers,
     span,
+    span_json,
     start_tracing,
 )
 
@@ -135,6 +138,35 @@ def test_span_file_holds_one_json_object_per_line(tmp_path: Path) -> None:
     assert (forward["name"], update["name"]) == ("forward", "update")
     assert forward["parent_id"] == update["context"]["span_id"]
     assert update["attributes"] == {"headrace.samples": 64}
+
+
+def test_a_span_reads_in_the_file_as_the_sdk_writes_it(spans: InMemorySpanExporter) -> None:
+    state = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
+    attributes: dict[str, AttributeValue] = {
+        "text": 'Grüße \n"',
+        "numbers": [1, 2],
+        "share": 0.1,
+        "yes": True,
+    }
+    with (
+        pytest.raises(ValueError, match="no"),
+        span("outer", parent=state, links=[state], attributes=attributes) as outer,
+        span("inner"),
+    ):
+        outer.add_event("seen", {"count": 1})
+        raise ValueError("no")
+    inner, outermost = spans.get_finished_spans()
+    for one in (inner, outermost):
+        assert json.loads(span_json(one)) == json.loads(one.to_json())
+
+
+def test_the_headers_sent_along_are_those_of_the_propagator(spans: InMemorySpanExporter) -> None:
+    state = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1,other=2"}
+    with span("outer", parent=state):
+        expected: dict[str, str] = {}
+        inject(expected)
+        assert current_trace_headers() == expected
+        assert expected["tracestate"] == state["tracestate"]
 
 
 def test_span_file_of_a_restarted_process_is_continued(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ async def test_a_store_that_fails_costs_no_request(settings: s.Settings, serve: 
 async def test_a_full_outbox_refuses_feedback_counts_lost_decisions_and_keeps_answering(
     tiny_engine: Server, state_dir: Path, serve: Serve
 ) -> None:
-    settings = settings_for(tiny_engine.url, state_dir, outbox_max_bytes=6000)
+    settings = settings_for(tiny_engine.url, state_dir, outbox_max_bytes=4000)
     running, client = serve(settings, None, FixedReader())
     answers = [await ask(client) for _ in range(4)]
     assert [answer.status_code for answer in answers] == [200] * 4
