@@ -61,7 +61,8 @@ def traceability(evidence: Evidence) -> Traceability:
         samples += len(found.samples)
         learned += len(found.learned)
         traced += _is_traced(found)
-        due = any(evidence.offsets.get(sample.id, read_to) < read_to for sample in found.samples)
+        to = read_to.get(decision.assignment.policy, 0)
+        due = any(evidence.offsets.get(sample.id, to) < to for sample in found.samples)
         for link, holds in LINKS.items():
             if not holds(found, due):
                 lacking[link].append(decision.id)
@@ -144,11 +145,15 @@ def _is_traced(found: Explanation) -> bool:
     return names >= SPANS and GATEWAY in processes and (LEARN in names or not found.learned)
 
 
-def _read_to(evidence: Evidence) -> int:
-    """Return the offset up to which versions were made from the samples."""
-    manifests = [version.manifest for version in evidence.versions.values() if version.manifest]
-    ends = [part.next for m in manifests for part in m.trained_on if part.topic == SAMPLES.name]
-    return max(ends, default=0)
+def _read_to(evidence: Evidence) -> dict[str, int]:
+    """Return the offset up to which each policy's versions were made from the samples."""
+    ends: dict[str, int] = {}
+    for version in evidence.versions.values():
+        for part in version.manifest.trained_on if version.manifest else ():
+            if version.manifest and part.topic == SAMPLES.name:
+                policy = version.manifest.policy
+                ends[policy] = max(ends.get(policy, 0), part.next)
+    return ends
 
 
 def _problems(chain: list[AuditRecord]) -> list[str]:
