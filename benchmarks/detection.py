@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.detection`` takes some minutes on one core, writes
 ``benchmarks/results/detection.json`` with the machine, commit and seed, a plot beside it, and the
-tables of ``docs/statistics.md``. ``--runs`` sets the number of simulated rollouts in each row,
+tables of ``docs/statistics.md``. ``--runs`` sets the number of simulated rollouts in most rows,
 ``--json`` another file (and then nothing else is written), ``--table`` only prints and writes the
 tables of the results that are there. Events are counted, not timed: the machine's load changes
 nothing, and the same seed gives the same figures.
@@ -271,7 +271,7 @@ def measure(runs: int) -> dict[str, Any]:
     rng = seeds()
     origin = {"machine": machine(), "commit": commit(), "seed": SEED, "runs": runs}
     parts: dict[str, Callable[[int, Seeds], list[dict[str, Any]]]] = {
-        "detection": detection,
+        "detection": lambda given, source: detection(4 * given, source),
         "settings": other_settings,
         "traps": four_traps,
         "bias": delay_bias,

@@ -167,6 +167,7 @@ def _plans(rows: list[_Row]) -> str:
 def _origin(results: _Row) -> str:
     machine = results["machine"]
     return (
-        f"Seed {results['seed']}, {results['runs']:,} runs a row (half of it for rewards and "
-        f"plans), commit {results['commit']}, {machine['cpu']}, {machine['system']}."
+        f"Seed {results['seed']}, {results['runs']:,} runs a row (four times as many in the first "
+        f"table, half as many for rewards and plans), commit {results['commit']}, "
+        f"{machine['cpu']}, {machine['system']}."
     )
