@@ -214,7 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.off_policy", description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of public data sets", metavar="DIR")
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
-    parser.add_argument("--seeds", type=int, default=2, help="runs of the simulator; 0: none")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of the simulator; 0: none")
     parser.add_argument("--table", action="store_true", help="print the tables only")
     options = parser.parse_args()
     path = RESULTS / "off_policy.json"

@@ -2,9 +2,9 @@
 
 A small policy is made by warm start and answers the support desk's questions. What users who judge
 got is the evaluation set; the learner trains on what the others got, and after every few batches
-its evidence on the present weights is held against fresh answers of those weights. The reward is
-one thumb, up or down, drawn from the latent utility: bounded and noisy like a rating, but given
-for every answer and at once, which is kinder than life.
+its evidence on the present weights is held against fresh answers of those weights to the same
+questions of the same users. The reward is one thumb, up or down, drawn from the latent utility:
+bounded and noisy like a rating, but given for every answer and at once, which is kinder than life.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from simulator.desk import Desk
 from simulator.population import Population
 from simulator.product import Prompt
 
-JUDGED, FRESH, VERSIONS, BATCHES, BATCH = 768, 768, 3, 3, 64
+JUDGED, TRUTHS, VERSIONS, BATCHES, BATCH = 768, 4, 3, 3, 64
 WARM_START_STEPS, MAX_TOKENS, SAMPLER_ROWS = 300, 24, 32
 NOISE, THUMB_UP = 0.5, 0.25
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,21 +77,25 @@ def _versions(desk: Desk, settings: Settings, seed: int) -> list[dict[str, Any]]
     model = LocalModel(settings.policy.model, settings.engine.max_model_len)
     train = new_train_state(load_policy(settings), settings.learner)
     questions = desk.live(seed)
-    judges = _answers(desk, model, BASE_VERSION, list(islice(questions, JUDGED)), seed, "judge")
+    held = list(islice(questions, JUDGED))
+    judges = _answers(desk, model, BASE_VERSION, held, seed, "judge")
     progress = Progress(policy="desk", base=train.policy.base, evaluation=tuple(judges))
-    held = list(islice(questions, FRESH))
     name, found = BASE_VERSION, []
     for version in range(1, VERSIONS + 1):
         for batch in range(BATCHES):
             asked = list(islice(questions, BATCH))
-            number = version * BATCHES + batch
-            fresh = _answers(desk, model, name, asked, seed + 7919 * number, "user")
+            draw = 7919 * (version * BATCHES + batch) + seed
+            fresh = _answers(desk, model, name, asked, draw, "user")
             progress = advance(train, progress, fresh, settings)
         name = _serve(model, train, settings.state_dir / f"version-{version}")
         before = time.process_time()
         evidence = release_evidence(train.policy, progress, settings)
         seconds = time.process_time() - before
-        truth = _answers(desk, model, name, held, seed + 104_729, "fresh")
+        truth = [
+            answer
+            for repeat in range(TRUTHS)
+            for answer in _answers(desk, model, name, held, 104_729 * (repeat + 1), "judge")
+        ]
         rewards = [answer.reward for answer in truth]
         found.append(
             {
@@ -117,9 +121,12 @@ def _serve(model: LocalModel, train: TrainState, directory: Path) -> str:
 def _answers(
     desk: Desk, model: LocalModel, name: str, asked: Sequence[Prompt], seed: int, who: str
 ) -> list[Experience]:
-    """Have a version answer questions and users react; the answers as the learner knows them."""
-    rng = random.Random(f"off-policy/{seed}/{who}")
-    users = Population(seed)
+    """Have a version answer questions and users react; the answers as the learner knows them.
+
+    Who asks which question depends on ``who`` alone, chance of answers and thumbs on ``seed``.
+    """
+    asking, rng = random.Random(f"off-policy/{who}"), random.Random(f"off-policy/{seed}/{who}")
+    users = Population(0)
     found = []
     drawn = _draw(model, name, asked, seed)
     for number, (prompt, answer) in enumerate(zip(asked, drawn, strict=True)):
@@ -127,7 +134,7 @@ def _answers(
         scanner = ToolCallScanner(tools, "benchmark")
         message = answer_message([*scanner.feed(answer.text), *scanner.finish()])
         verdict = desk.judge(prompt, message)
-        user = users.draw(rng)
+        user = users.draw(asking)
         felt = verdict.utility + user.bias + rng.gauss(0.0, NOISE)
         found.append(
             Experience(

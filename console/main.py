@@ -174,13 +174,19 @@ def explain(
 
 
 @main.command()
+@click.argument("version", default="")
 @AS_JSON
 @command
-def releases(settings: Settings, as_json: bool) -> None:
-    """List the policy versions and what became of each."""
+def releases(settings: Settings, version: str, as_json: bool) -> None:
+    """List the policy versions and what became of each; with VERSION, what the gate found."""
+    from console.gate_report import find_report, report_text
     from console.log_access import newest, open_log
     from console.releases import read_versions, versions_text
 
+    if version:
+        report = find_report(newest(settings), version)
+        write(report) if as_json else click.echo(report_text(report))
+        return
     with open_log(newest(settings)) as kafka:
         rows = read_versions(kafka)
     if as_json:

@@ -166,6 +166,11 @@ def read_report(state_dir: Path, policy: str, version: str) -> GateReport | None
         return None
 
 
+def reports_of(state_dir: Path) -> list[tuple[str, str]]:
+    """Return (policy, version) of every report that is stored, sorted."""
+    return sorted((path.parent.name, path.stem) for path in (state_dir / "gate").glob("*/*.json"))
+
+
 def write_evidence(directory: Path, evidence: ReleaseEvidence) -> None:
     """Write ``evidence.json`` into a version directory that is being made."""
     (directory / EVIDENCE_NAME).write_bytes(msgspec.json.format(to_json(evidence), indent=2))

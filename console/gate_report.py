@@ -1,0 +1,82 @@
+"""The gate's report on one version, found by the beginning of its id, and shown to people."""
+
+from __future__ import annotations
+
+from console.table import table
+from contracts.errors import UnavailableError
+from contracts.evidence import DirectSampling, GateReport, OffPolicy, read_report, reports_of
+from contracts.settings import Settings
+
+LEAST_CHARACTERS = 4
+
+
+def find_report(settings: Settings, beginning: str) -> GateReport:
+    """Return the report on the version whose id begins so; UnavailableError unless there is one."""
+    known = [(p, v) for p, v in reports_of(settings.state_dir) if v.startswith(beginning)]
+    if len(beginning) < LEAST_CHARACTERS or len(known) != 1:
+        raise UnavailableError(
+            f"{len(known)} versions that begin with {beginning!r} came before the gate; give "
+            f"{LEAST_CHARACTERS} or more characters of one that 'headrace releases' lists"
+        )
+    report = read_report(settings.state_dir, *known[0])
+    if report is None:
+        raise UnavailableError(f"the gate's report on {known[0][1]} cannot be read; see the audit")
+    return report
+
+
+def report_text(report: GateReport) -> str:
+    """Return the report for people."""
+    verdict = "refused" if report.refused else "passed"
+    subject = f"version {report.version[:12]} (number {report.sequence} of {report.policy})"
+    when = f"at {report.time:%Y-%m-%d %H:%M:%S}, in service then: {report.incumbent[:12]}"
+    lines = [f"{subject}: {verdict} {when}"]
+    lines += [f"  against it: {reason}" for reason in report.reasons]
+    if report.reasons and report.waived:
+        lines.append(f"  let through all the same: {report.waived}")
+    lines += ["", *_evidence_lines(report), ""]
+    lines += _direct_lines("regression", report.regression)
+    lines += _direct_lines("red team", report.red_team)
+    return "\n".join(lines).rstrip()
+
+
+def _evidence_lines(report: GateReport) -> list[str]:
+    evidence = report.evidence
+    if evidence is None:
+        return ["no evidence came with it"]
+    moved = "unknown" if evidence.kl_to_parent is None else f"{evidence.kl_to_parent:.3f} nats"
+    lines = [
+        f"{evidence.samples} answers of {evidence.users} judges, KL to the parent {moved}",
+        f"reward in the log {evidence.logged_reward:+.3f}, violations {evidence.logged_cost:.3f}",
+    ]
+    if evidence.levels:
+        heads = ("level", "effective", "mean weight", "DR difference", "from", "V >=", "cost <=")
+        rows = [(name, *_level_cells(level)) for name, level in evidence.levels.items()]
+        lines.append(table((*heads, "C <="), rows))
+    if evidence.slices:
+        cells = [(s.name, s.samples, s.difference, s.error, s.cost) for s in evidence.slices]
+        lines.append(table(("slice", "answers", "difference", "error", "cost"), cells))
+    return lines
+
+
+def _level_cells(level: OffPolicy) -> tuple[float, ...]:
+    return (
+        level.support.effective_samples,
+        level.support.mean_weight,
+        level.difference.value,
+        level.difference.lower,
+        level.value_lower_bound,
+        level.cost.upper,
+        level.cost_upper_bound,
+    )
+
+
+def _direct_lines(name: str, direct: DirectSampling | None) -> list[str]:
+    if direct is None:
+        return [f"{name}: not asked"]
+    slices = list(dict.fromkeys(direct.slices))
+    rows = []
+    for each in slices:
+        inside = [place for place, where in enumerate(direct.slices) if where == each]
+        good = sum(direct.candidate[place] for place in inside)
+        rows.append((each, len(inside), good, sum(direct.incumbent[place] for place in inside)))
+    return [table((name, "prompts", "as expected", "in service"), rows), ""]
