@@ -66,6 +66,8 @@ class Rollout(Section, frozen=True):
 
     The levels of all ``guardrails`` together stay within ``alpha_total``. ``min_rewards`` are
     judges' rewards in each arm, and ``reward_margin`` how much worse the candidate's mean may be.
+    With ``rule_out_times`` above 0 the last step also asks for evidence, at 5 %, that the candidate
+    does not violate so many times as often.
     ``tripwire`` severe findings in the candidate and none in the stable version roll back at once;
     a share of users off at ``sample_ratio_alpha`` pauses. After a rollback no release is taken for
     ``cooldown_seconds``. A controller that stands by takes over from one that is silent for
@@ -78,6 +80,7 @@ class Rollout(Section, frozen=True):
     first_token_limit_seconds: Positive = 2.0
     min_rewards: Count = 50
     reward_margin: NonNegative = 0.1
+    rule_out_times: NonNegative = 0.0
     tripwire: Count = 3
     sample_ratio_alpha: Level = 0.0001
     cooldown_seconds: NonNegative = 600.0
@@ -91,6 +94,10 @@ class Rollout(Section, frozen=True):
             raise ValueError(
                 f"rollout.steps have the weights {weights}; give them in rising order, "
                 "at least one of them above 0"
+            )
+        if 0.0 < self.rule_out_times < 1.5:
+            raise ValueError(
+                f"rollout.rule_out_times is {self.rule_out_times}; give at least 1.5, or 0 for off"
             )
         spent = sum(asdict(self.guardrails).values())
         if spent > self.alpha_total * (1.0 + 1e-9):

@@ -17,8 +17,12 @@ from msgspec.structs import asdict
 from contracts.events import Arm, Evidence, GuardrailEvidence, Rollout, StepRewards
 from contracts.rollout_settings import Rollout as Rules
 from serving.confidence_sequence import Interval, RewardSums, difference_over_steps
+from serving.eprocess import e_value_against
 from serving.rollout_guardrails import GUARDRAILS
 from serving.rollout_plan import SILENT, is_last, step_of
+
+RULED_OUT = 20.0
+"""E against a candidate that is so many times as bad: evidence at 5 %."""
 
 
 class Verdict(Struct, frozen=True):
@@ -108,11 +112,23 @@ def missing(state: Rollout, rules: Rules) -> list[str]:
             doubts.append(f"{name} in doubt: e-value {value:.4g}, silent up to {SILENT:g}")
     if state.phase != "shadow" and not _matured(state):
         doubts.append("no attribution window of this step has closed yet")
+    if is_last(state, rules) and rules.rule_out_times:
+        doubts += _not_ruled_out(evidence, rules)
     if is_last(state, rules) and not doubts:
         difference = reward_difference(evidence, rules)
         if difference.lower < -rules.reward_margin:
             doubts.append(f"{_interval(difference)}, allowed {-rules.reward_margin:+.3f}")
     return doubts
+
+
+def _not_ruled_out(evidence: Evidence, rules: Rules) -> list[str]:
+    """Say that a candidate so many times as unsafe is still possible; none when it is not."""
+    found = evidence.guardrails.get("safety", GuardrailEvidence())
+    against = e_value_against(found.log_wealth, times=rules.rule_out_times)
+    if against >= RULED_OUT:
+        return []
+    times = f"{rules.rule_out_times:g} times as bad"
+    return [f"safety may be {times}: e-value against it {against:.4g} of {RULED_OUT:g}"]
 
 
 def judged(evidence: Evidence) -> dict[Arm, int]:

@@ -13,6 +13,7 @@ from contracts.events import Candidate, Evidence, GuardrailEvidence, Rollout, St
 from contracts.rollout_settings import Guardrails, Step
 from contracts.rollout_settings import Rollout as Rules
 from contracts.settings import Policy, Settings, Streams
+from serving.eprocess import add_event, e_value
 from serving.rollout_evidence import EMPTY
 from serving.rollout_plan import Identity, plan_hash
 from serving.rollout_transition import entered
@@ -165,6 +166,19 @@ def test_a_reward_that_may_be_worse_blocks_the_promotion_and_no_earlier_step() -
     assert verdict.reason.startswith("reward difference -0.050, from ")
 
 
+def test_the_last_step_may_ask_that_a_twofold_rate_is_ruled_out() -> None:
+    strict = replace(RULES, rule_out_times=2.0)
+    logs: tuple[float, ...] = ()
+    for _ in range(40):
+        logs = add_event(logs, canary=False, weight=0.5)
+    silent, safe = evidence(), GuardrailEvidence(log_wealth=logs, e_value=e_value(logs))
+    (doubt,) = missing(at(2, silent), strict)
+    assert doubt == "safety may be 2 times as bad: e-value against it 1 of 20"
+    assert missing(at(1, silent), strict) == missing(at(2, silent), RULES) == []
+    sound = evidence(guardrails={**EMPTY.guardrails, "safety": safe})
+    assert missing(at(2, sound), strict) == []
+
+
 def test_rewards_of_two_steps_are_compared_within_each() -> None:
     def step(weight: float, mean: float, canary: int, stable: int) -> StepRewards:
         return StepRewards(
@@ -203,6 +217,7 @@ def test_the_plan_changes_with_each_of_its_rules() -> None:
         plan(replace(RULES, min_rewards=1)),
         plan(replace(RULES, reward_margin=1.0)),
         plan(replace(RULES, tripwire=9)),
+        plan(replace(RULES, rule_out_times=2.0)),
         plan(replace(RULES, sample_ratio_alpha=0.5)),
         plan(replace(RULES, first_token_limit_seconds=1.0)),
         plan(settings=Settings(rollout=RULES, policy=Policy(judge_share=0.5))),
@@ -212,7 +227,7 @@ def test_the_plan_changes_with_each_of_its_rules() -> None:
         plan(candidate=Candidate(version="other")),
         plan(stable=Candidate(version="other")),
     ]
-    assert len({plan(), *changed}) == 14
+    assert len({plan(), *changed}) == 15
     same = replace(RULES, publish_seconds=9.0, takeover_seconds=9.0, cooldown_seconds=9.0)
     assert plan() == plan(same)
 
@@ -230,4 +245,5 @@ def test_a_plan_that_cannot_be_is_refused_with_what_to_give() -> None:
     assert "give a shadow_share above 0 where the weight is 0" in refused(steps=[{"weight": 0.0}])
     spent = msgspec.to_builtins(Guardrails(safety=0.01))
     assert "rollout.guardrails spend 0.016 in all" in refused(guardrails=spent)
+    assert "give at least 1.5, or 0 for off" in refused(rule_out_times=1.0)
     assert "$.steps[0]" in refused(steps=[{"weight": 1.0}])
