@@ -1,7 +1,7 @@
 """The rollout loop: release by release, from verified files to full service or back.
 
-A story in five parts: take in what was written, obey people's commands, judge the rollout under
-way, keep the engine's adapters, begin the next release. Its whole state is the newest event on
+A story in five parts: take in what was written, judge the rollout under way, obey people's
+commands, keep the engine's adapters, begin the next release. Its whole state is the newest event on
 topic `rollouts`: evidence and read positions are published in one event, so a controller killed at
 any moment goes on with the same rollout and counts each event once. It knows no statistics
 (`serving.rollout_verdict`), no states but through `serving.rollout_transition`, and acts only while
@@ -103,10 +103,10 @@ class RolloutLoop:
         if not self._record.claimed:
             self._resume()
         self._take_in()
+        if self._counter is not None:
+            self._judge(self._counter)  # first: harm does not wait for what a command waits for
         if self._inbox.command is not None:
             self._obey(self._inbox.command)
-        if self._counter is not None:
-            self._judge(self._counter)
         self._publish_counts()
         self._status.working(self.state, self._log.lag(), self._describe())
         self._keep_adapters()
@@ -158,28 +158,6 @@ class RolloutLoop:
             )
             self._inbox.superseded.popleft()
 
-    # --- obey --------------------------------------------------------------------------------
-
-    def _obey(self, asked: Asked) -> None:
-        """Do what a person asked, or say why not; the state then has read past the command."""
-        command, state = asked.command, self._counted()
-        pending = self._inbox.release
-        order = order_of(command, state, pending.candidate if pending else None)
-        with span("rollout.command", links=[asked.trace], attributes=self._attributes(state)):
-            if order.target is not None:
-                self._status.waiting(f"loading {order.target.version[:12]} for {command.operator}")
-                refusal = self._admission.load(order.target, self._needed())
-                order = Order(refusal=refusal[:REASON_CHARS]) if refusal else order
-            detail = {"command_id": command.id, "operator": command.operator}
-            if order.refusal:
-                after = answered(state, command, order.refusal)
-                action, reason = "command-refused", f"{command.action}: {order.refusal}"
-            else:
-                after = obeyed(command, order, state, self._rules, self._clock.now())
-                action, reason = AUDITED[command.action], command.reason
-            about = order.target or state.candidate or state.stable
-            self._act(Act(action, about, reason, detail), after, asked)
-
     # --- judge -------------------------------------------------------------------------------
 
     def _judge(self, counter: EvidenceCounter) -> None:
@@ -214,6 +192,28 @@ class RolloutLoop:
         ):
             detail = {"evidence": msgspec.to_builtins(state.evidence)}
             self._act(Act(action, candidate, reason, detail), after)
+
+    # --- obey --------------------------------------------------------------------------------
+
+    def _obey(self, asked: Asked) -> None:
+        """Do what a person asked, or say why not; the state then has read past the command."""
+        command, state = asked.command, self._counted()
+        pending = self._inbox.release
+        order = order_of(command, state, pending.candidate if pending else None)
+        with span("rollout.command", links=[asked.trace], attributes=self._attributes(state)):
+            if order.target is not None:
+                self._status.waiting(f"loading {order.target.version[:12]} for {command.operator}")
+                refusal = self._admission.load(order.target, self._needed())
+                order = Order(refusal=refusal[:REASON_CHARS]) if refusal else order
+            detail = {"command_id": command.id, "operator": command.operator}
+            if order.refusal:
+                after = answered(state, command, order.refusal)
+                action, reason = "command-refused", f"{command.action}: {order.refusal}"
+            else:
+                after = obeyed(command, order, state, self._rules, self._clock.now())
+                action, reason = AUDITED[command.action], command.reason
+            about = order.target or state.candidate or state.stable
+            self._act(Act(action, about, reason, detail), after, asked)
 
     # --- engine ------------------------------------------------------------------------------
 

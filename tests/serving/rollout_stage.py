@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from aiohttp import web
 from kafka import KafkaProducer
 
 from console.local_broker import free_port
+from contracts.audit import AuditChain
 from contracts.broker import make_producer, send_and_wait
 from contracts.clock import SystemClock
 from contracts.codec import encode
@@ -42,7 +43,10 @@ from contracts.signing import signing_key
 from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
 from serving.assignment import assign, assign_shadow
 from serving.engine import Engine, EngineAnswer, EngineChunk, EngineRequest
+from serving.rollout_adapters import Adapters
 from serving.rollout_controller import control
+from serving.rollout_log import RolloutLog
+from serving.rollout_loop import RolloutLoop
 from serving.rollout_status import RolloutStatus
 from tests.signing_keys import new_key
 from tests.stream_events import reward, safety
@@ -124,6 +128,25 @@ class TinyEngine:
             raise EngineError("nothing listens there")
 
 
+class CrashError(BaseException):
+    """The end of a controller, at a point that a test chose."""
+
+
+class CrashingLog(RolloutLog):
+    """A log whose controller dies at the state of number ``point``, counted from 1."""
+
+    point = 0
+    written = False
+
+    def publish(self, state: Rollout, trace: Mapping[str, str]) -> None:
+        self.point -= 1
+        if self.point == 0 and not self.written:
+            raise CrashError
+        super().publish(state, trace)
+        if self.point == 0:
+            raise CrashError
+
+
 class Stage:
     """Broker, engine and files of one test, and what users and the learner would write."""
 
@@ -151,6 +174,27 @@ class Stage:
         self.key = signing_key(new_key(self.settings.state_dir))
         self._producer: KafkaProducer | None = None
         self._sequence = 0
+
+    def crashing_controller(self, point: int, *, written: bool) -> Thread:
+        """Start a controller that dies at the state of that number, before or after writing it."""
+        clock = SystemClock()
+        chain = AuditChain("rollout", clock, self.new_id)
+        log = CrashingLog(self.kafka, "desk", chain)
+        log.point, log.written = point, written
+        status = RolloutStatus(self.settings.state_dir, clock)
+        adapters = Adapters(self.engine, self.settings, clock, status.stopping)
+        loop = RolloutLoop(self.settings, log, adapters, status, clock, self.new_id)
+
+        def run() -> None:
+            try:
+                loop.run()
+            except CrashError:
+                log.close()
+                adapters.close()
+
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        return thread
 
     @contextmanager
     def controller(self) -> Iterator[RolloutStatus]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 
 import msgspec
+import pytest
 
 from contracts.broker import events_to_end
 from contracts.codec import trace_headers
+from contracts.events import Rollout
 from contracts.topics import ROLLOUTS
 from serving.assignment import assign
 from tests.serving.rollout_stage import TRACEPARENT, EngineServer, Stage, process
@@ -56,3 +58,35 @@ def test_the_state_carries_the_trace_of_its_step_which_links_to_the_release(stag
     )
     assert traces[0]["traceparent"].split("-")[1] == begin["context"]["trace_id"].removeprefix("0x")
     assert begin["links"][0]["context"]["trace_id"] == "0x" + TRACEPARENT.split("-")[1]
+
+
+@pytest.mark.parametrize(
+    ("point", "written"),
+    [(1, False), (2, False), (2, True), (3, False), (4, True)],
+    ids=["no term yet", "started, audited", "started", "counted, not written", "counted, written"],
+)
+def test_wherever_a_controller_dies_the_next_one_counts_each_event_once(
+    stage: Stage, point: int, written: bool
+) -> None:
+    dying = stage.crashing_controller(point, written=written)
+    version = stage.released()
+    begun = until("a canary or the end", lambda: canary_of(stage) or not dying.is_alive())
+    if isinstance(begun, Rollout):
+        stage.serve(begun, range(15))
+        until("some are counted or the end", lambda: not dying.is_alive() or stage.requests() > 0)
+        stage.serve(begun, range(15, 18))
+    dying.join(30)
+    assert not dying.is_alive()
+    with stage.controller():
+        canary = stage.state("canary", version)
+        stage.serve(canary, range(19))  # most of them for the second time
+        until("19 are counted", lambda: stage.requests() == 19)
+        stage.serve(canary, range(19, 90))
+        promoted = stage.state("promoted", version)
+    assert promoted.rollout_id == canary.rollout_id
+    assert len({found.rollout_id for found in stage.states() if found.candidate}) == 1
+
+
+def canary_of(stage: Stage) -> Rollout | None:
+    states = stage.states()
+    return states[-1] if states and states[-1].phase == "canary" else None
