@@ -17,6 +17,7 @@ from contracts.broker import create_topics
 from contracts.ids import NewId
 from serving.engine import HttpEngine
 from serving.vllm_command import vllm_command
+from tests.serving.collector import Collector
 from tests.serving.http_server import ADMIN_KEY, Server
 from tests.serving.rollout_stage import Stage
 
@@ -127,7 +128,11 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
     started: list[Server] = []
 
     def start(
-        kafka: s.Kafka, engine_url: str, state_dir: Path | None = None, **values: Any
+        kafka: s.Kafka,
+        engine_url: str,
+        state_dir: Path | None = None,
+        otlp_endpoint: str = "",
+        **values: Any,
     ) -> Server:
         folder = state_dir or tmp_path_factory.mktemp("gateway")
         folder.mkdir(exist_ok=True)
@@ -138,6 +143,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
             kafka=kafka,
             engine=s.Engine(kind="transformers", url=engine_url, timeout_seconds=20.0),
             gateway=msgspec.convert({**defaults, **values}, s.Gateway),
+            tracing=s.Tracing(otlp_endpoint=otlp_endpoint),
         )
         server = Server(
             [sys.executable, "-m", "serving", "gateway"],
@@ -151,6 +157,13 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGat
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    running = Collector()
+    yield running
+    running.die()
 
 
 @pytest.fixture(scope="session")
