@@ -180,11 +180,13 @@ def _release(drill: Drill, made: Made, stable: Candidate, at_the_door: Callable[
 
 
 def _undo(drill: Drill, stable: Candidate) -> None:
-    """Ask the controller to go back to what served before."""
+    """Ask the controller to go back to what served before.
+
+    The version is named: without one, a controller that has not begun would go back further.
+    """
     policy = drill.settings.policy.name
-    version = stable.version if drill.watch.ending is not None else ""
     command = make_command(
-        policy, "rollback", version, reason="the end of a drill", operator=OPERATOR
+        policy, "rollback", stable.version, reason="the end of a drill", operator=OPERATOR
     )
     answer = ask(drill.settings.kafka, command, UNDO_SECONDS)
     drill.shown.say(f"  the drill asked to go back: {answer.outcome} {answer.reason}")

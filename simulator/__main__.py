@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 
 from contracts.errors import HeadraceError
 
 FAILED, INTERRUPTED = 1, 130
+API_KEY = "SIMULATOR_API_KEY"
+"""The variable with the users' API key, for a gateway that wants one."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,6 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         truth=options.truth,
         rate=options.rate,
         population=options.population,
+        key=os.environ.get(API_KEY, ""),
     )
     product = make_product(options.users, _data(options))
     summary = asyncio.run(Run(product, asked, clock, uuid7_ids(clock)).start())

@@ -39,12 +39,16 @@ class Answered(Struct, frozen=True, kw_only=True):
 
 
 class GatewayClient:
-    """Asks and gives feedback; one connection pool, bounded by ``concurrency``."""
+    """Asks and gives feedback; one connection pool, bounded by ``concurrency``.
 
-    def __init__(self, url: str, model: str, concurrency: int) -> None:
+    ``key`` is the API key that is sent along, "" for none.
+    """
+
+    def __init__(self, url: str, model: str, concurrency: int, key: str = "") -> None:
         self._url = url.rstrip("/")
         self._model = model
         self._http = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
             connector=aiohttp.TCPConnector(limit=2 * concurrency),
         )

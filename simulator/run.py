@@ -45,7 +45,8 @@ class Options(Struct, frozen=True, kw_only=True):
     """What a run is asked to do. ``kafka`` without bootstrap: all feedback goes over HTTP.
 
     ``delay_scale`` multiplies the delay of every feedback; ``rate`` bounds the questions per
-    second, None: as fast as the answers come. ``population`` is the number of different users.
+    second, None: as fast as the answers come. ``population`` is the number of different users,
+    ``key`` the API key they share.
     """
 
     gateway: str
@@ -58,6 +59,7 @@ class Options(Struct, frozen=True, kw_only=True):
     delay_scale: float = 1.0
     rate: float | None = None
     population: int = USERS
+    key: str = ""
 
 
 class Truth(Struct, frozen=True, kw_only=True):
@@ -105,7 +107,9 @@ class Run:
     async def start(self) -> Summary:
         """Ask all questions with at most ``concurrency`` at a time, then await the feedback."""
         options = self._options
-        self._client = GatewayClient(options.gateway, options.model, options.concurrency)
+        self._client = GatewayClient(
+            options.gateway, options.model, options.concurrency, options.key
+        )
         self._began = self._clock.monotonic()
         numbers = iter(range(options.interactions))
         options.truth.parent.mkdir(parents=True, exist_ok=True)

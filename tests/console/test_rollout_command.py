@@ -109,6 +109,19 @@ def test_a_person_overrules_a_running_controller_and_each_word_is_in_the_history
     assert "a complaint" in headrace("history").output
 
 
+def test_a_rollback_to_the_version_in_service_ends_a_rollout_and_else_changes_nothing(
+    headrace: Run, stage: Stage
+) -> None:
+    with stage.controller():
+        stage.state("idle")
+        assert headrace("rollback", "base", "--reason", "the end of a drill").exit_code == 1
+        stage.state("canary", stage.released())
+        answer = headrace("rollback", "base", "--reason", "the end of a drill")
+        assert answer.exit_code == 0, answer.output
+        state = stage.state("rolled-back")
+    assert (state.stable.version, state.candidate) == ("base", None)
+
+
 def test_a_controller_that_does_not_answer_is_told_and_exits_with_3(
     headrace: Run, kafka: Kafka, clock: ManualClock
 ) -> None:

@@ -33,6 +33,7 @@ class Gateway:
         self.bodies: list[dict[str, Any]] = []
         self.feedback: list[dict[str, Any]] = []
         self.broken: set[int] = set()
+        self.keys: set[str] = set()
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -43,6 +44,7 @@ class Gateway:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        self.keys.add(request.headers.get("Authorization", ""))
         number = len(self.bodies)
         if number in self.broken:
             return web.json_response({"error": {"message": "no engine"}}, status=500)
@@ -84,6 +86,7 @@ async def simulate(
     *,
     kafka: Kafka | None = None,
     rate: float | None = None,
+    **more: Any,
 ) -> Summary:
     async with TestServer(gateway.app()) as server:
         options = Options(
@@ -96,6 +99,7 @@ async def simulate(
             truth=truth,
             delay_scale=0.05,
             rate=rate,
+            **more,
         )
         return await Run(Desk(), options, SystemClock(), new_id).start()
 
@@ -113,6 +117,15 @@ async def test_users_ask_over_http_and_react_over_http_and_kafka(
     assert len(sent) + len(gateway.feedback) == summary.feedback
     assert min(len(sent), len(gateway.feedback)) > 5
     assert {event.kind for event in sent} <= {"rating", "outcome", "correction", "report"}
+
+
+async def test_a_small_population_asks_with_the_key_that_it_was_given(
+    new_id: NewId, truth_file: Path
+) -> None:
+    gateway = Gateway()
+    await simulate(gateway, 40, truth_file, new_id, population=3, key="sesame")
+    assert len({body["user"] for body in gateway.bodies}) == 3
+    assert gateway.keys == {"Bearer sesame"}
 
 
 async def test_the_truth_names_each_decision_once_and_is_right_about_refusals(
