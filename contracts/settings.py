@@ -64,7 +64,8 @@ class Engine(Section, frozen=True):
 
     ``dtype`` "auto": the engine's choice, but float32 on a CPU without bfloat16 instructions.
     ``key`` lets a caller generate, ``admin_key`` load and unload (`serving.door.engine_door`);
-    ``faults`` lets whoever has the admin key make a model slow or fail, for drills.
+    ``faults`` lets whoever has the admin key make a model slow or fail, for drills, and
+    ``full_weights`` replace vLLM's weights, which opens its development endpoints to that key.
     """
 
     kind: Literal["vllm", "transformers"] = "vllm"
@@ -79,6 +80,7 @@ class Engine(Section, frozen=True):
     key: Key = ""
     admin_key: Key = ""
     faults: bool = False
+    full_weights: bool = False
 
 
 class Gateway(Section, frozen=True):

@@ -18,6 +18,7 @@ from msgspec import Struct
 from contracts.codec import to_json
 from contracts.errors import EngineError
 from contracts.events import Sampling
+from serving.weight_swap import USUAL, Deadlines, Weights, swap_weights
 
 CONNECT_SECONDS = 5.0
 ADMIN_SECONDS = 60.0
@@ -27,6 +28,8 @@ KEEP_ALIVE_SECONDS = 3.0  # below the 5 s of uvicorn: a reused connection is nev
 READ_BUFFER_BYTES = 1 << 20  # one SSE line holds all prompt token ids
 MESSAGE_CHARACTERS = 500
 """How much of an engine's error message is kept: it may quote a whole conversation."""
+
+CHAT = "/v1/chat/completions"
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -100,6 +103,14 @@ class Engine(Protocol):
         """Return model to number of its answers under way; None when the engine has no door."""
         ...
 
+    async def weights(self) -> str:
+        """Return whose full weights the base model has; "" for its own."""
+        ...
+
+    async def swap_weights(self, to: Weights, back: Weights) -> None:
+        """Replace the weights of the base model; see `serving.weight_swap`."""
+        ...
+
     async def healthy(self) -> bool:
         """Tell whether the engine answers its health check."""
         ...
@@ -164,6 +175,10 @@ class _Running(Struct):
     running: dict[str, int]
 
 
+class _Version(Struct):
+    version: str
+
+
 class _Refusal(Struct):
     error: dict[str, Any]
 
@@ -171,6 +186,7 @@ class _Refusal(Struct):
 _Wire = TypeVar("_Wire")
 _completions = msgspec.json.Decoder(_Completion)
 _models = msgspec.json.Decoder(_Models)
+_versions = msgspec.json.Decoder(_Version)
 _counts = msgspec.json.Decoder(_Running)
 _refusals = msgspec.json.Decoder(_Refusal)
 
@@ -236,7 +252,7 @@ class HttpEngine:
         location = str(path.resolve())  # noqa: ASYNC240 - one look at the file system, off the request path
         body = {"lora_name": name, "lora_path": location}
         try:
-            await self._admin("/v1/load_lora_adapter", body)
+            await self.admin("POST", "/v1/load_lora_adapter", body)
         except EngineError as error:
             if error.status != 400 or (await self.models()).get(name) != location:
                 raise
@@ -244,7 +260,7 @@ class HttpEngine:
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter; see `Engine`."""
         try:
-            await self._admin("/v1/unload_lora_adapter", {"lora_name": name})
+            await self.admin("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         except EngineError as error:
             if error.status != 404:
                 raise
@@ -257,16 +273,39 @@ class HttpEngine:
 
     async def running(self) -> dict[str, int] | None:
         """Return model to number of its answers under way; see `Engine`."""
-        headers = self._admin_headers
         try:
-            async with self._call(
-                "GET", "/headrace/running", None, HEALTH_SECONDS, headers
-            ) as response:
-                return _decode(_counts, await response.read()).running
+            return _decode(_counts, await self.admin("GET", "/headrace/running")).running
         except EngineError as error:
             if error.status != 404:
                 raise
             return None
+
+    async def weights(self) -> str:
+        """Return whose full weights the base model has; "" for its own, or without a door."""
+        try:
+            return _decode(_versions, await self.admin("GET", "/headrace/weights")).version
+        except EngineError as error:
+            if error.status != 404:
+                raise
+            return ""
+
+    async def swap_weights(self, to: Weights, back: Weights, deadlines: Deadlines = USUAL) -> None:
+        """Replace the weights of the base model; see `Engine`."""
+        await swap_weights(self, to, back, deadlines)
+
+    async def probe(self, model: str, seconds: float) -> None:
+        """Ask a model for one token, past a hold; EngineError when none comes in time."""
+        messages = [{"role": "user", "content": "Hello"}]
+        request = EngineRequest(model, messages, [], Sampling(max_tokens=1))
+        await self.admin("POST", CHAT, _chat_body(request, stream=False), seconds)
+
+    async def admin(
+        self, method: str, path: str, body: object = None, seconds: float = ADMIN_SECONDS
+    ) -> bytes:
+        """Call a path that needs the admin key, and return the body of the answer."""
+        headers, data = self._admin_headers, None if body is None else to_json(body)
+        async with self._call(method, path, data, seconds, headers) as response:
+            return await response.read()
 
     async def healthy(self) -> bool:
         """Tell whether the engine answers its health check."""
@@ -284,16 +323,11 @@ class HttpEngine:
     def _chat(self, request: EngineRequest, *, stream: bool) -> Any:
         return self._call(
             "POST",
-            "/v1/chat/completions",
+            CHAT,
             to_json(_chat_body(request, stream=stream)),
             self._timeout,
             request.trace,
         )
-
-    async def _admin(self, path: str, body: dict[str, str]) -> None:
-        headers = self._admin_headers
-        async with self._call("POST", path, to_json(body), ADMIN_SECONDS, headers) as response:
-            await response.read()
 
     @asynccontextmanager
     async def _call(

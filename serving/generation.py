@@ -13,6 +13,7 @@ import msgspec
 import torch
 from msgspec import Struct
 from peft import PeftModel
+from safetensors import SafetensorError
 from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,6 +62,34 @@ class LocalModel:
             self._tuned.eval()
         except (ValueError, KeyError, RuntimeError, OSError) as error:
             raise EngineError(f"adapter {name} does not fit the model: {error}", 400) from error
+
+    def reload_weights(self, directory: Path) -> None:
+        """Replace the weights by those of a model of the same shape; EngineError 400 otherwise.
+
+        All are looked at before the first is replaced. Adapters stay.
+        """
+        try:
+            fresh: Any = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=self._base.dtype, use_safetensors=True
+            )
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+            raise EngineError(f"{directory} has no weights to load: {error}", 400) from error
+        given = dict(fresh.named_parameters())
+        held = {
+            name.replace(".base_layer.", "."): tensor
+            for name, tensor in self._base.named_parameters()
+            if ".lora_" not in name
+        }
+        wrong = [
+            name
+            for name in given.keys() | held.keys()
+            if name not in given or name not in held or given[name].shape != held[name].shape
+        ]
+        if wrong:
+            raise EngineError(f"{directory} has another shape: {sorted(wrong)[:3]}", 400)
+        with torch.no_grad():
+            for name, tensor in held.items():
+                tensor.copy_(given[name])
 
     def unload_adapter(self, name: str) -> None:
         """Remove an adapter; removing the last leaves the bare model."""

@@ -45,6 +45,7 @@ class GenerationQueue:
         self._waiting: deque[_Generation | _Call] = deque()
         self._changed = Condition()
         self._stopping = False
+        self._paused = False
         self._thread = Thread(target=self._run, name="generation", daemon=True)
 
     def start(self) -> None:
@@ -75,6 +76,18 @@ class GenerationQueue:
         self._put(_Call(function, done))
         return done
 
+    def pause(self) -> Future[None]:
+        """Begin no generation until `resume`; the future ends when none runs any more."""
+        with self._changed:
+            self._paused = True
+        return self.call(lambda: None)
+
+    def resume(self) -> None:
+        """Generate again."""
+        with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
     def _put(self, item: _Generation | _Call) -> None:
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
@@ -85,7 +98,7 @@ class GenerationQueue:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                self._changed.wait_for(lambda: self._stopping or self._can_go_on())
                 if self._stopping:
                     return
                 items = self._next()
@@ -100,8 +113,17 @@ class GenerationQueue:
                 for item in items:
                     item.done.set_result(result)
 
+    def _can_go_on(self) -> bool:
+        if self._paused:
+            return any(isinstance(item, _Call) for item in self._waiting)
+        return bool(self._waiting)
+
     def _next(self) -> list[_Generation | _Call]:
-        """Take the first item, and all of its batch."""
+        """Take the first item, and all of its batch; while paused the first call."""
+        if self._paused:
+            call = next(item for item in self._waiting if isinstance(item, _Call))
+            self._waiting.remove(call)
+            return [call]
         first = self._waiting.popleft()
         batch: list[_Generation | _Call] = [first]
         if isinstance(first, _Call):

@@ -21,6 +21,7 @@ from contracts.settings import Settings
 from contracts.signing import trusted_keys
 from contracts.tracing import current_trace_headers
 from serving.engine import Engine, EngineRequest
+from serving.full_weights import FullWeights
 
 WARM_UP_TOKENS = 4
 LATE_SECONDS = 10.0
@@ -57,6 +58,7 @@ class Adapters:
         self._versions = settings.state_dir / "versions"
         self._clock = clock
         self._stopping = stopping
+        self._full = FullWeights(engine, settings.policy.model)
         self._runner = asyncio.Runner()
         self._idle_since: dict[str, float] = {}
 
@@ -65,24 +67,43 @@ class Adapters:
 
         Raises BrokenVersionError, or EngineError when the engine is away or refuses.
         """
+        full = next((candidate for candidate in needed if candidate.form == "full"), None)
+        if full is not None:
+            return [full.version] if self._serve_full(full) else []
+        self._call(self._full.serve(None))
         loaded = self._call(self._engine.models())
         self._watch(loaded, needed)
         missing = [c for c in needed if c.version not in loaded and c.version != BASE_VERSION]
         for candidate in missing:
-            try:
-                self._check(candidate)
-            except ManifestError as error:
-                raise BrokenVersionError(candidate.version, str(error)) from error
+            self._check_again(candidate)
             self._load(candidate)
         return [candidate.version for candidate in missing]
 
+    def _serve_full(self, candidate: Candidate) -> bool:
+        if self._call(self._engine.weights()) == candidate.version:
+            return False
+        self._check_again(candidate)
+        return self._call(self._full.serve(candidate, self._directory(candidate)))
+
+    def _check_again(self, candidate: Candidate) -> None:
+        try:
+            self._check(candidate)
+        except ManifestError as error:
+            raise BrokenVersionError(candidate.version, str(error)) from error
+
     def admit(self, candidate: Candidate, needed: tuple[Candidate, ...]) -> None:
         """Verify, load and warm up a new version beside those that are needed.
+
+        One with full weights takes their place, and one without takes that of full weights.
 
         Raises ManifestError, EngineError, or UnavailableError while there is no room because a
         version that left service may still be answering.
         """
         self._check(candidate)
+        if candidate.form == "full":
+            self._call(self._full.serve(candidate, self._directory(candidate)))
+            return
+        self._call(self._full.serve(None))
         loaded = self._call(self._engine.models())
         self._watch(loaded, (*needed, candidate))
         if candidate.version not in loaded:
@@ -113,9 +134,10 @@ class Adapters:
                 f"{candidate.version} is a version of policy {manifest.policy!r}; "
                 f"this controller serves {self._policy!r}"
             )
-        if manifest.form != "lora":
+        if manifest.form != candidate.form:
             raise ManifestError(
-                f"{candidate.version} has form {manifest.form!r}; the engine loads 'lora' alone"
+                f"{candidate.version} has form {manifest.form!r}, its release {candidate.form!r}; "
+                "release it as what it is"
             )
 
     def _load(self, candidate: Candidate) -> None:

@@ -271,6 +271,8 @@ class RolloutLoop:
         """Return why no user may meet this version, "" when they may."""
         if candidate.form == "full":
             return "full weights take the whole engine: a person serves them, by rollout promote"
+        if self.state.stable.form == "full":
+            return "full weights serve everybody, and no adapter fits beside them: roll back first"
         self._status.waiting(f"loading and warming up {candidate.version[:12]}")
         refusal = self._admission.load(candidate, self._needed())
         return refusal or self._gate(candidate)

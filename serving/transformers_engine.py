@@ -13,7 +13,7 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import uvicorn
@@ -63,6 +63,17 @@ class _Load(Struct):
     lora_path: str = ""
 
 
+class _ReloadPlace(Struct):
+    weights_path: str
+
+
+class _Reload(Struct):
+    """What we take of vLLM's ``/collective_rpc``: this one method."""
+
+    method: Literal["reload_weights"]
+    kwargs: _ReloadPlace
+
+
 class _Token(Struct):
     text: str
     token: int
@@ -71,6 +82,7 @@ class _Token(Struct):
 
 
 _chats = msgspec.json.Decoder(_Chat)
+_reloads = msgspec.json.Decoder(_Reload)
 _loads = msgspec.json.Decoder(_Load)
 
 
@@ -104,6 +116,10 @@ class TransformersEngine:
         if self.adapters.pop(name, None) is None:
             raise EngineError(f"The lora adapter '{name}' cannot be found.", 404)
         await asyncio.wrap_future(self.queue.call(lambda: self._model.unload_adapter(name)))
+
+    async def reload(self, path: str) -> None:
+        """Replace the base model's weights between two batches; EngineError 400 if unfit."""
+        await asyncio.wrap_future(self.queue.call(lambda: self._model.reload_weights(Path(path))))
 
     def begin(self, chat: _Chat) -> tuple[list[int], AsyncGenerator[_Token, None]]:
         """Return the prompt's token ids and the tokens as they are drawn; EngineError if invalid.
@@ -179,6 +195,10 @@ def make_app(engine: TransformersEngine, settings: Settings) -> EngineDoor:
             Route("/v1/chat/completions", _chat, methods=["POST"]),
             Route("/v1/load_lora_adapter", _load, methods=["POST"]),
             Route("/v1/unload_lora_adapter", _unload, methods=["POST"]),
+            Route("/pause", _pause, methods=["POST"]),
+            Route("/resume", _resume, methods=["POST"]),
+            Route("/collective_rpc", _reload, methods=["POST"]),
+            Route("/reset_prefix_cache", _reset, methods=["POST"]),
         ],
         exception_handlers={EngineError: _refusal, msgspec.MsgspecError: _invalid},
         lifespan=lifespan,
@@ -261,6 +281,27 @@ async def _unload(request: Request) -> Response:
     asked = _loads.decode(await request.body())
     await request.app.state.engine.unload(asked.lora_name)
     return Response(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")
+
+
+async def _pause(request: Request) -> Response:
+    await asyncio.wrap_future(request.app.state.engine.queue.pause())
+    return Response(to_json({"status": "paused"}), media_type=JSON)
+
+
+async def _resume(request: Request) -> Response:
+    request.app.state.engine.queue.resume()
+    return Response(to_json({"status": "resumed"}), media_type=JSON)
+
+
+async def _reload(request: Request) -> Response:
+    asked = _reloads.decode(await request.body())
+    await request.app.state.engine.reload(asked.kwargs.weights_path)
+    return Response(to_json({"results": [None]}), media_type=JSON)
+
+
+async def _reset(_: Request) -> Response:
+    """Nothing is kept from one batch to the next."""
+    return Response(to_json({"success": True}), media_type=JSON)
 
 
 def _refusal(_: Request, error: Exception) -> Response:

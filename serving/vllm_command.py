@@ -22,8 +22,8 @@ def vllm_command(
 
     The environment holds the keys of the engine's door, which stands in front of every path.
 
-    ``python`` is the interpreter of the environment that has vLLM. The development endpoints stay
-    off: loading adapters does not need them, and they run arbitrary code. ``flags`` are those of
+    ``python`` is the interpreter of the environment that has vLLM. The development endpoints, which
+    run arbitrary code, are off unless ``engine.full_weights`` needs them. ``flags`` are those of
     the processor that will serve, by default this machine's.
 
     ``processed_logprobs`` reports each drawn token under the distribution it was drawn from
@@ -57,7 +57,7 @@ def vllm_command(
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_SERVER_DEV_MODE": "0",
+        "VLLM_SERVER_DEV_MODE": "1" if engine.full_weights else "0",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "TORCH_COMPILE_DISABLE": "1",

@@ -34,6 +34,9 @@ MAX_FAULTS = 16
 MAX_DELAY_SECONDS = 600.0
 MAX_CUT_BYTES = 1 << 20
 MAX_NAME = 200
+MAX_HELD = 512
+BASE = "base"
+"""The name that both engines serve the base model by."""
 
 
 class EngineDoor:
@@ -45,6 +48,9 @@ class EngineDoor:
 
     - ``GET /headrace/running``: answers under way by model.
     - ``GET | POST | DELETE /headrace/faults``: what goes wrong for a model, if faults are allowed.
+    - ``POST {"seconds"} | DELETE /headrace/hold``: answers that begin wait, for so long at most.
+    - ``GET | POST {"version"} /headrace/weights``: whose full weights the base model has; only that
+      name is answered then, "" for the base's own.
 
     What is not given comes from the environment.
     """
@@ -64,6 +70,16 @@ class EngineDoor:
         self._faults: dict[str, dict[str, Any]] | None = {} if allowed else None
         self._running: Counter[str] = Counter()
         self._leaving: set[str] = set()
+        self._held = 0
+        self._hold_until = 0.0
+        self._let_go = asyncio.Event()
+        self._weights = ""
+        self._own: dict[str, App] = {
+            "/headrace/running": self._show_running,
+            "/headrace/faults": self._change_faults,
+            "/headrace/hold": self._change_hold,
+            "/headrace/weights": self._change_weights,
+        }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -91,12 +107,11 @@ class EngineDoor:
             await _refuse(send, 403, f"{method} {path} needs the admin key as a bearer token")
         elif path == UNLOAD:
             await self._unload(scope, receive, send)
-        elif path == "/headrace/running" and method == "GET":
-            await _answer(send, 200, {"running": dict(self._running)})
-        elif path == "/headrace/faults":
-            await self._change_faults(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._own.get(path, self._app)(scope, receive, send)
+
+    async def _show_running(self, _scope: Message, _receive: Receive, send: Send) -> None:
+        await _answer(send, 200, {"running": dict(self._running)})
 
     # --- keys -----------------------------------------------------------------------------------
 
@@ -113,10 +128,16 @@ class EngineDoor:
         if body is None:
             await _refuse(send, 413, f"the body has more than {MAX_BODY_BYTES} bytes or broke off")
             return
+        if not self._is_admin(scope) and not await self._let_pass():
+            await _refuse(send, 503, f"{MAX_HELD} answers wait for new weights; try again later")
+            return
         model = _text_of(body, "model")
-        if model in self._leaving:
+        if model in self._leaving or (self._weights and model != self._weights):
             await _refuse(send, 404, f"The model `{model}` does not exist.")
             return
+        if self._weights:
+            body = json.dumps({**json.loads(body), "model": BASE}).encode()
+            scope = _with_length(scope, len(body))
         self._running[model] += 1
         try:
             await self._under_faults(model, scope, _again(body, receive), send)
@@ -136,6 +157,51 @@ class EngineDoor:
             await self._app(scope, _again(body or b"", receive), send)
         finally:
             self._leaving.discard(name)
+
+    # --- full weights ---------------------------------------------------------------------------
+
+    async def _let_pass(self) -> bool:
+        """Wait while answers are held; False when too many wait already."""
+        left = self._hold_until - asyncio.get_running_loop().time()
+        if left <= 0:
+            return True
+        if self._held >= MAX_HELD:
+            return False
+        self._held += 1
+        try:
+            await asyncio.wait_for(self._let_go.wait(), left)
+        except TimeoutError:
+            pass  # whoever asked for the hold is gone
+        finally:
+            self._held -= 1
+        return True
+
+    async def _change_hold(self, scope: Message, receive: Receive, send: Send) -> None:
+        seconds = 0.0
+        if scope["method"] == "POST":
+            seconds = _number_of(await _body(receive) or b"", "seconds")
+            if not 0.0 < seconds <= MAX_DELAY_SECONDS:
+                await _refuse(send, 400, f"seconds: more than 0, at most {MAX_DELAY_SECONDS:.0f}")
+                return
+        elif scope["method"] != "DELETE":
+            await _refuse(send, 405, "POST or DELETE")
+            return
+        self._let_go.set()  # those who wait for an earlier hold
+        self._let_go = asyncio.Event()
+        self._hold_until = asyncio.get_running_loop().time() + seconds
+        await _answer(send, 200, {"seconds": seconds})
+
+    async def _change_weights(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            version = _text_of(await _body(receive) or b"", "version")
+            if len(version) > MAX_NAME:
+                await _refuse(send, 400, f"version: at most {MAX_NAME} characters")
+                return
+            self._weights = version
+        elif scope["method"] != "GET":
+            await _refuse(send, 405, "GET or POST")
+            return
+        await _answer(send, 200, {"version": self._weights})
 
     # --- faults for drills ----------------------------------------------------------------------
 
@@ -267,6 +333,24 @@ def _text_of(body: bytes, field: str) -> str:
         return ""
     value = found.get(field) if isinstance(found, dict) else None
     return value if isinstance(value, str) else ""
+
+
+def _number_of(body: bytes, field: str) -> float:
+    """Return a number of a JSON object, 0 where there is none."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return 0.0
+    value = found.get(field) if isinstance(found, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    return float(value)
+
+
+def _with_length(scope: Message, length: int) -> Message:
+    """Return the scope of a request whose body has another length."""
+    kept = [(n, v) for n, v in scope["headers"] if n.lower() != b"content-length"]
+    return {**scope, "headers": [*kept, (b"content-length", b"%d" % length)]}
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:

@@ -104,7 +104,9 @@ def any_engine(
     port = free_port()
     settings = s.Settings(
         policy=s.Policy(model=str(tiny_model)),
-        engine=s.Engine(dtype="float32", max_lora_rank=8, admin_key=ADMIN_KEY, faults=True),
+        engine=s.Engine(
+            dtype="float32", max_lora_rank=8, admin_key=ADMIN_KEY, faults=True, full_weights=True
+        ),
     )
     argv, environment = vllm_command(settings, port, VLLM_PYTHON)
     environment |= loader_environment(VLLM_PYTHON.parent.parent)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -48,6 +48,7 @@ from serving.rollout_controller import control
 from serving.rollout_log import RolloutLog
 from serving.rollout_loop import RolloutLoop
 from serving.rollout_status import RolloutStatus
+from serving.weight_swap import Weights
 from tests.signing_keys import new_key
 from tests.stream_events import reward, safety
 from tests.topic_log import events
@@ -77,6 +78,8 @@ class TinyEngine:
         self.asked: list[str] = []
         self.loads: list[str] = []
         self.under_way: dict[str, int] | None = {}
+        self.full = ""
+        self.swaps: list[tuple[Weights, Weights]] = []
         self.up = True
 
     async def complete(self, request: EngineRequest) -> EngineAnswer:
@@ -113,6 +116,15 @@ class TinyEngine:
         await self._alive()
         return self.under_way
 
+    async def weights(self) -> str:
+        await self._alive()
+        return self.full
+
+    async def swap_weights(self, to: Weights, back: Weights) -> None:
+        await self._alive()
+        self.swaps.append((to, back))
+        self.full = to.version
+
     async def healthy(self) -> bool:
         return self.up
 
@@ -121,6 +133,7 @@ class TinyEngine:
 
     def restart(self) -> None:
         self.adapters = {}
+        self.full = ""
 
     async def _alive(self) -> None:
         await asyncio.sleep(0)
@@ -167,7 +180,7 @@ class Stage:
             state_dir=directory / "state",
             kafka=kafka,
             rollout=rules,
-            policy=Policy(name="desk", judge_share=0.999),
+            policy=Policy(name="desk", model=str(directory), judge_share=0.999),
             engine=EngineSettings(timeout_seconds=30),
             gate=gate,
         )
@@ -216,7 +229,10 @@ class Stage:
         send_and_wait(self._producer, self.kafka, record)
 
     def version(
-        self, policy: str = "desk", evidence: ReleaseEvidence | None = None
+        self,
+        policy: str = "desk",
+        evidence: ReleaseEvidence | None = None,
+        form: Literal["lora", "full"] = "lora",
     ) -> tuple[Path, str]:
         self._sequence += 1
         path = self.versions / f"version-{self._sequence}"
@@ -227,7 +243,7 @@ class Stage:
         manifest = Manifest(
             policy=policy,
             sequence=self._sequence,
-            form="lora",
+            form=form,
             base="tiny",
             parent=BASE_VERSION,
             as_of=NOW,
@@ -242,7 +258,9 @@ class Stage:
         sign_manifest(path, self.key)
         return path, version
 
-    def release(self, path: Path | str, version: str) -> str:
+    def release(
+        self, path: Path | str, version: str, form: Literal["lora", "full"] = "lora"
+    ) -> str:
         event = Release(
             id=derived_id("release", version),
             time=NOW,
@@ -250,6 +268,7 @@ class Stage:
             version=version,
             sequence=self._sequence,
             parent=BASE_VERSION,
+            form=form,
             location=str(path),
             newest_feedback_time=NOW,
         )

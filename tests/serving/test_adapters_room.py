@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from contracts.clock import ManualClock
-from contracts.errors import UnavailableError
+from contracts.errors import ManifestError, UnavailableError
 from contracts.events import Candidate
 from serving.rollout_adapters import LATE_SECONDS, Adapters
 from tests.serving.rollout_stage import Stage
@@ -107,3 +107,30 @@ def test_adapters_of_others_are_left_alone(
     stage.engine.adapters |= {name: str(tmp_path) for name in ("mine", "yours", "theirs")}
     with pytest.raises(UnavailableError, match="only 0 are ours"):
         adapters.admit(new(), ())
+
+
+def test_full_weights_take_the_place_of_all_and_an_adapter_takes_theirs(
+    stage: Stage, adapters: Adapters, new: NewCandidate
+) -> None:
+    stable = new()
+    adapters.admit(stable, ())
+    path, version = stage.version(form="full")
+    whole = Candidate(version=version, sequence=2, form="full", location=str(path))
+    adapters.admit(whole, (stable,))
+    assert stage.engine.full == version
+    assert adapters.ensure((whole,)) == []
+    stage.engine.restart()
+    assert adapters.ensure((whole,)) == [version]
+    assert stage.engine.full == version
+    assert adapters.ensure((stable,)) == [stable.version]
+    assert stage.engine.full == ""
+    assert [to.version for to, _ in stage.engine.swaps] == [version, version, ""]
+
+
+def test_a_version_is_loaded_as_what_its_signed_manifest_says(
+    stage: Stage, adapters: Adapters
+) -> None:
+    path, version = stage.version(form="full")
+    with pytest.raises(ManifestError, match="has form 'full', its release 'lora'"):
+        adapters.admit(Candidate(version=version, sequence=1, location=str(path)), ())
+    assert (stage.engine.full, stage.engine.loads) == ("", [])

@@ -179,3 +179,21 @@ def test_a_way_back_needs_neither_learner_nor_the_files_of_what_failed(stage: St
         forward = answer(stage, ask(stage, "promote", stage.states()[-1].offered[0].version))
         assert forward.action == "rollout.command-refused"
         assert "adapter_model.safetensors" in forward.reason
+
+
+def test_full_weights_serve_only_when_a_person_promotes_them_and_can_be_taken_back(
+    stage: Stage,
+) -> None:
+    with stage.controller():
+        path, version = stage.version(form="full")
+        stage.release(path, version, form="full")
+        assert "a person serves them" in stage.state("refused", version).reason
+        assert stage.engine.swaps == []
+        answer(stage, ask(stage, "promote", version))
+        assert stage.state("promoted", version).stable.form == "full"
+        assert stage.engine.full == version
+        adapter = stage.released()
+        assert "roll back first" in stage.state("refused", adapter).reason
+        answer(stage, ask(stage, "rollback"))
+        stage.state("rolled-back", BASE_VERSION)
+        until("the base's own weights", lambda: stage.engine.full == "")
