@@ -212,7 +212,6 @@ def _row(drill: Drill, variant: Variant, version: str, released_at: datetime) ->
         reason=reason,
         users_exposed=reached.users,
         answers=reached.answers,
-        kept_back_answers=reached.kept_back,
         shadow_answers=reached.shadow,
         replaced_answers=reached.replaced,
         requests=reached.requests,

@@ -1,0 +1,122 @@
+"""The servers of the swap benchmark: an engine, and a gateway that follows what it is told."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.swap_versions import Marked
+from console.environments import THIS_MACHINE
+from console.local_broker import LocalBroker, free_port
+from console.system_libraries import loader_environment
+from contracts import settings as s
+from contracts.broker import create_topics, make_producer, send_and_wait
+from contracts.codec import encode
+from contracts.events import Candidate, Rollout
+from contracts.topics import ROLLOUTS
+from serving.vllm_command import vllm_command
+
+START_SECONDS = 300.0
+STOP_SECONDS = 30.0
+ADMIN_KEY = secrets.token_hex(16)
+
+
+@contextmanager
+def engine(kind: str, model: Path, folder: Path) -> Iterator[str]:
+    """Run an engine on a model; give its address."""
+    port, python = free_port(), THIS_MACHINE.vllm_python
+    settings = s.Settings(
+        state_dir=folder,
+        policy=s.Policy(model=str(model)),
+        engine=s.Engine(
+            kind="vllm" if kind == "vllm" else "transformers", port=port, admin_key=ADMIN_KEY
+        ),
+    )
+    if kind == "vllm":
+        command, environment = vllm_command(settings, port, python)
+        environment |= loader_environment(python.parent.parent)
+    else:
+        command = [sys.executable, "-m", "serving", "engine"]
+        environment = s.to_environment(settings)
+    with _process(folder / "engine.log", command, environment, port, "/health") as url:
+        yield url
+
+
+@contextmanager
+def gateway(engine_url: str, folder: Path) -> Iterator[tuple[str, Callable[[Marked], None]]]:
+    """Run a gateway with a broker; give (its address, what makes a version the stable one)."""
+    port, count = free_port(), iter(range(1, 1 << 30))
+    with LocalBroker(folder / "broker") as broker:
+        settings = s.Settings(
+            state_dir=folder / "gateway",
+            kafka=broker.kafka,
+            engine=s.Engine(url=engine_url),
+            gateway=s.Gateway(port=port, feedback_secret=secrets.token_hex(16)),
+        )
+        create_topics(settings.kafka)
+        producer = make_producer(settings.kafka, "headrace-benchmark")
+
+        def tell(version: Marked) -> None:
+            epoch = next(count)
+            state = Rollout(
+                id=f"swap-{epoch}",
+                time=datetime.now(UTC),
+                policy=settings.policy.name,
+                epoch=epoch,
+                phase="promoted",
+                stable=Candidate(version=version.name, sequence=epoch, location=str(version.path)),
+            )
+            record = encode(ROLLOUTS, state, source="headrace/benchmark")
+            send_and_wait(producer, settings.kafka, record)
+
+        command = [sys.executable, "-m", "serving", "gateway"]
+        log, environment = folder / "gateway.log", s.to_environment(settings)
+        try:
+            with _process(log, command, environment, port, "/healthz") as url:
+                yield url, tell
+        finally:
+            producer.close()
+
+
+@contextmanager
+def _process(
+    log: Path, command: list[str], environment: dict[str, str], port: int, ready: str
+) -> Iterator[str]:
+    """Run a server from when ``ready`` answers until the block ends; give its address."""
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, **environment}
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not _answers(url + ready):
+            if process.poll() is not None or time.monotonic() > end:
+                said = log.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"{command[-1]} at {url} does not answer {ready}:\n{said}")
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own loopback address
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
