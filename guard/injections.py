@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import ahocorasick
+
 from guard.hit import Hit
 
 _LIMITS = (
@@ -184,15 +186,17 @@ _FORMS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
 }
 
-_rules = [(name, words, re.compile(form)) for name, (words, form) in _FORMS.items()]
+_forms = {name: re.compile(form) for name, (_, form) in _FORMS.items()}
+_words = ahocorasick.Automaton()
+for _name, (_list, _) in _FORMS.items():
+    for _word in _list:
+        _words.add_word(_word, (*_words.get(_word, ()), _name))
+_words.make_automaton()
 
 
 def injections(text: str) -> Iterator[Hit]:
     """Yield the first mark of each kind of an attempt to override the instructions."""
     lowered = text.lower()
-    for name, words, pattern in _rules:
-        for word in words:
-            if word in lowered:
-                if match := pattern.search(lowered):
-                    yield Hit(name, match[0], match.start())
-                break
+    for name in dict.fromkeys(name for _, names in _words.iter(lowered) for name in names):
+        if match := _forms[name].search(lowered):
+            yield Hit(name, match[0], match.start())

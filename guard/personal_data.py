@@ -15,7 +15,9 @@ from stdnum.us import ssn
 
 from guard.hit import Hit
 
-_MANY_DIGITS = re.compile(r"[0-9](?:[^0-9]{0,3}[0-9]){6}")
+_NUMBER = re.compile(r"[0-9+(][0-9 ()./+-]{6,}[0-9]")
+"""A row of what cards, social security and phone numbers consist of."""
+_ACCOUNT = re.compile(r"[A-Z]{2}[0-9]{2} ?[A-Z0-9]")
 _CARD = re.compile(r"(?<![0-9.])(?=([2-6](?:[ -]?[0-9]){12,18})(?![0-9]|\.[0-9]))")
 _ISSUERS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
@@ -37,6 +39,8 @@ _US_PHONE = re.compile(
     re.ASCII,
 )
 
+_TOLL_FREE = re.compile(r"^(?:1[ .-])?\(?8(?:00|33|44|55|66|77|88)")
+
 _ROLES = frozenset(
     {"admin", "billing", "contact", "hello", "help", "info", "no-reply", "noreply", "office"}
     | {"press", "privacy", "sales", "security", "service", "support", "team"}
@@ -55,13 +59,13 @@ def personal_data(text: str) -> Iterator[Hit]:
     """Yield payment cards (Luhn), IBANs (mod 97), US SSNs (structure), e-mails and phones."""
     if "@" in text:
         yield from _emails(text)
-    if _MANY_DIGITS.search(text):
-        yield from _cards(text)
+    if _ACCOUNT.search(text):
         yield from _ibans(text)
-        for match in _SSN.finditer(text):
-            if ssn.is_valid(match[1]):
-                yield Hit("us-ssn", match[1], match.start())
-        yield from _phones(text)
+    for row in _NUMBER.finditer(text):
+        begin, end = row.start(), row.end() + 2  # two more: what follows is part of the rules
+        yield from _cards(text, begin, end)
+        yield from _social_security(text, begin, end)
+        yield from _phones(text, begin, end)
 
 
 def is_card(digits: str) -> bool:
@@ -75,10 +79,16 @@ def _emails(text: str) -> Iterator[Hit]:
             yield Hit("e-mail", match[1], match.start())
 
 
-def _cards(text: str) -> Iterator[Hit]:
-    for match in _CARD.finditer(text):
+def _cards(text: str, begin: int, end: int) -> Iterator[Hit]:
+    for match in _CARD.finditer(text, begin, end):
         if is_card(match[1].replace(" ", "").replace("-", "")):
             yield Hit("card", match[1], match.start())
+
+
+def _social_security(text: str, begin: int, end: int) -> Iterator[Hit]:
+    for match in _SSN.finditer(text, begin, end):
+        if ssn.is_valid(match[1]):
+            yield Hit("us-ssn", match[1], match.start())
 
 
 def _ibans(text: str) -> Iterator[Hit]:
@@ -89,16 +99,15 @@ def _ibans(text: str) -> Iterator[Hit]:
                 break
 
 
-def _phones(text: str) -> Iterator[Hit]:
+def _phones(text: str, begin: int, end: int) -> Iterator[Hit]:
     """Yield valid numbers: international ones, and US ones in a customary grouping."""
-    if "+" in text:
-        for match in _WORLD_PHONE.finditer(text):
-            for found in _shorter(match[1]):
-                if _is_personal_phone(found, None):
-                    yield Hit("phone", found, match.start())
-                    break
-    for match in _US_PHONE.finditer(text):
-        if _is_personal_phone(match[1], "US"):
+    for match in _WORLD_PHONE.finditer(text, begin, end):
+        for found in _shorter(match[1]):
+            if _is_personal_phone(found, None):
+                yield Hit("phone", found, match.start())
+                break
+    for match in _US_PHONE.finditer(text, begin, end):
+        if _TOLL_FREE.search(match[1]) is None and _is_personal_phone(match[1], "US"):
             yield Hit("phone", match[1], match.start())
 
 

@@ -11,9 +11,6 @@ from guard.hit import WINDOW, Hit
 
 MAX_TERM = WINDOW - 2
 
-_SPACES = {ord(space): " " for space in "\n\r\t\u00a0"} | {0x130: "i"}
-"""White space is one; a capital dotted i is two characters in lower case, which would move all."""
-
 
 class Terms:
     """The terms of one list. ``whole`` terms are hit as whole words only."""
@@ -61,8 +58,10 @@ class Terms:
 
 def fold(text: str) -> str:
     """Return the text in lower case with plain spaces, character for character."""
-    folded = text.translate(_SPACES).lower() if not text.isascii() else text.lower()
-    return folded.replace("\n", " ").replace("\t", " ").replace("\r", " ")
+    if not text.isascii():
+        # In lower case a capital dotted i is two characters, which would move all that follows.
+        text = text.replace("\u0130", "i").replace("\u00a0", " ")
+    return text.lower().replace("\n", " ").replace("\t", " ").replace("\r", " ")
 
 
 def _inside_a_word(text: str, start: int, end: int) -> bool:
