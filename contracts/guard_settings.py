@@ -57,10 +57,8 @@ def _default_content() -> tuple[DisallowedContent, ...]:
             name="self-harm",
             terms=(
                 "kill yourself",
-                "end your life",
                 "hang yourself",
                 "you should die",
-                "how to commit suicide",
                 "methods of suicide",
                 "painless way to die",
             ),
@@ -70,8 +68,6 @@ def _default_content() -> tuple[DisallowedContent, ...]:
             terms=(
                 "build a pipe bomb",
                 "make a pipe bomb",
-                "build a bomb",
-                "make a bomb",
                 "ammonium nitrate and fuel oil",
                 "synthesize sarin",
                 "synthesize nerve agent",
@@ -83,8 +79,6 @@ def _default_content() -> tuple[DisallowedContent, ...]:
             name="profanity",
             terms=(
                 "asshole",
-                "bastard",
-                "bitch",
                 "bullshit",
                 "cunt",
                 "dickhead",
@@ -95,8 +89,6 @@ def _default_content() -> tuple[DisallowedContent, ...]:
                 "motherfucker",
                 "piece of shit",
                 "shit",
-                "slut",
-                "whore",
             ),
         ),
     )

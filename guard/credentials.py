@@ -17,7 +17,7 @@ _FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
     "slack-token": (("xox",), r"xox[abposr]-[A-Za-z0-9-]{10,250}(?!\w)"),
     "slack-webhook": (
         ("hooks.slack.com",),
-        r"hooks\.slack\.com/services/T[A-Z0-9]{6,20}/B[A-Z0-9]{6,20}/[A-Za-z0-9]{20,40}",
+        r"hooks\.slack\.com/services/T\w{6,20}/B\w{6,20}/\w{20,40}",
     ),
     "google-api-key": (("AIza",), r"AIza[\w-]{35}(?![\w-])"),
     "model-api-key": (("sk-",), r"sk-(?:ant-|proj-)?[A-Za-z0-9_-]{20,200}(?!\w)"),
@@ -32,6 +32,34 @@ _FORMATS: dict[str, tuple[tuple[str, ...], str]] = {
         ("://",),
         r"[a-z][a-z0-9+.-]{1,20}://[\w.%+-]{1,64}:[!-.0-9;-?A-~]{3,64}@[\w.-]{3,64}",
     ),
+    "amazon-mws-token": (("amzn.mws.",), r"amzn\.mws\.[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"),
+    "braintree-token": (
+        ("access_token$",),
+        r"access_token\$(?:production|sandbox)\$[0-9a-z]{16}\$[0-9a-f]{32}",
+    ),
+    "digitalocean-token": (("do",), r"do[opr]_v1_[0-9a-f]{64}"),
+    "discord-webhook": (
+        ("/api/webhooks/",),
+        r"discord(?:app)?\.com/api/webhooks/[0-9]{1,20}/[\w-]{8,80}",
+    ),
+    "dynatrace-token": (("dt0",), r"dt0[a-zA-Z][0-9]{2}\.[A-Z0-9]{24}\.[A-Z0-9]{64}"),
+    "google-oauth-token": (("ya29.",), r"ya29\.[\w-]{16,250}"),
+    "firebase-server-key": (("AAAA",), r"AAAA[\w-]{7}:[\w-]{140}"),
+    "mailchimp-key": (("-us",), r"[0-9a-f]{32}-us[0-9]{1,2}(?!\w)"),
+    "mailgun-key": (("key-",), r"key-[0-9a-zA-Z]{32}(?!\w)"),
+    "new-relic-key": (("NR",), r"NR(?:AA|AK|II|IQ|RA|SP)-[\w-]{27,42}"),
+    "notion-token": (("secret_", "ntn_"), r"(?:secret|ntn)_[a-zA-Z0-9]{43,46}(?!\w)"),
+    "nuget-key": (("oy2",), r"oy2[a-z0-9]{43}(?!\w)"),
+    "riot-key": (("RGAPI-",), r"RGAPI-[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}"),
+    "shopify-token": (("shp",), r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
+    "square-token": (("sq0", "sqO"), r"(?:sandbox-)?sq[0O][a-z]{3}-[\w-]{22,43}"),
+    "stackhawk-key": (("hawk.",), r"hawk\.[\w-]{20}\.[\w-]{20}"),
+    "teams-webhook": (
+        (".office.com/webhook",),
+        r"[\w.]{3,40}\.office\.com/webhook\w{0,4}/[\w@-]{8,80}/IncomingWebhook/[\w/-]{8,80}",
+    ),
+    "twilio-key": (("SK", "AC"), r"(?:SK|AC)[0-9a-f]{32}(?!\w)"),
+    "zapier-webhook": (("hooks.zapier.com",), r"hooks\.zapier\.com/hooks/catch/\w{4,20}/\w{4,20}"),
     "private-key": (("-----BEGIN",), r"-----BEGIN (?:[A-Z]{2,10} ){0,2}PRIVATE KEY-----"),
 }
 """For each rule what its secrets surely hold, and their form."""
@@ -43,7 +71,7 @@ _rules = [
 
 
 SHORTEST = 14
-"""Characters of a word that every secret holds at least, but for the head of a private key, which has spaces."""
+"""Characters of the least word that every secret holds, but for the head of a private key."""
 
 
 def secrets(text: str) -> Iterator[Hit]:

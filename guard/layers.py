@@ -65,12 +65,12 @@ def answered_by(answer: Message, told: str) -> Answered:
 
 def check_question(rules: Rules, asked: Asked, *, everything: bool = False) -> Checked:
     """Run the layers of the question; ``everything``: those that are off, too."""
-    return _run(_QUESTION, rules, asked, everything=everything)
+    return _run(QUESTION_LAYERS, rules, asked, everything=everything)
 
 
 def check_answer(rules: Rules, answered: Answered, *, everything: bool = False) -> Checked:
     """Run the layers of the answer; ``everything``: those that are off, too."""
-    return _run(_ANSWER, rules, answered, everything=everything)
+    return _run(ANSWER_LAYERS, rules, answered, everything=everything)
 
 
 def hits_in(category: str, rules: Rules, text: str) -> Iterator[Hit]:
@@ -138,12 +138,12 @@ TEXT_CATEGORIES: tuple[Category, ...] = (
 )
 """Categories that are found in the answer's text alone."""
 
-_QUESTION: tuple[tuple[Category, Callable[[Rules, Asked], Iterator[Finding]]], ...] = (
+QUESTION_LAYERS: tuple[tuple[Category, Callable[[Rules, Asked], Iterator[Finding]]], ...] = (
     ("too-long", _too_long),
     ("prompt-injection", _injection),
     ("disallowed-topic", _topic),
 )
-_ANSWER: tuple[tuple[Category, Callable[[Rules, Answered], Iterator[Finding]]], ...] = (
+ANSWER_LAYERS: tuple[tuple[Category, Callable[[Rules, Answered], Iterator[Finding]]], ...] = (
     *((category, _text_layer(category)) for category in TEXT_CATEGORIES),
     ("forbidden-tool", _tool),
 )
