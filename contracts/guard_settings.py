@@ -6,6 +6,7 @@ from typing import Literal
 
 from msgspec import field
 
+from contracts.errors import SettingsError
 from contracts.section import Count, Positive, Section, Share
 
 Mode = Literal["enforce", "observe", "off"]
@@ -112,3 +113,17 @@ class Guard(Section, frozen=True):
     disallowed_content: tuple[DisallowedContent, ...] = field(default_factory=_default_content)
     forbidden_tools: tuple[str, ...] = ()
     model: GuardModel = GuardModel()
+
+
+def check_guard(guard: Guard) -> None:
+    """Raise SettingsError when the guard model could not do what its settings ask."""
+    if guard.model.name and "{question}" not in guard.model.prompt:
+        raise SettingsError(
+            f"{guard.model.prompt[:80]!r} - at `$.guard.model.prompt`; put {{question}} where the "
+            "question belongs"
+        )
+    if guard.layers.guard_model != "off" and not guard.model.name:
+        raise SettingsError(
+            f"{guard.layers.guard_model!r} - at `$.guard.layers.guard_model`; give the name of a "
+            "served model as guard.model.name, or turn the layer off"
+        )

@@ -20,7 +20,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from contracts.errors import SettingsError
-from contracts.guard_settings import Guard
+from contracts.guard_settings import Guard, check_guard
 from contracts.rollout_settings import Rollout
 from contracts.section import Count, NonNegative, Port, Positive, Section, Share
 
@@ -322,6 +322,7 @@ def load_settings(
         raise SettingsError(f"{source} and environment: {error}") from error
     _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
     _check_patterns(settings.streams.disallowed_topics)
+    check_guard(settings.guard)
     _check_room(settings)
     check_addresses(settings)
     return settings

@@ -17,6 +17,7 @@ from serving.budget import BUDGET_HEADER, budget_of
 from serving.chat_request import parse_chat
 from serving.chat_stream import stream_answer
 from serving.gateway import Arrival, Gateway, begin_turn, end_turn, place_for_one, turn_span
+from serving.guard_model import asked_of_guard_model
 from serving.guarding import check_drawn, reply_to_question
 from serving.ladder import first_that_answers
 from serving.shadow import Shadows
@@ -61,6 +62,7 @@ class ChatEndpoint:
     ) -> None:
         gateway, (scope, receive, send) = self._gateway, wire
         try:
+            turn = await asked_of_guard_model(gateway, turn)
             if turn.chat.stream:
                 await stream_answer(gateway, turn, current, receive, send)
             else:
@@ -69,7 +71,8 @@ class ChatEndpoint:
         except Refusal as refusal:
             current.set_attribute("error.type", str(refusal.status))
             raise
-        self._shadows.offer(gateway, turn)
+        if turn.question.action == "passed":
+            self._shadows.offer(gateway, turn)
 
 
 def arrival_of(gateway: Gateway, request: Request) -> Arrival:

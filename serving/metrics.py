@@ -23,6 +23,7 @@ COUNTERS = {
     "features_missing": "Chat requests answered without features from the store.",
     "shadow_copies": "Questions that a candidate in the shadow phase was asked, unseen by users.",
     "shadow_dropped": "Shadow copies dropped because too many were waiting.",
+    "guard_model_failed": "Questions that the guard model did not judge in time.",
     "lost": "Events of served requests that found no room in the outbox.",
 }
 
