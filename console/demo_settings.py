@@ -54,13 +54,14 @@ FAST: dict[str, Any] = {
             },
         ],
         "min_rewards": 3,
-        "reward_margin": 1.5,
+        "reward_margin": 2.0,
         "cooldown_seconds": 2.0,
         "publish_seconds": 0.5,
     },
 }
 """Hours of a product's traffic pass in minutes, so windows and samples shrink likewise. So few
-rewards of judges cannot show a small difference: the margins let through all but the clearly worse.
+rewards of judges bound no difference: a rollout asks for some and shows them, and at margin 2 they
+decide nothing.
 The base is right about every second time and knows no red team, so rates are held to its own alone.
 """
 
