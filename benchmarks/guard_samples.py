@@ -29,7 +29,7 @@ def filled(
     texts: dict[str, list[str]] = {kind: [] for kind in (*values, "none")}
     for template in templates:
         slots = _SLOT.findall(template)
-        kinds = {kind for kind in values if _slot_of(kind) in slots}
+        kinds = [kind for kind in values if _slot_of(kind) in slots]
         for kind in kinds:
             texts[kind] += [_fill(template, kind, values) for _ in range(_EACH)]
         if not kinds:
