@@ -22,6 +22,7 @@ from contracts.topics import TOPICS, Topic
 
 CONNECT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02  # a broker that answers empty fetches at once would keep a core busy
+_BATCH_BYTES = 256 << 10  # a batch wakes two threads, and the default holds five decisions
 _PATIENCE: dict[str, int] = {
     "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
     "reconnect_backoff_max_ms": 1000,  # a broker that comes back is found within a second
@@ -51,6 +52,7 @@ def make_producer(kafka: Kafka, client_id: str) -> KafkaProducer:
         acks="all",
         enable_idempotence=True,
         linger_ms=5,
+        batch_size=_BATCH_BYTES,
         max_block_ms=int(CONNECT_SECONDS * 1000),
         **_PATIENCE,
     )

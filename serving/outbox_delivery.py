@@ -129,6 +129,7 @@ class Delivery:
                 sent.append((entry, send(producer, self._kafka, entry.record)))
             except MessageSizeTooLargeError as error:
                 self._refuse(entry, error)
+        producer.flush(timeout=ACK_SECONDS)
         deadline = time.monotonic() + ACK_SECONDS
         bookmarks: dict[str, int] = {}
         for entry, future in sent:

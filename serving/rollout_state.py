@@ -21,7 +21,7 @@ from contracts.events import Rollout
 from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.25
 PAUSE_SECONDS = (
     0.1  # a roll-back reaches every gateway within this; each fetch costs the CPU of one
 )
