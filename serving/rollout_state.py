@@ -22,9 +22,7 @@ from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
 
 POLL_SECONDS = 0.25
-PAUSE_SECONDS = (
-    0.1  # a roll-back reaches every gateway within this; each fetch costs the CPU of one
-)
+PAUSE_SECONDS = 0.25  # a fetch costs the CPU of a request, and delays a roll-back by no more
 PROBE_SECONDS = 1.0
 RETRY_SECONDS = 0.5
 STOP_SECONDS = 5.0
