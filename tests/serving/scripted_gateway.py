@@ -57,6 +57,7 @@ class ScriptedEngine(HttpEngine):
 
     async def _meet(self, request: EngineRequest) -> str:
         self.asked[request.model] += 1
+        await asyncio.sleep(0)  # no engine answers within no time at all
         fault = self.faults.get(request.model, "")
         if fault == "hang":
             await asyncio.Event().wait()
