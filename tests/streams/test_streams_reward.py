@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.clock import ManualClock
-from contracts.events import Feedback, Reward, Safety, Sampling
+from contracts.events import Feedback, GuardReport, Reward, Safety, Sampling
 from contracts.settings import RewardComponent, Settings, Streams
 from guard.rules import compile_rules
 from streams.reward import (
@@ -176,3 +177,14 @@ def test_the_time_of_feedback_lies_between_its_decision_and_the_present(
         sample = sample_of(made, _reward(made, rating), _safety(made), [rating], NOW)
         assert sample is not None
         assert sample.feedback_time == wanted
+
+
+def test_what_people_say_of_the_guards_words_is_not_said_of_the_policy(
+    decision: Any, feedback: Any
+) -> None:
+    drawn = decision(answer="Her address is jane.doe@example.org.")
+    report = GuardReport(action="blocked", where="answer", drawn=drawn.answer)
+    served = msgspec.structs.replace(drawn, answer=says("Sorry."), action="refuse", guard=report)
+    praised = _reward(served, feedback(served, "rating", score=1.0))
+    assert [component.name for component in praised.components] == ["safety"]
+    assert praised.value == -1.0
