@@ -8,17 +8,17 @@ from console.drill_kinds import Kind
 from console.drill_watch import End
 from console.table import table
 
-TIMES_UP = "undecided"
+GATE = "gate"
 
 
 class DrillRow(Struct, frozen=True, kw_only=True):
     """One bad version and its end.
 
-    ``by`` names what stopped it: the verification, the gate, or a guardrail. ``users_exposed`` and
-    ``answers`` are of users who were answered by it, ``shadow_answers`` nobody saw, and in place of
-    ``replaced_answers`` another version or rule answered. ``requests`` came from the rollout's
-    beginning to its end, ``seconds`` passed from the release, ``exposed_seconds`` from its first
-    share of users.
+    ``by`` names what stopped it: the verification, the gate, or a guardrail. ``users_exposed`` saw
+    an answer by it; of its ``answers`` to users the guard kept ``kept_back_answers`` back,
+    ``shadow_answers`` nobody saw, and in place of ``replaced_answers`` another version or rule
+    answered. ``requests`` came from the rollout's beginning to its end, ``seconds`` passed from the
+    release, ``exposed_seconds`` from its first share of users.
     """
 
     kind: Kind
@@ -29,6 +29,7 @@ class DrillRow(Struct, frozen=True, kw_only=True):
     reason: str
     users_exposed: int = 0
     answers: int = 0
+    kept_back_answers: int = 0
     shadow_answers: int = 0
     replaced_answers: int = 0
     requests: int = 0
@@ -56,10 +57,11 @@ def is_passed(report: DrillReport) -> bool:
     return stopped and bool(report.rows) and report.failed_requests == 0
 
 
-def stopped_by(ended: End, reason: str, *, gate_refused: bool) -> str:
-    """Return what stopped a version: reasons begin with the name of the guardrail."""
+def stopped_by(ended: End, reason: str) -> str:
+    """Return what stopped a version: the gate's reasons begin with its name, those of a guardrail
+    with the guardrail's, and what was refused before the gate failed the verification."""
     if ended == "refused":
-        return "gate" if gate_refused else "verification"
+        return GATE if reason.startswith(f"{GATE}:") else "verification"
     if ended == "rolled-back":
         return reason.partition(":")[0].partition(" after ")[0][:40]
     return ""
@@ -68,13 +70,19 @@ def stopped_by(ended: End, reason: str, *, gate_refused: bool) -> str:
 def report_text(report: DrillReport) -> str:
     """Return the report for people."""
     heads = (
-        *("version", "variant", "ended", "by", "users exposed", "answers", "in shadow"),
-        *("replaced", "requests", "failed", "seconds", "exposed s"),
+        *("version", "variant", "ended", "by", "users exposed", "answers", "kept back"),
+        *("in shadow", "replaced", "requests", "failed", "seconds", "exposed s"),
     )
     rows = [
         (
             *(row.version[:12], row.variant, row.ended, row.by, row.users_exposed, row.answers),
-            *(row.shadow_answers, row.replaced_answers, row.requests, row.failed_requests),
+            *(
+                row.kept_back_answers,
+                row.shadow_answers,
+                row.replaced_answers,
+                row.requests,
+                row.failed_requests,
+            ),
             *(round(row.seconds, 1), round(row.exposed_seconds, 1)),
         )
         for row in report.rows

@@ -70,6 +70,11 @@ def run_drill(given: Settings, options: Options, shown: Shown) -> DrillReport:
     options = replace(options, skip_gate=options.skip_gate or bool(kind.fault))
     if kind.fault:
         door_of(settings).check()
+    if options.skip_gate and settings.gate.mode == "enforce" and not settings.gate.allow_drills:
+        raise UnavailableError(
+            "the gate would refuse this version before the canary can show what it does; set "
+            "gate.allow_drills to true in the settings and start the stack again"
+        )
     clock = SystemClock()
     directory = settings.state_dir / "drills" / f"{clock.now():%Y%m%d-%H%M%S}-{kind.name}"
     watch = Watch(settings.kafka, settings.policy.name)

@@ -30,11 +30,13 @@ class Ending(Struct, frozen=True, kw_only=True):
 
 
 class Reached(Struct, frozen=True, kw_only=True):
-    """Whom the version reached: users who were given an answer by it, answers that nobody saw
-    (``shadow``), and answers that another version or rule gave in its place (``replaced``)."""
+    """Whom the version reached: users who saw an answer by it, its answers to users, those of them
+    that the guard kept back (``kept_back``), answers that nobody saw (``shadow``), and answers that
+    another version or rule gave in its place (``replaced``)."""
 
     users: int
     answers: int
+    kept_back: int
     shadow: int
     replaced: int
     requests: int
@@ -55,11 +57,10 @@ class Watch:
         self.version = version
         self.ending: Ending | None = None
         self.superseded = False
-        self.gate_refused = False
         self.began: datetime | None = None
         self.exposed_at: datetime | None = None
         self._users: set[str] = set()
-        self._answers = self._shadow = self._replaced = self._requests = 0
+        self._answers = self._kept_back = self._shadow = self._replaced = self._requests = 0
 
     def follow(self, seconds: float) -> None:
         """Take in what comes within ``seconds``."""
@@ -81,7 +82,6 @@ class Watch:
             self._take_decision(event)
         elif isinstance(event, AuditRecord) and event.subject == self.version:
             self.superseded = self.superseded or event.action == "release.superseded"
-            self.gate_refused = self.gate_refused or event.action == "gate.refused"
 
     def _take_state(self, state: Rollout) -> None:
         if not self.version or self.ending is not None:
@@ -112,8 +112,12 @@ class Watch:
             return
         self._requests += self.ending is None and self.began is not None
         if given.policy_version == self.version:
-            self._users.add(decision.user_id)
             self._answers += 1
+            guard = decision.guard
+            if guard is not None and guard.action != "passed" and guard.where == "answer":
+                self._kept_back += 1
+            else:
+                self._users.add(decision.user_id)
         elif f"canary: {self.version[:12]}" in (decision.error or ""):
             self._replaced += 1
 
@@ -122,6 +126,7 @@ class Watch:
         return Reached(
             users=len(self._users),
             answers=self._answers,
+            kept_back=self._kept_back,
             shadow=self._shadow,
             replaced=self._replaced,
             requests=self._requests,

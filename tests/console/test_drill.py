@@ -21,6 +21,7 @@ from contracts.events import (
     AuditRecord,
     Candidate,
     Decision,
+    GuardReport,
     Message,
     Rollout,
     Sampling,
@@ -98,7 +99,7 @@ def test_the_watch_counts_whom_a_bad_version_reached_until_it_was_rolled_back(
         DECISIONS,
         answered(clock, 1, given=by_bad),
         answered(clock, 1, given=by_bad),  # delivered twice
-        answered(clock, 2, given=by_bad),
+        answered(clock, 2, given=by_bad, guard=GuardReport(action="blocked", where="answer")),
         answered(clock, 3, given=by_bad),
         answered(clock, 4, given={"policy_version": BAD, "arm": "shadow"}),
         answered(clock, 5, error=instead),
@@ -112,11 +113,12 @@ def test_the_watch_counts_whom_a_bad_version_reached_until_it_was_rolled_back(
     follow(watch, lambda: watch.ending is not None)
     assert watch.ending is not None
     found = watch.reached()
-    assert (found.users, found.answers, found.shadow, found.replaced) == (2, 3, 1, 1)
+    assert (found.users, found.answers, found.kept_back) == (1, 3, 1)
+    assert (found.shadow, found.replaced) == (1, 1)
     assert found.requests == 5
     assert (watch.ending.ended, watch.ending.at) == ("rolled-back", over.time)
     assert watch.exposed_at == canary.time
-    assert stopped_by("rolled-back", watch.ending.reason, gate_refused=False) == "safety"
+    assert stopped_by("rolled-back", watch.ending.reason) == "safety"
 
 
 @pytest.mark.parametrize(
@@ -134,9 +136,7 @@ def test_the_watch_knows_each_end_of_its_own_version(
     assert (watch.ending.ended if watch.ending else None) == ended
 
 
-def test_a_refusal_is_told_apart_from_a_release_that_came_too_early(
-    watch: Watch, clock: ManualClock
-) -> None:
+def test_a_release_that_gave_way_to_a_newer_one_is_known(watch: Watch, clock: ManualClock) -> None:
     record = AuditRecord(
         id="audit-1",
         time=clock.now(),
@@ -147,10 +147,13 @@ def test_a_refusal_is_told_apart_from_a_release_that_came_too_early(
         subject=BAD,
     )
     watch.take(record)
-    assert (watch.superseded, watch.gate_refused) == (True, False)
-    watch.take(replace(record, action="gate.refused"))
-    assert stopped_by("refused", "any", gate_refused=watch.gate_refused) == "gate"
-    assert stopped_by("refused", "any", gate_refused=False) == "verification"
+    assert watch.superseded
+    assert watch.ending is None
+
+
+def test_a_refusal_by_the_gate_is_told_apart_from_one_by_the_verification() -> None:
+    assert stopped_by("refused", "gate: evidence missing") == "gate"
+    assert stopped_by("refused", "manifest.sig is missing") == "verification"
 
 
 def test_a_drill_passes_when_each_version_was_stopped_and_no_request_failed() -> None:
