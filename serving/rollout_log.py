@@ -31,6 +31,8 @@ SOURCE = "headrace/rollout"
 PROBE_SECONDS = 1.0
 SEND_SECONDS = 10.0
 RECALL_SECONDS = 30.0
+PLAN = ("rollout_id", "plan")
+"""What an audit record's detail says of the rollout and plan it is about."""
 
 
 class RolloutLog:
@@ -126,11 +128,11 @@ class RolloutLog:
         """Write an audit record and wait until the broker has it.
 
         A record that could not be written is sent again first, under its own id; so the chain has
-        no gap, and a step that is tried again leaves one record, not two.
+        no gap, and a step of the same rollout and plan that is tried again leaves one record.
         """
         unsent = self._unsent
         self.flush()
-        if unsent is not None and (unsent.action, unsent.subject) == (action, subject):
+        if unsent is not None and _step_of(unsent) == (action, subject, *map(detail.get, PLAN)):
             return
         self._unsent = self._chain.record(action, subject, reason=reason, detail=detail)
         self.flush()
@@ -183,3 +185,7 @@ def event_or_none(record: Received) -> Event | None:
         return record.event()
     except CodecError:
         return None
+
+
+def _step_of(record: AuditRecord) -> tuple[object, ...]:
+    return (record.action, record.subject, *map(record.detail.get, PLAN))

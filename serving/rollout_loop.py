@@ -73,6 +73,7 @@ class RolloutLoop:
         self._standby = Standby(term, log, clock, self._rules.takeover_seconds)
         self._inbox = Inbox(self._policy)
         self._counter: EvidenceCounter | None = None
+        self._beginning: Identity | None = None
         self._engine_at: float | None = None
 
     @property
@@ -289,17 +290,26 @@ class RolloutLoop:
         return f"gate: {reasons}" if report.refused else ""
 
     def _start(self, pending: Pending) -> None:
-        who = Identity(
-            rollout_id=self._new_id(),
-            salt=self._new_id(),
-            stable=self.state.stable,
-            candidate=pending.candidate,
-        )
+        who = self._identity(pending.candidate)
         plan, now = plan_hash(who, self._settings), self._clock.now()
         first = self._inbox.places(self._log.positions(), pending)
         after = entered(begun(self.state, who, plan, first, now), 0, self._rules, now)
         detail = {"rules": msgspec.to_builtins(self._rules), "salt": who.salt}
         self._act(Act("started", pending.candidate, "", detail), after, pending)
+        self._beginning = None
+
+    def _identity(self, candidate: Candidate) -> Identity:
+        """Return who meets whom under which id and salt, the same until the start is published.
+
+        Its audit record may have been written by a try that failed; the plan that it gives is the
+        plan of the rollout.
+        """
+        stable, known = self.state.stable, self._beginning
+        if known is None or (known.stable, known.candidate) != (stable, candidate):
+            new_id, salt = self._new_id(), self._new_id()
+            known = Identity(rollout_id=new_id, salt=salt, stable=stable, candidate=candidate)
+        self._beginning = known
+        return known
 
     # --- write -------------------------------------------------------------------------------
 
