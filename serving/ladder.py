@@ -51,10 +51,10 @@ async def first_that_answers(
 ) -> tuple[Step, Answered, str]:
     """Ask rung after rung; return (who answered, the answer, why not the rungs above).
 
-    Every version but the last has half of the time that is left; the rule needs none. A version
-    whose breaker is open is passed over at once. A request that the engine calls invalid is refused
-    at once: another version would refuse it too. Raises Refusal 503 when no rung answers, which
-    happens only without a reply by rule.
+    The first version has half of the time, and so has each before another version of what is left;
+    the rule needs none. A version whose breaker is open is passed over at once. A request that the
+    engine calls invalid is refused at once: another version would refuse it too. Raises Refusal 503
+    when no rung answers, which happens only without a reply by rule.
     """
     climb = Climb(turn.asked + turn.budget.seconds)
     for place, step in enumerate(turn.steps):
@@ -108,10 +108,15 @@ async def _ask_rung(
 
 
 def _share(gateway: Gateway, turn: Turn, climb: Climb, place: int) -> float:
-    """Return the seconds a rung has: half of what is left while a version comes after it."""
+    """Return the seconds a rung has: half of what is left for the first one and for each before
+    another version, else all of it.
+
+    The first rung's time depends on nothing that comes after it: the arms are compared by how
+    often it fails, and a canary has one version more after it than a stable version.
+    """
     left = climb.deadline - gateway.clock.monotonic()
     after = turn.steps[place + 1 :]
-    return left / 2 if any(step.rung != "rule" for step in after) else left
+    return left / 2 if place == 0 or any(step.rung != "rule" for step in after) else left
 
 
 def _note_time(gateway: Gateway, turn: Turn) -> None:

@@ -19,8 +19,9 @@ ENOUGH = 5.0
 """Observations' weight below which nothing is foretold."""
 REACH = 8.0
 """How far beyond the most requests seen at once the line is believed."""
-FIRST_SHARE = 0.5
-"""Share of a budget that the first answer must fit in, so that another version still has time."""
+FIRST_SHARE = 0.4
+"""Share of a budget that the first answer is foretold to fit in: it has half of the budget, and
+what is foretold may be off."""
 LONGEST_RETRY_SECONDS = 60
 
 
@@ -68,7 +69,7 @@ class Load:
     def asking(self, budget: Budget, *, stream: bool) -> Iterator[int]:
         """Hold a place among those under way and give their number, this request among them.
 
-        Raises Refusal 429 when an answer is not to be expected within the first half of the budget
+        Raises Refusal 429 when an answer is not to be expected within `FIRST_SHARE` of the budget
         because of those before it. With none before it a request is always let through.
         """
         expected, alone = self.expected(stream=stream), self._lines[stream].at(1)

@@ -191,3 +191,23 @@ async def test_streams_that_break_off_late_open_the_breaker(opened: Open) -> Non
     for _ in range(4):
         await gateway.ask(CANARY_USER, stream=True)
     assert [decision.rung for decision in gateway.decisions()] == ["canary"] * 3 + ["stable"]
+
+
+async def test_the_first_rung_has_the_same_time_in_both_arms_whatever_comes_after_it(
+    opened: Open,
+) -> None:
+    gateway = opened()
+    state = canary_state(0.25, stable="base")
+    gateway.states = lambda _policy: state
+    gateway.engine.faults = {"new": "hang", "base": "hang"}
+    for arm in ("canary", "stable"):
+        await gateway.ask(user_of(arm, state), SHORT)
+    canary, stable = ((decision.error or "").split("; ")[0] for decision in gateway.decisions())
+    half = float(SHORT["X-Headrace-Timeout-Seconds"]) / 2
+    assert 0.0 < seconds_of(canary) <= half
+    assert 0.0 < seconds_of(stable) <= half
+
+
+def seconds_of(note: str) -> float:
+    """Return the seconds in a note of a rung that gave no answer in time."""
+    return float(note.partition("no answer in ")[2].split()[0])

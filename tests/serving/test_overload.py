@@ -52,13 +52,13 @@ def busy(under_way: int) -> Load:
     return load
 
 
-def test_what_would_take_more_than_half_the_budget_is_refused_with_a_time_to_come_back() -> None:
+def test_what_would_take_too_much_of_the_budget_is_refused_with_a_time_to_come_back() -> None:
     load = busy(7)
     with load.asking(Budget(20.0), stream=False) as place:
         assert place == 8
     with pytest.raises(Refusal) as refused, load.asking(Budget(10.0), stream=False):
         pass
-    assert (refused.value.status, refused.value.retry_after) == (429, 3)
+    assert (refused.value.status, refused.value.retry_after) == (429, 4)
     assert "7 requests are under way and an answer would take 8 s" in str(refused.value)
     assert (load.under_way, load.refused) == (7, 1)
 
