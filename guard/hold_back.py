@@ -3,7 +3,7 @@
 As detectors are local (`guard.hit`), a hit that begins before a place is decided once no hit can
 be growing there. What may be growing at the end of a text is a word (an e-mail address, a key), a
 row of numbers (a card, a phone), an IBAN in groups, the head of a private key, or a term; all else
-leaves at once, and nothing is held back longer than `guard.hit.WINDOW` characters.
+leaves at once, and nothing is held back longer than `MOST_HELD` characters.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ _CAPITALS = string.digits + string.ascii_uppercase + " "
 _NUMBER_BEGINS = re.compile(r"[0-9+(]")
 _IBAN_BEGINS = re.compile(r"[A-Z]{2}[0-9]{2}")
 _KEY_BEGINS, _KEY_LENGTH = "-----BEGIN", 64
+
+STEP = 60
+"""Characters that leave together where the hold-back is full, so that a text that always looks as
+if something grew is searched once in so many characters, not with each."""
+MOST_HELD = WINDOW + STEP
 
 
 class HeldBack:
@@ -63,7 +68,7 @@ class HeldBack:
             return 0
         if not self._categories:
             return len(self._text)
-        begin = max(0, len(self._text) - WINDOW)
+        begin = max(0, len(self._text) - WINDOW) // STEP * STEP
         return max(begin + growing(self._text[begin:], self._rules), self._left)
 
     def _release(self, end: int) -> str:

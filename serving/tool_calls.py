@@ -37,6 +37,9 @@ class ToolCallScanner:
         self._offered = frozenset(offered)
         self._call_id = call_id
         self._held = ""
+        self._open = False
+        self._growing: list[str] = []
+        self._end = ""
         self._calls = 0
         self._after_call = False
 
@@ -45,13 +48,16 @@ class ToolCallScanner:
         if not self._offered:
             return [text] if text else []
         pieces: list[Piece] = []
-        self._keep(self._held + text)
+        if self._only_grows(text):
+            return pieces
+        self._keep(self._grown() + text)
         while (start := self._held.find(OPEN)) >= 0:
             end = self._held.find(CLOSE, start)
             if end < 0:
                 break
             pieces += self._close(start, end, end + len(CLOSE))
-        certain = start if start >= 0 else _certain(self._held)
+        self._open = start >= 0
+        certain = start if self._open else _certain(self._held)
         certain = len(self._held[:certain].rstrip())
         if certain:
             pieces.append(self._held[:certain])
@@ -61,12 +67,32 @@ class ToolCallScanner:
     def finish(self) -> list[Piece]:
         """Return the rest at the end of the text; an unclosed but whole call still counts."""
         pieces: list[Piece] = []
+        self._held = self._grown()
         start = self._held.find(OPEN)
         if start >= 0:
             pieces += self._close(start, len(self._held), len(self._held))
         rest = self._held.rstrip() if self._calls else self._held
         self._held = ""
         return [*pieces, rest] if rest else pieces
+
+    def _only_grows(self, text: str) -> bool:
+        """Whether the text only adds to an open call, or to white space, so that it can wait.
+
+        It is then joined and looked at once, not with every piece: the work stays linear.
+        """
+        end = (self._end or self._held[1 - len(CLOSE) :]) + text
+        grows = CLOSE not in end if self._open else self._held.isspace() and text.isspace()
+        if grows:
+            self._growing.append(text)
+            self._end = end[1 - len(CLOSE) :]
+        return grows
+
+    def _grown(self) -> str:
+        """Return all that is held, and begin anew to gather what only adds to it."""
+        held = self._held + "".join(self._growing)
+        self._growing.clear()
+        self._end = ""
+        return held
 
     def _close(self, start: int, end: int, after: int) -> list[Piece]:
         """Take the call between ``start`` and ``end``, or that stretch as text when it is none."""
