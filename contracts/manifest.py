@@ -8,6 +8,7 @@ Beside it lies ``manifest.sig``, the learner's signature, which the id does not 
 from __future__ import annotations
 
 import os
+import stat
 from datetime import datetime
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -65,14 +66,31 @@ def file_sha256(path: Path) -> str:
 
 
 def hash_files(directory: Path) -> dict[str, str]:
-    """Return relative path to sha256 of every file but manifest and signature, sorted."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    """Return relative path to sha256 of every file but manifest and signature, sorted.
+
+    Raises ManifestError for anything that is neither a regular file nor a real folder, and OSError.
+    """
     own = {directory / MANIFEST_NAME, directory / SIGNATURE_NAME}
     return {
         path.relative_to(directory).as_posix(): file_sha256(path)
-        for path in paths
+        for path in _regular_files(directory)
         if path not in own
     }
+
+
+def _regular_files(directory: Path) -> list[Path]:
+    """Return every file below, sorted; a link could point elsewhere by the time of the load."""
+    files = []
+    for path in sorted(directory.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            files.append(path)
+        elif not stat.S_ISDIR(mode):
+            raise ManifestError(
+                f"{_shown(path)} is neither a regular file nor a folder (a link, a pipe?); "
+                "copy the file itself and publish the version again"
+            )
+    return files
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> str:
@@ -109,7 +127,8 @@ def verify(directory: Path, version: str) -> Manifest:
     """Check a version directory against its id and return its manifest; who signed is not asked.
 
     Raises ManifestError when the id, a hash or the set of files differs, when something cannot be
-    read, or when a file could hold pickled code: weights are safetensors only.
+    read, when anything is neither a regular file nor a real folder, or when a file could hold
+    pickled code: weights are safetensors only.
     """
     found, manifest = read_manifest(directory)
     if found != version:

@@ -190,12 +190,43 @@ def test_whatever_is_no_version_is_a_manifest_error(
     assert str(caught.value).isprintable()
 
 
-def test_a_file_that_cannot_be_read_is_a_manifest_error(version: tuple[Path, str]) -> None:
-    directory, name = version
+def test_what_cannot_be_read_is_a_manifest_error() -> None:
     with pytest.raises(ManifestError):
-        verify(Path("/proc/self/mem"), name)
+        verify(Path("/proc/self/mem"), "0" * 64)
+
+
+def linked_weights(directory: Path) -> None:
+    weights = directory / "adapter_model.safetensors"
+    weights.rename(directory.parent / "elsewhere")
+    weights.symlink_to(directory.parent / "elsewhere")
+
+
+def linked_folder(directory: Path) -> None:
+    (directory.parent / "folder").mkdir()
+    (directory.parent / "folder" / "pytorch_model.bin").write_bytes(b"pickled")
+    (directory / "folder").symlink_to(directory.parent / "folder")
+
+
+def linked_to_itself(directory: Path) -> None:
     (directory / "loop.json").symlink_to(directory / "loop.json")
-    (directory / "adapter_config.json").unlink()
-    (directory / "adapter_config.json").symlink_to("/proc/self/mem")  # a file that refuses reads
-    with pytest.raises(ManifestError, match="cannot be read"):
+
+
+def pipe(directory: Path) -> None:
+    os.mkfifo(directory / "model.bin")
+
+
+def linked_manifest(directory: Path) -> None:
+    (directory / MANIFEST_NAME).rename(directory.parent / "elsewhere")
+    (directory / MANIFEST_NAME).symlink_to(directory.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "place", [linked_weights, linked_folder, linked_to_itself, pipe, linked_manifest]
+)
+def test_only_regular_files_in_real_folders_make_a_version(
+    version: tuple[Path, str], place: Callable[[Path], None]
+) -> None:
+    directory, name = version
+    place(directory)
+    with pytest.raises(ManifestError, match="neither a regular file nor a folder"):
         verify(directory, name)
