@@ -7,6 +7,7 @@ engine_door.EngineDoor`` with this folder on PYTHONPATH) and inside our transfor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
@@ -162,19 +163,21 @@ class EngineDoor:
 
     async def _let_pass(self) -> bool:
         """Wait while answers are held; False when too many wait already."""
-        left = self._hold_until - asyncio.get_running_loop().time()
-        if left <= 0:
+        if self._hold_left() <= 0:
             return True
         if self._held >= MAX_HELD:
             return False
         self._held += 1
         try:
-            await asyncio.wait_for(self._let_go.wait(), left)
-        except TimeoutError:
-            pass  # whoever asked for the hold is gone
+            while (left := self._hold_left()) > 0:  # a hold that was renewed holds them too
+                with contextlib.suppress(TimeoutError):  # whoever asked for the hold is gone
+                    await asyncio.wait_for(self._let_go.wait(), left)
         finally:
             self._held -= 1
         return True
+
+    def _hold_left(self) -> float:
+        return self._hold_until - asyncio.get_running_loop().time()
 
     async def _change_hold(self, scope: Message, receive: Receive, send: Send) -> None:
         seconds = 0.0
@@ -186,7 +189,7 @@ class EngineDoor:
         elif scope["method"] != "DELETE":
             await _refuse(send, 405, "POST or DELETE")
             return
-        self._let_go.set()  # those who wait for an earlier hold
+        self._let_go.set()  # those who wait look again how long
         self._let_go = asyncio.Event()
         self._hold_until = asyncio.get_running_loop().time() + seconds
         await _answer(send, 200, {"seconds": seconds})

@@ -81,6 +81,19 @@ async def test_a_hold_that_nobody_ends_ends_by_itself() -> None:
     assert await generate(door, "base") == 200
 
 
+async def test_a_hold_that_is_renewed_holds_those_who_wait_already() -> None:
+    inside = Inside()
+    door = EngineDoor(inside, "", ADMIN, faults=False)
+    await hold(door, 60)
+    waiting = asyncio.create_task(generate(door, "base"))
+    await settle()
+    await hold(door, 50)
+    await settle()
+    assert inside.reached == []
+    await call(door, "/headrace/hold", None, ADMIN, "DELETE")
+    assert await waiting == 200
+
+
 async def test_so_many_wait_in_a_hold_and_no_more() -> None:
     door = EngineDoor(Inside(), "", ADMIN, faults=False)
     await hold(door, 60)
