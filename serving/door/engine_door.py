@@ -34,6 +34,7 @@ MAX_BODY_BYTES = 16 << 20
 MAX_FAULTS = 16
 MAX_DELAY_SECONDS = 600.0
 MAX_CUT_BYTES = 1 << 20
+LOOK_SECONDS = 0.2
 MAX_NAME = 200
 MAX_HELD = 512
 BASE = "base"
@@ -141,7 +142,8 @@ class EngineDoor:
             scope = _with_length(scope, len(body))
         self._running[model] += 1
         try:
-            await self._under_faults(model, scope, _again(body, receive), send)
+            if await self._delayed(model, receive):
+                await self._under_faults(model, scope, _again(body, receive), send)
         finally:
             self._running[model] -= 1
             if not self._running[model]:
@@ -208,12 +210,29 @@ class EngineDoor:
 
     # --- faults for drills ----------------------------------------------------------------------
 
+    async def _delayed(self, model: str, receive: Receive) -> bool:
+        """Wait as a fault asks; False when the client leaves meanwhile.
+
+        A fault that is changed or cleared lets those who wait for it go on.
+        """
+        fault = (self._faults or {}).get(model)
+        if fault is None or not fault["delay_seconds"]:
+            return True
+        clock = asyncio.get_running_loop().time
+        end = clock() + fault["delay_seconds"]
+        gone = asyncio.ensure_future(_left(receive))
+        try:
+            while not gone.done() and (self._faults or {}).get(model) is fault and clock() < end:
+                await asyncio.wait({gone}, timeout=min(LOOK_SECONDS, end - clock()))
+            return not gone.done()
+        finally:
+            gone.cancel()
+
     async def _under_faults(self, model: str, scope: Message, receive: Receive, send: Send) -> None:
         fault = (self._faults or {}).get(model)
         if fault is None:
             await self._app(scope, receive, send)
             return
-        await asyncio.sleep(fault["delay_seconds"])
         if fault["status"]:
             await _refuse(send, fault["status"], "this fault was asked for by a drill")
         elif fault["cut_after_bytes"] is None:
@@ -316,6 +335,12 @@ async def _body(receive: Receive) -> bytes | None:
             return None
         if not message.get("more_body", False):
             return b"".join(pieces)
+
+
+async def _left(receive: Receive) -> None:
+    """Return once the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

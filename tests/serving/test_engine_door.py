@@ -21,6 +21,7 @@ from serving.door.engine_door import EngineDoor
 from serving.engine import EngineRequest, HttpEngine
 from serving.gateway_process import assemble
 from tests.serving.http_server import ADMIN_KEY, Server
+from tests.until import until
 
 LONG = Sampling(temperature=0.0, max_tokens=200)
 CHAT = b'{"model": "base", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}'
@@ -42,6 +43,12 @@ CLOSED = [
 
 def asks(text: str, model: str = "base") -> EngineRequest:
     return EngineRequest(model, [{"role": "user", "content": text}], [], LONG)
+
+
+def idle(engine: Server) -> bool:
+    """Whether no answer is under way."""
+    _, content = engine.request("GET", "/headrace/running", key=ADMIN_KEY)
+    return bool(json.loads(content) == {"running": {}})
 
 
 @pytest.fixture
@@ -152,6 +159,17 @@ async def test_a_delayed_model_meets_the_clients_deadline(faults: Server) -> Non
     engine = HttpEngine(faults.url, timeout_seconds=0.3)
     with pytest.raises(EngineError, match="no answer within"):
         await engine.complete(asks("hello"))
+    await engine.close()
+    await asyncio.to_thread(until, "the end of an answer whose client left", lambda: idle(faults))
+
+
+async def test_a_delay_ends_when_its_fault_is_cleared(faults: Server) -> None:
+    await asyncio.to_thread(set_fault, faults, model="base", delay_seconds=600.0)
+    engine = HttpEngine(faults.url, timeout_seconds=60.0)
+    asked = asyncio.create_task(engine.complete(asks("hello")))
+    await asyncio.to_thread(until, "an answer under way", lambda: not idle(faults))
+    await asyncio.to_thread(faults.request, "DELETE", "/headrace/faults", key=ADMIN_KEY)
+    assert (await asked).finish_reason in ("stop", "length")
     await engine.close()
 
 
