@@ -136,7 +136,7 @@ class EvidenceCounter:
         charged = charged_arm(event)
         if charged is not None:
             self._guard("error", event, charged)
-        if is_severe(event, own_arm=own_arm):
+        if is_severe(event, own_arm=own_arm) and self._first("severe", event.user_id):
             arm = charged if charged and not own_arm else given.arm
             self.evidence = replace(self.evidence, severe=_plus(self.evidence.severe, arm, 1))
 

@@ -12,7 +12,8 @@ from contracts.events import Candidate, Rollout
 from contracts.rollout_settings import Rollout as Rules
 from contracts.rollout_settings import Step
 from contracts.settings import Settings
-from serving import confidence_sequence, eprocess, sample_ratio
+from serving import confidence_sequence, eprocess, sample_ratio, tripwire
+from serving.assignment import shadow_weight
 from serving.rollout_evidence import CountingRules
 
 SILENT = 1.0
@@ -45,6 +46,15 @@ def is_last(state: Rollout, rules: Rules) -> bool:
     return state.step >= len(rules.steps) - 1
 
 
+def largest_share(state: Rollout, rules: Rules) -> float:
+    """Return the candidate's largest share of answers so far, unseen copies included.
+
+    Findings of all steps are counted together; under the largest share they are the likeliest.
+    """
+    so_far = rules.steps[: state.step + 1]
+    return max(step.weight or shadow_weight(step.shadow_share) for step in so_far)
+
+
 def plan_hash(identity: Identity, settings: Settings) -> str:
     """Return the sha256 of everything that decides this rollout, fixed before its first request."""
     rules = msgspec.to_builtins(settings.rollout)
@@ -63,5 +73,6 @@ def plan_hash(identity: Identity, settings: Settings) -> str:
         ),
         "silent": SILENT,
         "stable": identity.stable.version,
+        "tripwire_chance": tripwire.CHANCE,
     }
     return sha256(to_json(plan)).hexdigest()

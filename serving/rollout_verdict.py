@@ -19,7 +19,8 @@ from contracts.rollout_settings import Rollout as Rules
 from serving.confidence_sequence import Interval, RewardSums, difference_over_steps
 from serving.eprocess import e_value_against
 from serving.rollout_guardrails import GUARDRAILS
-from serving.rollout_plan import SILENT, is_last, step_of
+from serving.rollout_plan import SILENT, is_last, largest_share, step_of
+from serving.tripwire import trips
 
 RULED_OUT = 20.0
 """E against a candidate that is so many times as bad: evidence at 5 %."""
@@ -43,7 +44,7 @@ def decide(state: Rollout, rules: Rules, now: datetime, *, full: bool = False) -
     can be compared at all, then sufficiency, and time last.
     """
     evidence = state.evidence
-    if harm := found_harm(evidence, rules):
+    if harm := found_harm(state, rules):
         return Verdict("roll-back", harm, at_once=True)
     if state.paused:
         return Verdict("continue", f"paused: {state.paused}")
@@ -70,11 +71,13 @@ def _in_time(state: Rollout, rules: Rules, now: datetime, doubts: str) -> Verdic
     return Verdict("continue", doubts)
 
 
-def found_harm(evidence: Evidence, rules: Rules) -> str:
+def found_harm(state: Rollout, rules: Rules) -> str:
     """Return the proof that the candidate does harm, "" when there is none."""
-    canary = evidence.severe.get("canary", 0) + evidence.severe.get("shadow", 0)
-    if canary >= rules.tripwire and not evidence.severe.get("stable", 0):
-        return f"tripwire: {canary} severe findings, none in the stable version"
+    evidence = state.evidence
+    severe, share = evidence.severe, largest_share(state, rules)
+    canary = severe.get("canary", 0) + severe.get("shadow", 0)
+    if trips(canary, severe.get("stable", 0), share, rules.tripwire):
+        return f"tripwire: users with a severe finding {_both(severe)}, at a share of {share:.3g}"
     levels = asdict(rules.guardrails)
     for name in GUARDRAILS:
         found, threshold = evidence.guardrails.get(name, GuardrailEvidence()), 1.0 / levels[name]

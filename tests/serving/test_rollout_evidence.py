@@ -165,6 +165,13 @@ def test_a_leak_and_an_engine_that_fails_by_itself_are_severe(
     assert count([safety("1", **changes)]).severe == severe
 
 
+def test_a_users_severe_findings_are_one() -> None:
+    found = [safety(str(n), user="a", violation=True, findings=(LEAK,)) for n in range(3)]
+    assert count([*found]).severe == {"canary": 1}
+    other = safety("4", user="b", violation=True, findings=(LEAK,))
+    assert count([*found, other]).severe == {"canary": 2}
+
+
 def test_copies_count_for_the_candidate_under_their_share_of_all_answers() -> None:
     served, copied = assign(SHADOW, "p", "a"), assign_shadow(SHADOW, "p")
     weight = shadow_weight(0.25)

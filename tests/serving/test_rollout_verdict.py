@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from contracts.events import Candidate, Evidence, GuardrailEvidence, Rollout, StepRewards
+from contracts.events import Arm, Candidate, Evidence, GuardrailEvidence, Rollout, StepRewards
 from contracts.rollout_settings import Guardrails, Step
 from contracts.rollout_settings import Rollout as Rules
 from contracts.settings import Policy, Settings, Streams
@@ -96,14 +96,28 @@ def test_while_events_lean_to_the_canary_without_proof_nothing_goes_on(name: str
 
 
 @pytest.mark.parametrize(
-    ("canary", "shadow", "stable", "harm"),
-    [(3, 0, 0, True), (2, 1, 0, True), (2, 0, 0, False), (5, 0, 1, False)],
+    ("steps", "severe", "harm"),
+    [
+        ((SMALL,), {"canary": 3}, True),
+        ((SMALL,), {"canary": 2}, False),
+        ((SMALL,), {"canary": 40, "stable": 1}, True),
+        (
+            (SHADOW, SMALL),
+            {"shadow": 6},
+            False,
+        ),  # half of the questions copied: a third of the answers
+        ((SHADOW, SMALL), {"shadow": 7}, True),
+        ((SHADOW, SMALL), {"shadow": 1, "canary": 5}, False),
+        ((SMALL, LAST), {"canary": 3}, False),
+        ((SMALL, LAST), {"canary": 10}, True),
+    ],
 )
-def test_severe_findings_of_the_candidate_alone_trip_the_wire(
-    canary: int, shadow: int, stable: int, harm: bool
+def test_more_users_with_severe_findings_than_the_share_explains_trip_the_wire(
+    steps: tuple[Step, ...], severe: dict[Arm, int], harm: bool
 ) -> None:
-    found = evidence(severe={"canary": canary, "shadow": shadow, "stable": stable})
-    assert found_harm(found, RULES).startswith("tripwire: ") == harm
+    rules = replace(RULES, steps=steps)
+    state = replace(canary_state(0.5), step=len(steps) - 1, evidence=evidence(severe=severe))
+    assert found_harm(state, rules).startswith("tripwire: users with a severe finding ") == harm
 
 
 def test_a_share_of_users_that_is_off_pauses_and_a_pause_stops_all_but_harm() -> None:
