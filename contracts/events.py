@@ -343,9 +343,9 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
     ``step_requests`` and ``step_users`` are those of the candidate in the present step, all else
     is of the whole rollout; ``guardrails`` go by the names in the settings, and ``severe`` are
-    users with a severe finding, which trip the wire. ``rewards`` are kept apart by step, since rewards that drift while the
-    weight rises must not be pooled. ``watermark`` is the time before which every attribution
-    window has closed; ``sample_ratio`` tests the share of users.
+    users with a severe finding, which trip the wire. ``rewards`` are kept apart by step, since
+    rewards that drift while the weight rises must not be pooled. ``watermark`` is the time before
+    which every attribution window has closed; ``sample_ratio`` tests the share of users.
     """
 
     requests: dict[Arm, int] = {}

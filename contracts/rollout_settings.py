@@ -69,9 +69,9 @@ class Rollout(Section, frozen=True):
     With ``rule_out_times`` above 0 the last step also asks for evidence, at 5 %, that the candidate
     does not violate so many times as often.
     ``tripwire`` users with a severe finding by the candidate roll back at once, when its share of
-    users makes that unlikely beside those of the stable version; a share of users off at ``sample_ratio_alpha`` pauses. After a rollback no release is taken for
-    ``cooldown_seconds``. A controller that stands by takes over from one that is silent for
-    ``takeover_seconds``.
+    users makes that unlikely beside those of the stable version; a share of users off at
+    ``sample_ratio_alpha`` pauses. After a rollback no release is taken for ``cooldown_seconds``. A
+    controller that stands by takes over from one that is silent for ``takeover_seconds``.
     """
 
     steps: tuple[Step, ...] = STEPS

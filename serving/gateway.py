@@ -29,6 +29,7 @@ from serving.budget import Budget
 from serving.chat_request import ChatRequest
 from serving.decision_log import DecisionLog
 from serving.engine import Engine, EngineRequest
+from serving.engine_failure import failure_text
 from serving.feature_lookup import FeatureLookup
 from serving.guarding import Guard, check_asked
 from serving.key_door import KeyDoor
@@ -161,12 +162,12 @@ def engine_request(turn: Turn, assignment: Assignment) -> EngineRequest:
 
 def reason_to_keep(gateway: Gateway, error: EngineError) -> str:
     """Return what went wrong for the decision and its audit record, as `tracing.content` allows."""
-    return str(error) if gateway.settings.tracing.content else reason_without_content(error)
+    return failure_text(error, content=gateway.settings.tracing.content)
 
 
 def reason_without_content(error: EngineError) -> str:
     """Return what went wrong for the log; an engine's own message may quote the conversation."""
-    return f"the engine answered with status {error.status}" if error.status else str(error)
+    return failure_text(error, content=False)
 
 
 def end_turn(gateway: Gateway, turn: Turn, outcome: Outcome, current: Span) -> Outcome:

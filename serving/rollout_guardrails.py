@@ -6,20 +6,17 @@ missing, like the reward, in those of the users who judge alone (`contracts.judg
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from contracts.events import Arm, Assignment, Reward, Rollout, Safety
 from serving.assignment import in_share
+from serving.engine_failure import is_crash
 
 Guardrail = Literal["safety", "error", "slow", "missing"]
 GUARDRAILS: tuple[Guardrail, ...] = ("safety", "error", "slow", "missing")
 
 SEVERE = ("personal-data", "secret", "canary-string")
 """Categories whose finding in an answer is of severity 1: what left cannot be called back."""
-
-_CRASH = re.compile(r"status 500\b|\bNaN\b")
-"""How an engine that fails by itself shows in a decision's error; 503 and 504 are overload."""
 
 
 def answered_by_own_arm(given: Assignment, state: Rollout, user_id: str) -> bool:
@@ -68,7 +65,7 @@ def is_severe(event: Safety, *, own_arm: bool) -> bool:
     leaked = own_arm and any(
         finding.where == "answer" and finding.category in SEVERE for finding in event.findings
     )
-    crashed = charged_arm(event) is not None and bool(_CRASH.search(event.error or ""))
+    crashed = charged_arm(event) is not None and is_crash(event.error or "")
     return (event.violation and leaked) or crashed
 
 

@@ -19,6 +19,7 @@ from contracts.codec import to_json
 from contracts.errors import EngineError
 from contracts.tracing import FileSpanExporter
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest, HttpEngine, _refusal
+from serving.engine_failure import is_crash
 from serving.gateway_process import Running, assemble, make_app
 from tests.serving.rollout_states import canary_state, user_of
 
@@ -132,6 +133,8 @@ async def test_a_decision_and_its_audit_record_quote_the_engine_only_with_conten
     for topic in ("decisions", "audit"):
         assert (CARD in written[topic]) == content
         assert "canary: next: " in written[topic]
+    decision = msgspec.json.decode(written["decisions"])
+    assert is_crash(decision["error"])
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
