@@ -20,6 +20,7 @@ from contracts.evidence import (
     GateReport,
     ReleaseEvidence,
     read_evidence,
+    read_report,
     write_report,
 )
 from contracts.manifest import Manifest, read_manifest
@@ -45,6 +46,9 @@ from serving.gate_verdict import (
     regression_refusals,
 )
 from serving.rollout_adapters import Adapters
+
+REASONS, REASON_CHARS = 5, 200
+"""So much of a report's reasons goes into the audit record of a person's command."""
 
 
 class _Measured(Struct, frozen=True):
@@ -119,6 +123,19 @@ class Gate:
         )
         write_report(self._state_dir, report)
         return report
+
+    def verdict_on(self, version: str) -> dict[str, object]:
+        """Return what the stored report says of a version, for an audit record.
+
+        ``gate`` is passed, waived, refused, or never asked: no report that can be read. Of the
+        reasons the first ones are given, shortened.
+        """
+        report = read_report(self._state_dir, self._policy, version)
+        if report is None:
+            return {"gate": "never asked"}
+        verdict = "refused" if report.refused else "waived" if report.waived else "passed"
+        reasons = [reason[:REASON_CHARS] for reason in report.reasons[:REASONS]]
+        return {"gate": verdict, "gate_reasons": reasons, "gate_time": report.time.isoformat()}
 
     def _ask(self, name: str, candidate: Candidate, incumbent: Candidate) -> DirectSampling | None:
         """Have both versions answer a set; None when the settings name none."""

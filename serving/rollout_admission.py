@@ -47,6 +47,10 @@ class Admission:
         """
         return self._gate.check(candidate, incumbent) if self._gate.is_on else None
 
+    def found(self, candidate: Candidate) -> dict[str, object]:
+        """Return the gate's verdict on a version that a person has served, for the audit record."""
+        return self._gate.verdict_on(candidate.version)
+
     def _tried(self, version: str) -> int:
         last, times = self._attempts
         self._attempts = (version, times + 1 if version == last else 1)

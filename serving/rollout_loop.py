@@ -206,7 +206,7 @@ class RolloutLoop:
                 self._status.waiting(f"loading {order.target.version[:12]} for {command.operator}")
                 refusal = self._admission.load(order.target, self._needed())
                 order = Order(refusal=refusal[:REASON_CHARS]) if refusal else order
-            detail = {"command_id": command.id, "operator": command.operator}
+            detail: dict[str, object] = {"command_id": command.id, "operator": command.operator}
             if order.refusal:
                 after = answered(state, command, order.refusal)
                 action, reason = "command-refused", f"{command.action}: {order.refusal}"
@@ -214,6 +214,8 @@ class RolloutLoop:
                 after = obeyed(command, order, state, self._rules, self._clock.now())
                 action, reason = AUDITED[command.action], command.reason
             about = order.target or state.candidate or state.stable
+            if order.target is not None and command.action != "rollback":
+                detail |= self._admission.found(order.target)
             self._act(Act(action, about, reason, detail), after, asked)
 
     # --- engine ------------------------------------------------------------------------------

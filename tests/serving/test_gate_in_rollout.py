@@ -15,6 +15,7 @@ from contracts.ids import NewId
 from contracts.settings import Gate, Kafka
 from tests.serving.rollout_stage import RULES, Stage
 from tests.serving.test_gate_verdict import SOUND
+from tests.serving.test_rollout_commands import answer, ask
 
 
 @pytest.fixture
@@ -48,6 +49,17 @@ def test_a_version_without_evidence_is_refused_before_anyone_sees_it_and_the_rea
     found = read_report(guarded.settings.state_dir, "desk", version)
     assert found is not None
     assert found.reasons[0].startswith("evidence missing")
+
+
+def test_the_audit_of_a_promote_says_what_the_gate_had_found(guarded: Stage) -> None:
+    with guarded.controller():
+        version = guarded.released()
+        guarded.state("refused", version)
+        done = answer(guarded, ask(guarded, "promote", version))
+        assert guarded.state("promoted", version).stable.version == version
+    assert (done.action, done.subject) == ("rollout.promoted", version)
+    assert (done.detail["operator"], done.detail["gate"]) == ("mara", "refused")
+    assert done.detail["gate_reasons"][0].startswith("evidence missing")
 
 
 def test_a_version_that_passes_has_its_report_in_the_audit_before_its_rollout_starts(
