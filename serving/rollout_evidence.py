@@ -84,6 +84,7 @@ class EvidenceCounter:
         self._max_decisions = max_decisions
         self._seen: set[bytes] = set()
         self._decisions = 0
+        self._now = state.time
 
     @property
     def full(self) -> bool:
@@ -94,10 +95,14 @@ class EvidenceCounter:
         """Go on with the rollout's next state: another step counts its own requests and users."""
         self._state, self.evidence = state, state.evidence
 
-    def count(self, event: Event) -> bool:
-        """Count an event of the rewards topic; return whether the evidence changed."""
+    def count(self, event: Event, now: datetime) -> bool:
+        """Count an event of the rewards topic; return whether the evidence changed.
+
+        ``now`` is the caller's clock: an event of the future moves the watermark no further.
+        """
         if self.full:
             return False
+        self._now = now
         before = self.evidence
         if isinstance(event, Safety) and self._is_new("decision", event):
             self._decisions += 1
@@ -109,7 +114,7 @@ class EvidenceCounter:
     def recall(self, event: Event) -> None:
         """Remember an event that is already in the evidence, without counting it."""
         kept = self.evidence
-        self.count(event)
+        self.count(event, event.time)
         self.evidence = kept
 
     def _is_new(self, kind: str, event: Safety | Reward) -> bool:
@@ -215,8 +220,11 @@ class EvidenceCounter:
         self.evidence = replace(self.evidence, guardrails=guardrails)
 
     def _see_time(self, decided_at: datetime, window_seconds: float) -> None:
-        """Move the watermark: a decision's own window is open, that of a reward has closed."""
-        reached = decided_at - timedelta(seconds=window_seconds)
+        """Move the watermark: a decision's own window is open, that of a reward has closed.
+
+        Times are those of the gateways' clocks, and one that runs ahead must not mature a step.
+        """
+        reached = min(decided_at, self._now) - timedelta(seconds=window_seconds)
         if self.evidence.watermark is None or reached > self.evidence.watermark:
             self.evidence = replace(self.evidence, watermark=reached)
 

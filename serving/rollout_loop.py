@@ -151,7 +151,7 @@ class RolloutLoop:
             elif isinstance(event, RolloutCommand):
                 self._inbox.put_command(record, event)
             elif self._counter is not None:
-                self._counter.count(event)
+                self._counter.count(event, self._clock.now())
         while self._inbox.superseded:
             release, by = self._inbox.superseded[0]
             self._log.audit(

@@ -59,12 +59,12 @@ class Desk:
         closed = reward(f"d{number}", value, user, given, decided_at=now)
         self._open.append((now + timedelta(seconds=WINDOW), closed))
         while self._open and self._open[0][0] <= now:
-            self._counter.count(self._open.popleft()[1])
+            self._counter.count(self._open.popleft()[1], now)
 
     def _answer(self, decision: str, user: str, given: Assignment, now: datetime) -> None:
         often = 0.1 if given.arm == "stable" else self._harm
         bad = self._rng.random() < often
-        self._counter.count(safety(decision, user, given, violation=bad, decided_at=now))
+        self._counter.count(safety(decision, user, given, violation=bad, decided_at=now), now)
 
     def _follow(self, verdict: Verdict, now: datetime) -> None:
         if verdict.action == "advance":

@@ -37,6 +37,10 @@ SHADOW = replace(STATE, phase="shadow", weight=0.0, shadow_share=0.25)
 RULES = CountingRules(window_seconds=60.0, judge_share=0.999, first_token_limit_seconds=2.0)
 
 
+LATER = make.NOON + timedelta(days=1)
+"""The controller's clock while it counts."""
+
+
 def user_in(arm: Arm, name: str) -> str:
     """A user of that name whom the hash puts into the arm."""
     return next(
@@ -59,7 +63,7 @@ def reward(decision: str, value: float | None, arm: Arm = "canary", revision: in
 def count(events: list[Event], rules: CountingRules = RULES) -> Evidence:
     counter = EvidenceCounter(STATE, rules)
     for event in events:
-        counter.count(event)
+        counter.count(event, LATER)
     return counter.evidence
 
 
@@ -176,9 +180,9 @@ def test_copies_count_for_the_candidate_under_their_share_of_all_answers() -> No
     served, copied = assign(SHADOW, "p", "a"), assign_shadow(SHADOW, "p")
     weight = shadow_weight(0.25)
     counter = EvidenceCounter(SHADOW, RULES)
-    counter.count(make.safety("1", "a", served))
-    counter.count(make.safety("2", "a", copied, violation=True))
-    counter.count(make.reward("1", None, "a", served))
+    counter.count(make.safety("1", "a", served), LATER)
+    counter.count(make.safety("2", "a", copied, violation=True), LATER)
+    counter.count(make.reward("1", None, "a", served), LATER)
     found = counter.evidence
     assert found.requests == {"shadow": 1, "stable": 1}
     assert (found.step_requests, found.step_users) == (1, 1)
@@ -189,13 +193,13 @@ def test_copies_count_for_the_candidate_under_their_share_of_all_answers() -> No
 
 def test_the_next_step_counts_its_own_requests_and_carries_the_evidence_on() -> None:
     counter = EvidenceCounter(STATE, RULES)
-    counter.count(safety("1", user="a", violation=True))
+    counter.count(safety("1", user="a", violation=True), LATER)
     first = counter.evidence
     state = replace(STATE, weight=0.5, evidence=replace(first, step_requests=0, step_users=0))
     counter.enter(state)
     user = user_in("canary", "a")
-    counter.count(make.safety("2", user, assign(state, "p", user), violation=True))
-    counter.count(safety("3", user="b"))
+    counter.count(make.safety("2", user, assign(state, "p", user), violation=True), LATER)
+    counter.count(safety("3", user="b"), LATER)
     found = counter.evidence
     assert (found.step_requests, found.step_users) == (1, 1)
     assert found.guardrails["safety"].log_wealth == first.guardrails["safety"].log_wealth
@@ -225,6 +229,15 @@ def test_the_watermark_is_that_of_the_windows_not_of_the_clock() -> None:
     assert count([safety("1", decided_at=later)]).watermark == later - timedelta(seconds=60)
     closed = replace(reward("2", 0.5), decided_at=later)
     assert count([safety("1", decided_at=later), closed]).watermark == later
+
+
+def test_a_gateways_clock_that_runs_ahead_moves_the_watermark_no_further_than_our_own() -> None:
+    ahead, now = make.NOON + timedelta(seconds=601), make.NOON
+    counter = EvidenceCounter(STATE, RULES)
+    counter.count(safety("1", decided_at=ahead), now)
+    assert counter.evidence.watermark == now - timedelta(seconds=60)
+    counter.count(replace(reward("2", 0.5), decided_at=ahead), now)
+    assert counter.evidence.watermark == now
 
 
 def test_only_judges_vouch_for_a_version_by_their_feedback() -> None:
@@ -314,12 +327,12 @@ def test_going_on_from_published_evidence_gives_what_never_stopping_gives(
     for event in before:
         counter.recall(event)
     for event in again:
-        counter.count(event)
+        counter.count(event, LATER)
     assert to_json(counter.evidence) == to_json(count(history))
 
 
 def test_a_full_counter_stops_counting() -> None:
     counter = EvidenceCounter(STATE, RULES, max_decisions=3)
-    changed = [counter.count(safety(str(n))) for n in range(5)]
+    changed = [counter.count(safety(str(n)), LATER) for n in range(5)]
     assert changed == [True, True, True, False, False]
     assert counter.full
