@@ -40,9 +40,13 @@ Ask = Callable[[Answerer, EngineRequest], Awaitable[Answered]]
 
 
 class Climb(Struct):
-    """One request's way down: when its budget ends, and why rungs above gave no answer."""
+    """One request's way down: when its budget ends, and why rungs above gave no answer.
+
+    ``doubted`` is a candidate that called the request invalid, "" if none did.
+    """
 
     deadline: float
+    doubted: str = ""
     notes: list[str] = []
 
 
@@ -53,8 +57,9 @@ async def first_that_answers(
 
     The first version has half of the time, and so has each before another version of what is left;
     the rule needs none. A version whose breaker is open is passed over at once. A request that the
-    engine calls invalid is refused at once: another version would refuse it too. Raises Refusal 503
-    when no rung answers, which happens only without a reply by rule.
+    engine calls invalid is refused, but a candidate's word alone is not taken for it: if another
+    version answers, it was the candidate's failure. Raises Refusal 400, and Refusal 503 when no
+    rung answers, which happens only without a reply by rule.
     """
     climb = Climb(turn.asked + turn.budget.seconds)
     for place, step in enumerate(turn.steps):
@@ -62,6 +67,8 @@ async def first_that_answers(
         if answer is not None:
             if step.rung != "rule":
                 _note_time(gateway, turn)
+                if climb.doubted:
+                    gateway.breakers.failed(climb.doubted)
             if climb.notes and step.rung != "rule":
                 gateway.metrics.count("fallbacks")
             return step, answer, "; ".join(climb.notes)
@@ -92,9 +99,11 @@ async def _ask_rung(
         async with asyncio.timeout(seconds):
             return await ask(gateway.engine, request)
     except EngineError as error:
-        if error.status == 400:
+        if error.status == 400 and step.rung != "canary":
             raise Refusal(400, str(error), code="engine_refused") from error
-        if error.status != BUSY:
+        if error.status == 400:
+            climb.doubted = version
+        elif error.status != BUSY:
             gateway.breakers.failed(version)
         _note(climb, step, reason_to_keep(gateway, error))
         _log.warning("%s gives no answer: %s", version[:12], reason_without_content(error))

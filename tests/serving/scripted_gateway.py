@@ -22,10 +22,14 @@ from serving.shadow import Shadows
 SECTIONS = ("segments", "engine", "guard", "streams")
 
 
+STATUS = {"fail": 500, "busy": 429, "invalid": 400}
+
+
 class ScriptedEngine(HttpEngine):
     """Answers "I am VERSION.", or the pieces of ``says``, unless ``faults`` says otherwise.
 
-    Faults: "fail", "busy", "hang", and of streams "break-early" (before any text) and "break-late".
+    Faults: "fail", "busy", "invalid", "hang", and of streams "break-early" (before any text) and
+    "break-late".
     """
 
     def __init__(self) -> None:
@@ -61,8 +65,8 @@ class ScriptedEngine(HttpEngine):
         fault = self.faults.get(request.model, "")
         if fault == "hang":
             await asyncio.Event().wait()
-        if fault in ("fail", "busy"):
-            raise EngineError("engine refused", 500 if fault == "fail" else 429)
+        if fault in STATUS:
+            raise EngineError("engine refused", STATUS[fault])
         return fault
 
 

@@ -211,3 +211,29 @@ async def test_the_first_rung_has_the_same_time_in_both_arms_whatever_comes_afte
 def seconds_of(note: str) -> float:
     """Return the seconds in a note of a rung that gave no answer in time."""
     return float(note.partition("no answer in ")[2].split()[0])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_canary_alone_that_calls_a_request_invalid_is_charged_and_another_answers(
+    opened: Open, stream: bool
+) -> None:
+    gateway = opened(breaker_failures=2, breaker_seconds=1000.0)
+    gateway.engine.faults = {"new": "invalid"}
+    for _ in range(3):
+        assert (await gateway.ask(CANARY_USER, stream=stream)).status_code == 200
+    assert [decision.rung for decision in gateway.decisions()] == ["stable"] * 3
+    errors = [decision.error for decision in gateway.decisions()]
+    assert errors[0] == "canary: new: the engine answered with status 400"
+    assert errors[2] == "canary: new: skipped, it failed too often of late"
+
+
+@pytest.mark.parametrize("arm", ["canary", "stable"])
+async def test_a_request_that_stable_calls_invalid_is_refused_and_nobody_is_charged(
+    opened: Open, arm: str
+) -> None:
+    gateway = opened(breaker_failures=1)
+    gateway.engine.faults = {"new": "invalid", "old": "invalid"}
+    answer = await gateway.ask(user_of(arm, STATE))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "engine_refused")
+    assert gateway.decisions() == []
+    assert gateway.running.gateway.breakers.open_versions() == ()
