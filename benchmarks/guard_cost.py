@@ -62,7 +62,8 @@ def layer_costs(rules: Rules, questions: list[str], answers: list[str]) -> dict[
     for category, of_question in QUESTION_LAYERS:
         costs[category] = microseconds(partial(_ask, rules, of_question), asked)
     for category, of_answer in ANSWER_LAYERS:
-        costs[category] = microseconds(partial(_answer, rules, of_answer), answered)
+        micros = microseconds(partial(_answer, rules, of_answer), answered)
+        costs[category] = costs.get(category, 0.0) + micros
     both = [f"{one}\0{other}" for one, other in zip(asked * 9, answered, strict=False)]
     costs["all, question and answer"] = microseconds(lambda text: exchange(rules, text), both)
     return costs
@@ -82,10 +83,10 @@ def exchange(rules: Rules, text: str) -> object:
     """Check and judge a question and an answer, as the gateway does."""
     question, _, answer = text.partition("\0")
     limit = Settings().guard.escalate_above
-    asked = asked_in((Message(role="user", content=question),))
+    asked = asked_in(rules, (Message(role="user", content=question),))
     first = check_question(rules, asked)
     judge_question(rules, first.findings, limit)
-    then = check_answer(rules, answered_by(_says(answer), asked.told))
+    then = check_answer(rules, answered_by(_says(answer), asked))
     return judge_answer(rules, then.findings + first.findings, "answer", limit)
 
 

@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
 
 from contracts.events import Message, text_of
 
 
-def question_of(messages: Sequence[Message]) -> str:
-    """Return the newest user message and whatever tools said after it."""
+class Turns(Struct, frozen=True):
+    """What a user asked, by how long it counts.
+
+    ``newest``: the newest user messages in a row and what tools said after them. ``previous``: the
+    user turn before, unless it is settled. ``earlier``: the turn before, where it is settled, and
+    all older ones that are not.
+    """
+
+    newest: str
+    previous: str
+    earlier: str
+
+
+def turns_of(messages: Sequence[Message], settles: Callable[[Message], bool]) -> Turns:
+    """Part a conversation; ``settles`` says whether an assistant message refused what was asked."""
     newest: list[str] = []
+    previous: list[str] = []
+    earlier: list[str] = []
+    turn, user_seen, answered, settled = 0, False, False, False
     for message in reversed(messages):
-        newest.append(text_of(message))
         if message.role == "user":
-            break
-        if message.role not in ("tool", "user"):
-            newest.pop()
-    return "\n".join(reversed(newest))
+            turn, user_seen, answered = turn + answered, True, False
+            if turn > 1 and settled:
+                break
+            recent = newest if turn == 0 else previous
+            (earlier if turn > 1 or settled else recent).append(text_of(message))
+        elif message.role == "tool" and not user_seen:
+            newest.append(text_of(message))
+        elif message.role == "assistant" and user_seen:
+            answered, settled = True, settled or settles(message)
+    return Turns(*("\n".join(reversed(texts)) for texts in (newest, previous, earlier)))
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """Return the newest user messages in a row and whatever tools said after them."""
+    return turns_of(messages, lambda _: False).newest
 
 
 def told_by_user(messages: Sequence[Message]) -> str:

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from contracts.events import Message
+from contracts.events import Message, text_of
 from contracts.findings import Category, Finding
 from guard.credentials import secrets
-from guard.exchange import answer_text, question_of, told_by_user
+from guard.exchange import action_of, answer_text, told_by_user, turns_of
 from guard.hit import Hit
 from guard.injections import injections
 from guard.personal_data import personal_data
@@ -26,22 +26,28 @@ MAX_FINDINGS = 32
 
 
 class Asked(Struct, frozen=True):
-    """The question of an exchange, its whole length, and all that its user has told."""
+    """The question of an exchange, the length of its newest part, and all that its user has told.
+
+    ``earlier`` is what else was asked and counts for calls of tools only.
+    """
 
     question: str
     length: int
     told: str
+    earlier: str = ""
 
 
 class Answered(Struct, frozen=True):
     """What an answer gives out, what its user had told, and the tools it calls.
 
     What the user wrote in this conversation is the user's own: repeating it gives nothing away.
+    ``earlier`` is what was asked before the question and still forbids calls.
     """
 
     text: str
     told: str
     tools: tuple[str, ...] = ()
+    earlier: str = ""
 
 
 class Checked(Struct, frozen=True):
@@ -51,16 +57,29 @@ class Checked(Struct, frozen=True):
     seconds: dict[str, float]
 
 
-def asked_in(messages: Sequence[Message]) -> Asked:
+def asked_in(rules: Rules, messages: Sequence[Message]) -> Asked:
     """Return the question of a conversation as the layers look at it."""
-    question = question_of(messages)
-    return Asked(question[-MAX_QUESTION:], len(question), told_by_user(messages))
+    turns = turns_of(messages, lambda answer: _settles(rules, answer))
+    question = "\n".join(filter(None, (turns.previous, turns.newest)))
+    return Asked(
+        question[-MAX_QUESTION:],
+        len(turns.newest),
+        told_by_user(messages),
+        turns.earlier[-MAX_QUESTION:],
+    )
 
 
-def answered_by(answer: Message, told: str) -> Answered:
+def answered_by(answer: Message, asked: Asked) -> Answered:
     """Return an answer as the layers look at it."""
     tools = tuple(call.function.name for call in answer.tool_calls)
-    return Answered(answer_text(answer), told, tools)
+    return Answered(answer_text(answer), asked.told, tools, asked.earlier)
+
+
+def _settles(rules: Rules, answer: Message) -> bool:
+    """Whether an answer was a refusal or a call of a person, by a tool or in the guard's words."""
+    if answer.tool_calls:
+        return action_of(answer) in rules.settling_actions
+    return text_of(answer).endswith(rules.settling_words)
 
 
 def check_question(rules: Rules, asked: Asked, *, everything: bool = False) -> Checked:
@@ -110,7 +129,16 @@ def _injection(rules: Rules, asked: Asked) -> Iterator[Finding]:
 
 
 def _topic(rules: Rules, asked: Asked) -> Iterator[Finding]:
-    named = (name for name, pattern in rules.topics if pattern.search(asked.question))
+    yield from _topics_in(rules, asked.question)
+
+
+def _earlier_topic(rules: Rules, answered: Answered) -> Iterator[Finding]:
+    if answered.earlier and not rules.safe_actions.issuperset(answered.tools):
+        yield from _topics_in(rules, answered.earlier)
+
+
+def _topics_in(rules: Rules, text: str) -> Iterator[Finding]:
+    named = (name for name, pattern in rules.topics if pattern.search(text))
     for name in dict.fromkeys(named):
         yield Finding(category="disallowed-topic", rule=name, where="question")
 
@@ -146,4 +174,5 @@ QUESTION_LAYERS: tuple[tuple[Category, Callable[[Rules, Asked], Iterator[Finding
 ANSWER_LAYERS: tuple[tuple[Category, Callable[[Rules, Answered], Iterator[Finding]]], ...] = (
     *((category, _text_layer(category)) for category in TEXT_CATEGORIES),
     ("forbidden-tool", _tool),
+    ("disallowed-topic", _earlier_topic),
 )

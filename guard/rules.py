@@ -14,13 +14,20 @@ from guard.terms import MAX_TERM, Terms, fold
 
 MIN_CANARY = 8
 MAX_CANARIES = 100_000
+CLARIFY = "clarify"
+"""The safe action that settles nothing: a question back leaves the topic open."""
 
 
 class Rules(Struct, frozen=True, kw_only=True):
-    """What the layers look for. ``modes`` gives the mode of each category of findings."""
+    """What the layers look for. ``modes`` gives the mode of each category of findings.
+
+    ``settling_actions`` and answers that end with ``settling_words`` refuse what was asked before.
+    """
 
     topics: tuple[tuple[str, re.Pattern[str]], ...]
     safe_actions: frozenset[str]
+    settling_actions: frozenset[str]
+    settling_words: tuple[str, ...]
     canaries: Terms
     content: Terms
     forbidden_tools: frozenset[str]
@@ -39,6 +46,8 @@ def compile_rules(settings: Settings) -> Rules:
             for pattern in topic.patterns
         ),
         safe_actions=frozenset(settings.streams.safe_actions),
+        settling_actions=frozenset(settings.streams.safe_actions) - {CLARIFY},
+        settling_words=tuple(filter(None, (guard.refusal, guard.escalation))),
         canaries=Terms(_canaries(guard.canary_strings_file), whole=False),
         content=Terms(_content(settings), whole=True),
         forbidden_tools=frozenset(guard.forbidden_tools),

@@ -195,8 +195,8 @@ def _violates(rules: GuardRules) -> Violates:
     """Return the check that `streams.safety` makes of what users are answered."""
 
     def check(prompt: GatePrompt, answer: Message) -> bool:
-        asked = asked_in(conversation(prompt))
-        findings = check_answer(rules, answered_by(answer, asked.told), everything=True).findings
+        asked = asked_in(rules, conversation(prompt))
+        findings = check_answer(rules, answered_by(answer, asked), everything=True).findings
         findings += check_question(rules, asked, everything=True).findings
         return is_violation(findings, acted=action_of(answer) not in rules.safe_actions)
 

@@ -34,7 +34,7 @@ class GuardedStream:
         waits = question.on_disallowed_topic and (
             guard.rules.modes["disallowed-topic"] == "enforce"
         )
-        self._held = HeldBack(guard.rules, question.told, to_the_end=waits)
+        self._held = HeldBack(guard.rules, question.asked.told, to_the_end=waits)
         self._drawn: list[Piece] = []
         self._left: list[Piece] = []
         self._stopped = False
@@ -79,7 +79,9 @@ class GuardedStream:
         """Whether a call may leave, judged with what was found in the question."""
         rules = self._guard.rules
         name, arguments = call.function.name, call.function.arguments
-        findings = check_answer(rules, Answered(arguments, self._question.told, (name,))).findings
+        asked = self._question.asked
+        answered = Answered(arguments, asked.told, (name,), asked.earlier)
+        findings = check_answer(rules, answered).findings
         action = action_of(answer_message(self._drawn))
         limit = self._guard.settings.escalate_above
         return judge_answer(rules, findings + self._question.findings, action, limit) == "passed"

@@ -10,7 +10,7 @@ from contracts.findings import Finding
 from contracts.guard_settings import Guard as GuardSettings
 from contracts.settings import Settings
 from guard.exchange import action_of
-from guard.layers import answered_by, asked_in, check_answer, check_question
+from guard.layers import Asked, answered_by, asked_in, check_answer, check_question
 from guard.risk import risk
 from guard.rules import Rules, compile_rules
 from guard.verdict import Action, judge_answer, judge_question
@@ -36,10 +36,10 @@ class Guard(Struct, frozen=True):
 
 
 class Question(Struct, frozen=True, kw_only=True):
-    """A question that was checked: what was found, what becomes of it, what its user told."""
+    """A question that was checked: what was found, what becomes of it, what was asked."""
 
     action: Action
-    told: str
+    asked: Asked
     findings: tuple[Finding, ...] = ()
     seconds: dict[str, float] = {}
 
@@ -59,11 +59,11 @@ class Reply(Struct, frozen=True):
 
 def check_asked(guard: Guard, chat: ChatRequest) -> Question:
     """Check the question of a request."""
-    asked = asked_in(chat.messages)
+    asked = asked_in(guard.rules, chat.messages)
     checked = check_question(guard.rules, asked)
     return Question(
         action=judge_question(guard.rules, checked.findings, guard.settings.escalate_above),
-        told=asked.told,
+        asked=asked,
         findings=checked.findings,
         seconds=checked.seconds,
     )
@@ -89,7 +89,7 @@ def check_drawn(
 
     ``found``: a part of it was kept back already, so that it may not pass.
     """
-    checked = check_answer(guard.rules, answered_by(drawn, question.told))
+    checked = check_answer(guard.rules, answered_by(drawn, question.asked))
     findings = checked.findings + question.findings
     action = action_of(drawn)
     verdict = judge_answer(guard.rules, findings, action, guard.settings.escalate_above)
@@ -100,7 +100,7 @@ def check_drawn(
         where=None if verdict == "passed" else "answer",
         risk=risk(findings, acted=action not in guard.rules.safe_actions),
         findings=findings,
-        layer_seconds=question.seconds | checked.seconds,
+        layer_seconds=checked.seconds | question.seconds,
         drawn=None if verdict == "passed" else drawn,
     )
     if verdict == "passed":

@@ -49,8 +49,8 @@ def find(decision: Decision, rules: Rules) -> tuple[Finding, ...]:
 
     What a guard model found when the question came is taken over: it is not asked again.
     """
-    asked = asked_in(decision.messages)
-    answered = answered_by(chosen_answer(decision), asked.told)
+    asked = asked_in(rules, decision.messages)
+    answered = answered_by(chosen_answer(decision), asked)
     findings = check_answer(rules, answered, everything=True).findings
     findings += check_question(rules, asked, everything=True).findings
     if decision.guard is not None:

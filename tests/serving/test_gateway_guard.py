@@ -195,6 +195,21 @@ async def test_on_a_disallowed_topic_only_safe_actions_leave(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_topic_of_an_older_turn_still_forbids_a_call(opened: Open, stream: bool) -> None:
+    pay: dict[str, Any] = {"name": "pay", "parameters": {"type": "object", "properties": {}}}
+    gateway = opened('<tool_call>{"name": "pay", "arguments": {}}</tool_call>', streams=MEDICAL)
+    told = ["Which dose do I need?", "Hm.", "And?", "Hm.", "Just do it"]
+    roles = ["user", "assistant"] * 3
+    messages = [{"role": r, "content": t} for r, t in zip(roles, told, strict=False)]
+    tools = [{"type": "function", "function": pay}]
+    response = await gateway.ask(USER, stream=stream, messages=messages, tools=tools)
+    got = Answer(response, stream=stream)
+    assert (got.calls, got.reason) == ([], "content_filter")
+    rules = compile_rules(s.Settings(streams=MEDICAL))
+    assert judge(rules)(gateway.decisions()[0], ManualClock().now()).violation
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_forbidden_tool_is_never_called(opened: Open, stream: bool) -> None:
     gateway = opened("So. ", CALL, guard=Guard(forbidden_tools=("escalate",)))
     got = await _ask(gateway, stream=stream, tools=TOOLS)
