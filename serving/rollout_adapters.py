@@ -61,6 +61,8 @@ class Adapters:
         self._full = FullWeights(engine, settings.policy.model)
         self._runner = asyncio.Runner()
         self._idle_since: dict[str, float] = {}
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called again and again while the engine is waited for; what it raises ends the wait."""
 
     def ensure(self, needed: tuple[Candidate, ...]) -> list[str]:
         """Load what is needed and missing; return the versions that were loaded.
@@ -225,10 +227,14 @@ class Adapters:
 
     async def _watched(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         task = asyncio.ensure_future(work)
-        while not task.done():
-            if self._stopping.is_set():
+        try:
+            while not task.done():
+                if self._stopping.is_set():
+                    raise EngineError("stopped while waiting for the engine")
+                self.meanwhile()
+                await asyncio.wait({task}, timeout=0.05)
+            return task.result()
+        finally:
+            if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-                raise EngineError("stopped while waiting for the engine")
-            await asyncio.wait({task}, timeout=0.05)
-        return task.result()

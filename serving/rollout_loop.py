@@ -64,6 +64,7 @@ class RolloutLoop:
         self._policy = settings.policy.name
         self._log = log
         self._adapters = adapters
+        adapters.meanwhile = self._show_life
         self._admission = Admission(adapters, Gate(settings, adapters, clock))
         self._status = status
         self._clock = clock
@@ -333,14 +334,24 @@ class RolloutLoop:
             self._counter.enter(self.state)
 
     def _publish_counts(self) -> None:
-        """Publish what was counted, and from time to time that this controller lives."""
-        state, quiet = self._counted(), self._record.quiet_seconds
-        changed = state.evidence != self.state.evidence
-        if (changed and quiet >= self._rules.publish_seconds) or (
-            quiet >= self._rules.takeover_seconds / SIGNS_OF_LIFE
-        ):
-            places = self._inbox.places(self._log.positions())
-            self._record.write(replace(state, positions=places))
+        """Publish what was counted from time to time, and that this controller lives."""
+        changed = self._counted().evidence != self.state.evidence
+        if changed and self._record.quiet_seconds >= self._rules.publish_seconds:
+            self._publish()
+        self._show_life()
+
+    def _show_life(self) -> None:
+        """Publish the state again after a third of the silence that has another take over.
+
+        The engine may be waited for longer than that, most of all at the gate.
+        """
+        wait = self._rules.takeover_seconds / SIGNS_OF_LIFE
+        if self._record.claimed and self._record.quiet_seconds >= wait:
+            self._publish()
+
+    def _publish(self) -> None:
+        places = self._inbox.places(self._log.positions())
+        self._record.write(replace(self._counted(), positions=places))
 
     def _counted(self) -> Rollout:
         """Return the state with the newest evidence."""
