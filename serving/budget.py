@@ -14,7 +14,8 @@ BUDGET_HEADER = "X-Headrace-Timeout-Seconds"
 class Budget(Struct, frozen=True):
     """Seconds from when the request was read; ``patient`` unless the client cut them short.
 
-    Only under a patient budget does running out of time count against a version.
+    Only under a patient budget does running out of time count against a version, for its breaker
+    and as evidence of a rollout.
     """
 
     seconds: float

@@ -12,6 +12,7 @@ from msgspec import Struct
 from contracts.errors import EngineError
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.gateway import Gateway, engine_request, reason_to_keep, reason_without_content
+from serving.rollout_guardrails import UNCHARGED
 from serving.rungs import Step
 from serving.turn import Turn
 from serving.wire_errors import Refusal
@@ -111,7 +112,7 @@ async def _ask_rung(
         if turn.budget.patient:
             gateway.breakers.failed(version)
         _note_time(gateway, turn)
-        _note(climb, step, f"no answer in {seconds:.3g} s")
+        _note(climb, step, f"no answer in {seconds:.3g} s", charged=turn.budget.patient)
         _log.warning("%s gives no answer in %.3g s", version[:12], seconds)
     return None
 
@@ -134,7 +135,10 @@ def _note_time(gateway: Gateway, turn: Turn) -> None:
     gateway.load.took(turn.under_way, waited, stream=turn.chat.stream)
 
 
-def _note(climb: Climb, step: Step, why: str) -> None:
-    """Keep why a rung did not answer, charged to the arm it answers for."""
+def _note(climb: Climb, step: Step, why: str, *, charged: bool = True) -> None:
+    """Keep why a rung did not answer, charged to the arm it answers for unless that was the client:
+    whoever may shorten the time of a request may not have a version rolled back by it.
+    """
     given = step.assignment
-    climb.notes.append(f"{given.arm}: {given.policy_version[:12]}: {why}")
+    arm = given.arm if charged else f"{given.arm}{UNCHARGED}"
+    climb.notes.append(f"{arm}: {given.policy_version[:12]}: {why}")

@@ -18,6 +18,9 @@ GUARDRAILS: tuple[Guardrail, ...] = ("safety", "error", "slow", "missing")
 SEVERE = ("personal-data", "secret", "canary-string")
 """Categories whose finding in an answer is of severity 1: what left cannot be called back."""
 
+UNCHARGED = " (the client's own time)"
+"""Follows the arm in a decision's error whose rung had only the time that the client left it."""
+
 
 def answered_by_own_arm(given: Assignment, state: Rollout, user_id: str) -> bool:
     """Tell whether the version that this rollout assigns the user, under the weight of the event's
@@ -40,9 +43,10 @@ def answered_by_own_arm(given: Assignment, state: Rollout, user_id: str) -> bool
 
 
 def charged_arm(event: Safety) -> Arm | None:
-    """Return the arm that gave no answer, None when none failed.
+    """Return the arm that gave no answer, None when none failed or none is to blame.
 
     An error begins with the arm it happened in first; another version may have answered instead.
+    Where the client cut the time short, the arm is followed by `UNCHARGED`, and no arm is charged.
     """
     if not event.error:
         return None
@@ -57,7 +61,8 @@ def assigned_arm(event: Safety) -> Arm | None:
     given = event.assignment
     if is_unseen(given):
         return None
-    return "canary" if charged_arm(event) == "canary" else given.arm
+    first = (event.error or "").partition(":")[0]
+    return "canary" if first in ("canary", f"canary{UNCHARGED}") else given.arm
 
 
 def is_severe(event: Safety, *, own_arm: bool) -> bool:

@@ -10,8 +10,10 @@ import pytest
 
 from contracts.clock import ManualClock
 from contracts.events import Decision
-from contracts.settings import Settings, Streams
+from contracts.settings import Engine, Settings, Streams
 from guard.rules import compile_rules
+from serving.budget import BUDGET_HEADER
+from serving.rollout_guardrails import assigned_arm, charged_arm
 from serving.rungs import least_arguments
 from streams.reward import reward_of, sample_of
 from streams.safety import judge
@@ -237,3 +239,17 @@ async def test_a_request_that_stable_calls_invalid_is_refused_and_nobody_is_char
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "engine_refused")
     assert gateway.decisions() == []
     assert gateway.running.gateway.breakers.open_versions() == ()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("patient", "charged"), [(True, "canary"), (False, None)])
+async def test_a_rollout_counts_time_that_ran_out_unless_the_client_cut_it_short(
+    opened: Open, patient: bool, charged: str | None, stream: bool
+) -> None:
+    gateway = opened(engine=Engine(timeout_seconds=0.2))
+    gateway.engine.faults = {"new": "hang"}
+    await gateway.ask(CANARY_USER, {} if patient else {BUDGET_HEADER: "0.1"}, stream=stream)
+    [decision] = gateway.decisions()
+    assert "new: no answer in " in (decision.error or "")
+    found = judge(compile_rules(Settings()))(decision, ManualClock().now())
+    assert (charged_arm(found), assigned_arm(found)) == (charged, "canary")
