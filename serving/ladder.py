@@ -111,7 +111,7 @@ async def _ask_rung(
     except TimeoutError:
         if turn.budget.patient:
             gateway.breakers.failed(version)
-        _note_time(gateway, turn)
+        _note_time(gateway, turn, ended=False)
         _note(climb, step, f"no answer in {seconds:.3g} s", charged=turn.budget.patient)
         _log.warning("%s gives no answer in %.3g s", version[:12], seconds)
     return None
@@ -129,10 +129,10 @@ def _share(gateway: Gateway, turn: Turn, climb: Climb, place: int) -> float:
     return left / 2 if place == 0 or any(step.rung != "rule" for step in after) else left
 
 
-def _note_time(gateway: Gateway, turn: Turn) -> None:
+def _note_time(gateway: Gateway, turn: Turn, *, ended: bool = True) -> None:
     """Tell the load what this request waited, or has waited in vain so far."""
     waited = gateway.clock.monotonic() - turn.asked
-    gateway.load.took(turn.under_way, waited, stream=turn.chat.stream)
+    gateway.load.took(turn.under_way, waited, stream=turn.chat.stream, ended=ended)
 
 
 def _note(climb: Climb, step: Step, why: str, *, charged: bool = True) -> None:

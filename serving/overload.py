@@ -86,9 +86,15 @@ class Load:
         """Return the seconds that one more request would take."""
         return self._lines[stream].at(self.under_way + 1)
 
-    def took(self, under_way: int, seconds: float, *, stream: bool) -> None:
-        """Note what an answer took that found so many under way, itself among them."""
-        self._lines[stream].add(under_way, seconds)
+    def took(self, under_way: int, seconds: float, *, stream: bool, ended: bool = True) -> None:
+        """Note what an answer took that found so many under way, itself among them.
+
+        One that had not ``ended`` would have taken longer: it counts only where it took longer than
+        expected already. Else requests with little time would make a slow engine look fast.
+        """
+        line = self._lines[stream]
+        if ended or seconds > line.at(under_way):
+            line.add(under_way, seconds)
 
 
 def _overloaded(under_way: int, expected: float, budget: Budget) -> Refusal:

@@ -77,6 +77,16 @@ def test_a_slow_engine_without_a_queue_is_not_called_overloaded() -> None:
         pass
 
 
+def test_requests_that_run_out_of_a_short_time_do_not_make_the_engine_look_fast() -> None:
+    load = busy(7)
+    for _ in range(100):
+        load.took(8, 0.1, stream=False, ended=False)
+    assert load.expected(stream=False) == pytest.approx(8.0)
+    for _ in range(100):
+        load.took(8, 16.0, stream=False, ended=False)
+    assert load.expected(stream=False) > 12.0
+
+
 class OneByOne(ScriptedEngine):
     """Answers one request after the other, each in a fixed number of turns of the loop."""
 
