@@ -419,12 +419,20 @@ def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
 
 
 def _check_room(settings: Settings) -> None:
-    """Every policy needs room for its stable version and its candidate, and one loads at a time."""
+    """Every policy needs room for its stable version and its candidate, and one loads at a time.
+
+    Full weights leave no room for a second policy.
+    """
     names, given = policies_of(settings), settings.engine.max_adapters
     if given < (needed := 2 * len(names) + 1):
         raise SettingsError(
             f"{given} - at `$.engine.max_adapters`; the policies {', '.join(names)} "
             f"need room for {needed} adapters"
+        )
+    if settings.engine.full_weights and len(names) > 1:
+        raise SettingsError(
+            f"true - at `$.engine.full_weights`; full weights take the whole engine, which "
+            f"{', '.join(names)} share; give false, or one policy and no `$.segments`"
         )
 
 

@@ -17,7 +17,7 @@ from contracts.clock import Clock
 from contracts.errors import EngineError, ManifestError, UnavailableError
 from contracts.events import BASE_VERSION, Candidate, Sampling
 from contracts.manifest import verify_signed
-from contracts.settings import Settings
+from contracts.settings import Settings, policies_of
 from contracts.signing import trusted_keys
 from contracts.tracing import current_trace_headers
 from serving.engine import Engine, EngineRequest
@@ -135,6 +135,11 @@ class Adapters:
             raise ManifestError(
                 f"{candidate.version} is a version of policy {manifest.policy!r}; "
                 f"this controller serves {self._policy!r}"
+            )
+        if manifest.form == "full" and len(names := policies_of(self._all)) > 1:
+            raise ManifestError(
+                f"{candidate.version} has full weights, which take the whole engine, and "
+                f"{', '.join(names)} share it; serve it where there is one policy and no segments"
             )
         if manifest.form != candidate.form:
             raise ManifestError(

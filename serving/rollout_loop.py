@@ -226,6 +226,7 @@ class RolloutLoop:
         now = self._clock.monotonic()
         if self._engine_at is not None and now - self._engine_at < ENGINE_SECONDS:
             return
+        self._record.check_term()  # two controllers would swap full weights back and forth
         try:
             for version in self._adapters.ensure(self._needed()):
                 _log.info("the engine had lost %s; loaded again", version)

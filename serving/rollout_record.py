@@ -82,6 +82,10 @@ class RolloutRecord:
         """Forget the state: another controller may write the next one."""
         self._state = None
 
+    def check_term(self) -> None:
+        """Raise FencedError unless the term is still held."""
+        self._term.check()
+
     def act(self, act: Act, after: Rollout) -> None:
         """Audit a step and publish the state after it as the next epoch."""
         after = replace(after, epoch=self.state.epoch + 1)

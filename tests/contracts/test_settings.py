@@ -246,6 +246,15 @@ def test_every_policy_needs_room_in_the_engine(tmp_path: Path) -> None:
     assert process_for(settings, "rollout", "german") == "rollout.german"
 
 
+def test_full_weights_are_for_one_policy_alone() -> None:
+    given = {"HEADRACE_ENGINE__FULL_WEIGHTS": "true"}
+    assert load_settings(None, given).engine.full_weights
+    given["HEADRACE_SEGMENTS"] = '[{"policy": "german", "language": "de"}]'
+    given["HEADRACE_ENGINE__MAX_ADAPTERS"] = "5"
+    with pytest.raises(SettingsError, match=r"full_weights.*assistant, german share; give false"):
+        load_settings(None, given)
+
+
 def test_a_segments_policy_has_its_own_name_and_plan_and_an_unknown_one_is_refused() -> None:
     plan = Rollout(min_rewards=5)
     settings = Settings(segments=(Segment(policy="assistant-de", language="de", rollout=plan),))

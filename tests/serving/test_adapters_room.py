@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from contracts.clock import ManualClock
 from contracts.errors import ManifestError, UnavailableError
 from contracts.events import Candidate
+from contracts.settings import Segment
 from serving.rollout_adapters import LATE_SECONDS, Adapters
 from tests.serving.rollout_stage import Stage
 from tests.stream_events import NOON
@@ -125,6 +126,19 @@ def test_full_weights_take_the_place_of_all_and_an_adapter_takes_theirs(
     assert adapters.ensure((stable,)) == [stable.version]
     assert stage.engine.full == ""
     assert [to.version for to, _ in stage.engine.swaps] == [version, version, ""]
+
+
+def test_full_weights_are_refused_where_two_policies_share_the_engine(
+    stage: Stage, clock: ManualClock
+) -> None:
+    german = Segment(policy="desk-de", language="de")
+    adapters = Adapters(stage.engine, replace(stage.settings, segments=(german,)), clock, Event())
+    path, version = stage.version(form="full")
+    whole = Candidate(version=version, sequence=1, form="full", location=str(path))
+    with pytest.raises(ManifestError, match="desk, desk-de share it"):
+        adapters.admit(whole, ())
+    assert stage.engine.swaps == []
+    adapters.close()
 
 
 def test_a_version_is_loaded_as_what_its_signed_manifest_says(

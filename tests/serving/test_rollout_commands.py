@@ -189,7 +189,8 @@ def test_full_weights_serve_only_when_a_person_promotes_them_and_can_be_taken_ba
         stage.release(path, version, form="full")
         assert "a person serves them" in stage.state("refused", version).reason
         assert stage.engine.swaps == []
-        answer(stage, ask(stage, "promote", version))
+        record = answer(stage, ask(stage, "promote", version))
+        assert record.detail["gate"] == "never asked"
         assert stage.state("promoted", version).stable.form == "full"
         assert stage.engine.full == version
         adapter = stage.released()
