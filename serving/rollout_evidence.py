@@ -41,9 +41,6 @@ from serving.rollout_guardrails import (
     is_without_feedback,
 )
 
-MAX_DECISIONS = 500_000
-"""Decisions that are remembered, so that each counts once; about 200 MB at the limit."""
-
 EMPTY = Evidence(guardrails={name: GuardrailEvidence() for name in GUARDRAILS})
 
 _REWARD_GRID = 2.0**16  # values and squares on it add exactly up to two million rewards
@@ -57,6 +54,7 @@ class CountingRules(Struct, frozen=True):
     window_seconds: float
     judge_share: float
     first_token_limit_seconds: float
+    max_decisions: int
 
     @classmethod
     def of(cls, settings: Settings) -> CountingRules:
@@ -65,6 +63,7 @@ class CountingRules(Struct, frozen=True):
             settings.streams.window_seconds,
             settings.policy.judge_share,
             settings.rollout.first_token_limit_seconds,
+            settings.rollout.max_decisions,
         )
 
 
@@ -75,13 +74,10 @@ class EvidenceCounter:
     of the same events; without that, duplicates of them would count again.
     """
 
-    def __init__(
-        self, state: Rollout, rules: CountingRules, max_decisions: int = MAX_DECISIONS
-    ) -> None:
+    def __init__(self, state: Rollout, rules: CountingRules) -> None:
         self.evidence = state.evidence
         self._state = state
         self._rules = rules
-        self._max_decisions = max_decisions
         self._seen: set[bytes] = set()
         self._decisions = 0
         self._now = state.time
@@ -89,7 +85,7 @@ class EvidenceCounter:
     @property
     def full(self) -> bool:
         """Whether the memory's bound is reached; nothing more is counted then."""
-        return self._decisions >= self._max_decisions
+        return self._decisions >= self._rules.max_decisions
 
     def enter(self, state: Rollout) -> None:
         """Go on with the rollout's next state: another step counts its own requests and users."""

@@ -25,6 +25,8 @@ from contracts.events import (
 )
 from contracts.findings import Finding
 from contracts.judges import is_judge
+from contracts.rollout_settings import Rollout
+from contracts.settings import Settings
 from serving import sample_ratio
 from serving.assignment import assign, assign_shadow, shadow_weight
 from serving.eprocess import add_event, e_value
@@ -34,7 +36,9 @@ from tests.serving.rollout_states import canary_state
 
 STATE = replace(canary_state(0.1), evidence=EMPTY)
 SHADOW = replace(STATE, phase="shadow", weight=0.0, shadow_share=0.25)
-RULES = CountingRules(window_seconds=60.0, judge_share=0.999, first_token_limit_seconds=2.0)
+RULES = CountingRules(
+    window_seconds=60.0, judge_share=0.999, first_token_limit_seconds=2.0, max_decisions=1000
+)
 
 
 LATER = make.NOON + timedelta(days=1)
@@ -331,8 +335,13 @@ def test_going_on_from_published_evidence_gives_what_never_stopping_gives(
     assert to_json(counter.evidence) == to_json(count(history))
 
 
+def test_how_many_decisions_are_remembered_is_a_setting() -> None:
+    given = Settings(rollout=Rollout(max_decisions=7))
+    assert CountingRules.of(given).max_decisions == 7
+
+
 def test_a_full_counter_stops_counting() -> None:
-    counter = EvidenceCounter(STATE, RULES, max_decisions=3)
+    counter = EvidenceCounter(STATE, replace(RULES, max_decisions=3))
     changed = [counter.count(safety(str(n)), LATER) for n in range(5)]
     assert changed == [True, True, True, False, False]
     assert counter.full
