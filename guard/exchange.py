@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from contracts.events import Message, text_of
+from guard.personal_data import plain
 
 
 class Turns(Struct, frozen=True):
@@ -48,8 +49,12 @@ def question_of(messages: Sequence[Message]) -> str:
 
 
 def told_by_user(messages: Sequence[Message]) -> str:
-    """Return all that the user wrote in this conversation: repeating it leaks nothing."""
-    return "\n".join(text_of(message) for message in messages if message.role == "user")
+    """Return all that the user wrote in this conversation: repeating it leaks nothing.
+
+    With other spaces, dashes or digits than the plain ones, it is there in both writings.
+    """
+    told = "\n".join(text_of(message) for message in messages if message.role == "user")
+    return told if told.isascii() else f"{told}\n{plain(told)}"
 
 
 def answer_text(answer: Message) -> str:

@@ -15,11 +15,12 @@ from time import perf_counter
 from contracts.findings import Category
 from guard.hit import WINDOW
 from guard.layers import TEXT_CATEGORIES, hits_in
+from guard.personal_data import plain
 from guard.rules import Rules
 
 _WORD = "".join(chr(code) for code in range(0x21, 0x7F))
-_NUMBERS = string.digits + " ()-./+"
-_CAPITALS = string.digits + string.ascii_uppercase + " "
+_NUMBERS = string.digits + " \n()-./+"
+_CAPITALS = string.digits + string.ascii_uppercase + " \n-"
 _NUMBER_BEGINS = re.compile(r"[0-9+(]")
 _IBAN_BEGINS = re.compile(r"[A-Z]{2}[0-9]{2}")
 _KEY_BEGINS, _KEY_LENGTH = "-----BEGIN", 64
@@ -90,12 +91,13 @@ class HeldBack:
 def growing(text: str, rules: Rules) -> int:
     """Return where the first hit may begin that the end of the text is a part of."""
     end = len(text)
-    place = len(text.rstrip(_WORD))
-    run = len(text.rstrip(_NUMBERS))
-    if run < end and (number := _NUMBER_BEGINS.search(text, run)):
+    written = plain(text)
+    place = len(written.rstrip(_WORD))
+    run = len(written.rstrip(_NUMBERS))
+    if run < end and (number := _NUMBER_BEGINS.search(written, run)):
         place = min(place, number.start())
-    run = len(text.rstrip(_CAPITALS))
-    if run < place and (account := _IBAN_BEGINS.search(text, run)):
+    run = len(written.rstrip(_CAPITALS))
+    if run < place and (account := _IBAN_BEGINS.search(written, run)):
         place = min(place, account.start())
     key = text.rfind(_KEY_BEGINS, max(0, end - _KEY_LENGTH))
     if key >= 0:

@@ -15,12 +15,15 @@ from stdnum.us import ssn
 
 from guard.hit import Hit
 
-_NUMBER = re.compile(r"[0-9+(][0-9 ()./+-]*")
+_NUMBER = re.compile(r"[0-9+(][0-9 \n()./+-]*")
 """A row of what cards, social security and phone numbers consist of, and whatever ends it: a form
 that always matches to the end of the row is never tried again from within it (linear time)."""
-_NUMBER_ENDS, _SHORTEST_NUMBER = " ()./+-", 8
-_ACCOUNT = re.compile(r"[A-Z]{2}[0-9]{2} ?[A-Z0-9]")
-_CARD = re.compile(r"(?<![0-9.])(?=([2-6](?:[ -]?[0-9]){12,18})(?![0-9]|\.[0-9]))")
+_NUMBER_ENDS, _SHORTEST_NUMBER = " \n()./+-", 8
+_ACCOUNT = re.compile(r"[A-Z]{2}[0-9]{2}[ \n-]{0,2}[A-Z0-9]")
+_CARD = re.compile(
+    r"(?<![0-9.])(?=([2-6](?:[ \n-]{0,2}[0-9]){12,18}|[2-6][0-9]{3}(?:\.[0-9]{4}){3})"
+    r"(?![0-9]|\.[0-9]))"
+)
 _ISSUERS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}"
     r"|3[47]\d{13}|3(?:0[0-5]|[68]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12,15}"
@@ -28,7 +31,9 @@ _ISSUERS = re.compile(
     re.ASCII,
 )
 """Lengths and first digits by issuer (ISO/IEC 7812)."""
-_IBAN = re.compile(r"(?<![A-Za-z0-9])(?=([A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]){11,30})(?![A-Za-z0-9]))")
+_IBAN = re.compile(
+    r"(?<![A-Za-z0-9])(?=([A-Z]{2}[0-9]{2}(?:[ \n-]{0,2}[A-Z0-9]){11,30})(?![A-Za-z0-9]))"
+)
 _SSN = re.compile(r"(?<![0-9-])([0-9]{3}-[0-9]{2}-[0-9]{4})(?![0-9-])")
 _EMAIL = re.compile(
     r"(?<![\w.%+@-])([\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,24})(?![A-Za-z0-9-])",
@@ -40,6 +45,17 @@ _US_PHONE = re.compile(
     r"(?![0-9-]|\.[0-9])",
     re.ASCII,
 )
+
+_DIGITS = "".join(chr(first + digit) for first in (0xFF10, 0x660, 0x6F0) for digit in range(10))
+"""Full-width and Arabic-Indic digits."""
+_SPACES = "\u00a0\u2007\u2008\u2009\u200a\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x2007))
+)
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+_PLAIN = str.maketrans(
+    _DIGITS + _SPACES + _DASHES, "0123456789" * 3 + " " * len(_SPACES) + "-" * len(_DASHES)
+)
+_GAPS = str.maketrans("\n-", "  ")
 
 _TOLL_FREE = re.compile(r"^(?:1[ .-])?\(?8(?:00|33|44|55|66|77|88)")
 
@@ -58,7 +74,11 @@ _BUSINESS_LINES = (
 
 
 def personal_data(text: str) -> Iterator[Hit]:
-    """Yield payment cards (Luhn), IBANs (mod 97), US SSNs (structure), e-mails and phones."""
+    """Yield payment cards (Luhn), IBANs (mod 97), US SSNs (structure), e-mails and phones.
+
+    Whatever spaces, dashes and digits the text is written with; hits tell the plain ones.
+    """
+    text = plain(text)
     if "@" in text:
         yield from _emails(text)
     if _ACCOUNT.search(text):
@@ -71,6 +91,11 @@ def personal_data(text: str) -> Iterator[Hit]:
         yield from _cards(text, begin, end)
         yield from _social_security(text, begin, end)
         yield from _phones(text, begin, end)
+
+
+def plain(text: str) -> str:
+    """Return the text with ASCII spaces, dashes and digits for others, character for character."""
+    return text if text.isascii() else text.translate(_PLAIN)
 
 
 def is_card(digits: str) -> bool:
@@ -86,7 +111,7 @@ def _emails(text: str) -> Iterator[Hit]:
 
 def _cards(text: str, begin: int, end: int) -> Iterator[Hit]:
     for match in _CARD.finditer(text, begin, end):
-        if is_card(match[1].replace(" ", "").replace("-", "")):
+        if is_card(re.sub(r"[^0-9]", "", match[1])):
             yield Hit("card", match[1], match.start())
 
 
@@ -98,9 +123,10 @@ def _social_security(text: str, begin: int, end: int) -> Iterator[Hit]:
 
 def _ibans(text: str) -> Iterator[Hit]:
     for match in _IBAN.finditer(text):
-        for found in _shorter(match[1]):
+        for found in _shorter(match[1].translate(_GAPS)):
             if _remainder_is_one(found) and iban.is_valid(found):
-                yield Hit("iban", found, match.start())
+                end = match.start() + len(found.rstrip())
+                yield Hit("iban", text[match.start() : end], match.start())
                 break
 
 
