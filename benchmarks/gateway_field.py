@@ -7,12 +7,8 @@ run from a virtual environment of their own, see `INSTALL`.
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +20,7 @@ import psutil
 from msgspec import Struct
 
 from benchmarks.gateway_load import USERS, Target
+from benchmarks.server_process import Command, server_process, wait_until
 from console.local_broker import LocalBroker, free_port
 from contracts import settings as s
 from contracts.broker import create_topics, make_producer, send_and_wait
@@ -37,7 +34,6 @@ LITELLM, ROUTER = "1.106.2", "0.1.17"
 INSTALL = f"""python3.11 -m venv PEERS
 PEERS/bin/pip install 'litellm[proxy]=={LITELLM}' vllm-router=={ROUTER}"""
 START_SECONDS = 120.0
-STOP_SECONDS = 20.0
 DRAIN_SECONDS = 60.0
 
 
@@ -92,12 +88,13 @@ def _headrace(folder: Path, broker: LocalBroker, mock: str) -> Iterator[Contesta
     _fill_features(settings)
     command = [sys.executable, "-m", "serving", "gateway"]
     url = f"http://127.0.0.1:{port}"
-    with _process(folder, "headrace", command, s.to_environment(settings), url + "/healthz") as pid:
+    started = Command(command, s.to_environment(settings), folder / "headrace.log")
+    with server_process(started, url + "/healthz") as pid:
 
         def settled() -> None:
-            _wait(lambda: _health(url)["undelivered"] == 0, "an empty outbox", DRAIN_SECONDS)
+            wait_until(lambda: _health(url)["undelivered"] == 0, "an empty outbox", DRAIN_SECONDS)
 
-        _wait(lambda: _health(url)["status"] == "ok", f"{url} ok", START_SECONDS)
+        wait_until(lambda: _health(url)["status"] == "ok", f"{url} ok", START_SECONDS)
         yield Contestant("Headrace, all on", Target(url), pid, settled)
 
 
@@ -154,7 +151,8 @@ def _litellm(folder: Path, peers: Path, mock: str) -> Iterator[Contestant]:
     command += ["--port", str(port), "--num_workers", "1", "--telemetry", "False"]
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""}
     url = f"http://127.0.0.1:{port}"
-    with _process(folder, "litellm", command, environment, url + "/health/liveliness") as pid:
+    started = Command(command, environment, folder / "litellm.log")
+    with server_process(started, url + "/health/liveliness") as pid:
         target = Target(url, {"Authorization": f"Bearer {key}"})
         yield Contestant(f"litellm[proxy] {LITELLM}", target, pid, lambda: None)
 
@@ -165,7 +163,8 @@ def _router(folder: Path, peers: Path, mock: str) -> Iterator[Contestant]:
     command = [str(peers / "bin" / "vllm-router"), "--worker-urls", mock, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--prometheus-port", str(metrics), "--policy", "round_robin"]
     url = f"http://127.0.0.1:{port}"
-    with _process(folder, "vllm-router", command, {"PYTHONPATH": ""}, url + "/health") as pid:
+    started = Command(command, {"PYTHONPATH": ""}, folder / "vllm-router.log")
+    with server_process(started, url + "/health") as pid:
         yield Contestant(f"vllm-router {ROUTER}", Target(url), pid, lambda: None)
 
 
@@ -174,45 +173,6 @@ def _ours(folder: Path, name: str, arguments: list[str]) -> Iterator[tuple[str, 
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.gateway_upstream", *arguments]
     url = f"http://127.0.0.1:{port}"
-    with _process(folder, name, [*command, "--port", str(port)], {}, url + "/health") as pid:
+    started = Command([*command, "--port", str(port)], {}, folder / f"{name}.log")
+    with server_process(started, url + "/health") as pid:
         yield url, pid
-
-
-@contextmanager
-def _process(
-    folder: Path, name: str, command: list[str], environment: dict[str, str], ready: str
-) -> Iterator[int]:
-    """Run a process from when ``ready`` answers until the block ends."""
-    log = folder / f"{name}.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, **environment}
-        )
-    try:
-
-        def answers() -> bool:
-            if process.poll() is not None:
-                raise RuntimeError(f"{name} ended:\n{log.read_text(errors='replace')[-3000:]}")
-            try:
-                urllib.request.urlopen(ready, timeout=5).close()  # noqa: S310 - our own loopback address
-            except (urllib.error.URLError, OSError):
-                return False
-            return True
-
-        _wait(answers, f"{name} at {ready} (log {log})", START_SECONDS)
-        yield process.pid
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(condition: Callable[[], bool], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not come within {seconds} s")
-        time.sleep(0.05)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.server_process import Command, server_process
 from benchmarks.swap_versions import Marked
 from console.environments import THIS_MACHINE
 from console.local_broker import LocalBroker, free_port
@@ -25,8 +21,6 @@ from contracts.events import Candidate, Rollout
 from contracts.topics import ROLLOUTS
 from serving.vllm_command import vllm_command
 
-START_SECONDS = 300.0
-STOP_SECONDS = 30.0
 ADMIN_KEY = secrets.token_hex(16)
 
 
@@ -47,7 +41,8 @@ def engine(kind: str, model: Path, folder: Path) -> Iterator[str]:
     else:
         command = [sys.executable, "-m", "serving", "engine"]
         environment = s.to_environment(settings)
-    with _process(folder / "engine.log", command, environment, port, "/health") as url:
+    url = f"http://127.0.0.1:{port}"
+    with server_process(Command(command, environment, folder / "engine.log"), url + "/health"):
         yield url
 
 
@@ -79,44 +74,10 @@ def gateway(engine_url: str, folder: Path) -> Iterator[tuple[str, Callable[[Mark
             send_and_wait(producer, settings.kafka, record)
 
         command = [sys.executable, "-m", "serving", "gateway"]
-        log, environment = folder / "gateway.log", s.to_environment(settings)
+        started = Command(command, s.to_environment(settings), folder / "gateway.log")
+        url = f"http://127.0.0.1:{port}"
         try:
-            with _process(log, command, environment, port, "/healthz") as url:
+            with server_process(started, url + "/healthz"):
                 yield url, tell
         finally:
             producer.close()
-
-
-@contextmanager
-def _process(
-    log: Path, command: list[str], environment: dict[str, str], port: int, ready: str
-) -> Iterator[str]:
-    """Run a server from when ``ready`` answers until the block ends; give its address."""
-    url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, **environment}
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not _answers(url + ready):
-            if process.poll() is not None or time.monotonic() > end:
-                said = log.read_text(errors="replace")[-3000:]
-                raise RuntimeError(f"{command[-1]} at {url} does not answer {ready}:\n{said}")
-            time.sleep(0.1)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own loopback address
-    except (urllib.error.URLError, OSError):
-        return False
-    return True
