@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,15 +17,14 @@ from console.drill_report import DrillReport, DrillRow
 from console.log_access import open_log
 from console.rollout_history import read_history
 from console.rollout_view import read_state
-from console.stack_file import read_stack
 from contracts.settings import Settings, load_settings
 from serving.rollout_guardrails import GUARDRAILS
 from simulator.desk import Desk
-from tests.until import until
+from tests.loop.running_stack import running_stack
 
 pytestmark = pytest.mark.loop
 
-START_SECONDS, DRILL_SECONDS = 240.0, 240.0
+DRILL_SECONDS = 240.0
 PLAN = {
     "steps": [
         {
@@ -84,26 +81,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, desk_policy: Path) -> Iterat
     """The settings file of a running ``headrace up``; one stack for all drills."""
     directory = tmp_path_factory.mktemp("drills")
     path = write_settings(directory, desk_policy)
-    settings, output = load_settings(path, {}), directory / "up.txt"
-    with output.open("w") as log:
-        up = subprocess.Popen(
-            [sys.executable, "-m", "console", "--settings", str(path), "up"],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    try:
-
-        def runs() -> bool:
-            assert up.poll() is None, output.read_text()
-            found = read_stack(settings.state_dir)
-            return found is not None and found.phase == "running"
-
-        until("start of the stack", runs, START_SECONDS)
+    with running_stack(path):
         yield path
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(120)
 
 
 @pytest.fixture

@@ -25,16 +25,17 @@ from console.stack_file import ProcessEntry, StackFile, is_same_process, read_st
 from console.traceability import LINKS, traceability
 from contracts.broker import events_to_end
 from contracts.events import Feedback
-from contracts.settings import Kafka, Settings, load_settings
+from contracts.settings import Kafka, Settings
 from contracts.topics import FEEDBACK
 from simulator.desk import Desk
 from simulator.run import Truth, read_truth
+from tests.loop.running_stack import running_stack
 from tests.until import until
 
 pytestmark = pytest.mark.loop
 
 INTERACTIONS = 400
-START_SECONDS, USERS_SECONDS, REST_SECONDS = 240.0, 420.0, 240.0
+USERS_SECONDS, REST_SECONDS = 420.0, 240.0
 
 
 def write_settings(directory: Path, policy: Path) -> Path:
@@ -87,27 +88,8 @@ class Stack(msgspec.Struct, frozen=True):
 @pytest.fixture
 def stack(tmp_path: Path, tiny_policy: Path) -> Iterator[Stack]:
     path = write_settings(tmp_path, tiny_policy)
-    settings = load_settings(path, {})
-    output = tmp_path / "up.txt"
-    with output.open("w") as log:
-        up = subprocess.Popen(
-            [sys.executable, "-m", "console", "--settings", str(path), "up"],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-    try:
-
-        def runs() -> bool:
-            assert up.poll() is None, output.read_text()
-            found = read_stack(settings.state_dir)
-            return found is not None and found.phase == "running"
-
-        until("start of the stack", runs, START_SECONDS)
+    with running_stack(path) as settings:
         yield Stack(settings, path)
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(120)
 
 
 def start_users(settings: Settings, truth: Path) -> subprocess.Popen[bytes]:

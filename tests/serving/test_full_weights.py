@@ -55,7 +55,7 @@ async def test_full_weights_swap_under_streams_and_back(
     base, other = Weights("", tiny_model), Weights(VERSION, other_model)
     before = (await plain.complete(asks("base"))).text
     heard: dict[str, set[str]] = {"base": set(), VERSION: set()}
-    model, stopped = "base", False
+    model, stopped, answered = "base", False, asyncio.Event()
 
     async def stream() -> None:
         while not stopped:
@@ -68,9 +68,11 @@ async def test_full_weights_swap_under_streams_and_back(
                 continue
             assert chunks[-1].finish_reason in ("stop", "length")
             heard[asked].add("".join(chunk.text for chunk in chunks))
+            answered.set()
 
     streams = [asyncio.create_task(stream()) for _ in range(4)]
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(60.0):
+        await answered.wait()
     await admin.swap_weights(other, base, QUICK)
     model = VERSION
     assert await admin.weights() == VERSION
