@@ -18,6 +18,7 @@ from contracts.events import Feedback, FeedbackKind, Id, Message, Score
 from contracts.tokens import token_is_valid
 from contracts.tracing import span
 from serving.body import read_body
+from serving.chat_endpoint import max_body
 from serving.chat_request import WireMessage, checked_message, decode_body
 from serving.gateway import Gateway
 from serving.outbox import OutboxFullError
@@ -54,7 +55,7 @@ class FeedbackEndpoint:
         try:
             caller = gateway.door.identify(request.headers.get("authorization"))
             with gateway.door.admitted(caller, "feedback"):
-                body = await read_body(request, gateway.settings.gateway.max_body_bytes)
+                body = await read_body(request, max_body(gateway, caller))
                 feedback = self._checked(decode_body(_bodies, body))
                 attributes = {
                     "headrace.decision.id": feedback.decision_id,

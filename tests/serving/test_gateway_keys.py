@@ -110,6 +110,9 @@ async def test_a_key_has_its_own_bound_on_the_size_of_a_body(opened: Open) -> No
     assert (
         await gateway.ask("u", header, tools=[], seed=1, metadata={"x": "y" * 400})
     ).status_code == 413
+    feedback = {"kind": "report", "reason": "y" * 400}
+    answer = await gateway.client.post("/v1/feedback", json=feedback, headers=header)
+    assert answer.status_code == 413
 
 
 def test_a_bucket_fills_with_time_up_to_ten_seconds_worth(
