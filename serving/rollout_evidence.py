@@ -1,8 +1,9 @@
 """Counting for the rollout under way: safety and reward events in, evidence out.
 
 Sums are kept on a grid on which floats add exactly, so a recount of the same log ranges gives the
-same bytes. Of a user's events of one kind the first one that arrives is the one that is tested. It
-knows no thresholds; those are in `serving.rollout_verdict`.
+same bytes. Of a user's events of one kind the first one that arrives is the one that is tested, and
+of a user's rewards in a step the first: which one that is depends on the order in the log. It knows
+no thresholds; those are in `serving.rollout_verdict`.
 """
 
 from __future__ import annotations
@@ -189,7 +190,9 @@ class EvidenceCounter:
     def _count_reward(self, event: Reward) -> None:
         """Count a window that closed; later news goes to the learner, or it would favour one arm.
 
-        Only judges count, whose feedback trained nobody, and only while users see the candidate.
+        Only judges count, whose feedback trained nobody, and only while users see the candidate:
+        one reward of each in a step, since a user's rewards resemble each other and all go to one
+        arm, and the sequence takes rewards for independent.
         """
         self._see_time(event.decided_at, 0.0)
         given, user = event.assignment, event.user_id
@@ -199,8 +202,9 @@ class EvidenceCounter:
             return
         if self._first("window", user) and is_without_feedback(event):
             self._guard("missing", event, given.arm)
-        if event.status == "final" and event.value is not None:
-            rewards = _with_reward(self.evidence.rewards, event, event.value)
+        rated = event.status == "final" and event.value is not None
+        if rated and self._first("rated", str(given.canary_weight), given.arm, user):
+            rewards = _with_reward(self.evidence.rewards, event)
             self.evidence = replace(self.evidence, rewards=rewards)
 
     # --- all of them -----------------------------------------------------------------------------
@@ -225,11 +229,9 @@ class EvidenceCounter:
             self.evidence = replace(self.evidence, watermark=reached)
 
 
-def _with_reward(
-    steps: tuple[StepRewards, ...], event: Reward, value: float
-) -> tuple[StepRewards, ...]:
+def _with_reward(steps: tuple[StepRewards, ...], event: Reward) -> tuple[StepRewards, ...]:
     arm, weight = event.assignment.arm, event.assignment.canary_weight
-    kept = math.floor(value * _REWARD_GRID) / _REWARD_GRID
+    kept = math.floor((event.value or 0.0) * _REWARD_GRID) / _REWARD_GRID
     by_weight = {step.weight: step for step in steps}
     step = by_weight.get(weight, StepRewards(weight=weight))
     by_weight[weight] = replace(

@@ -276,6 +276,15 @@ def test_only_the_reward_of_the_closing_window_counts() -> None:
     assert (found.weight, found.count, found.total) == (0.1, {"canary": 1}, {"canary": 0.5})
 
 
+def test_a_judge_who_rates_again_and_again_counts_once_in_a_step() -> None:
+    user = user_in("canary", "a")
+    given, later = assign(STATE, "p", user), assign(replace(STATE, weight=0.5), "p", user)
+    often = [make.reward(str(n), 0.5 - n / 20, user, given) for n in range(20)]
+    found = count([*often, reward("b", 0.25), make.reward("next", 1.0, user, later)])
+    assert [step.count for step in found.rewards] == [{"canary": 2}, {"canary": 1}]
+    assert [step.total for step in found.rewards] == [{"canary": 0.75}, {"canary": 1.0}]
+
+
 def test_rewards_of_different_weights_are_kept_apart() -> None:
     user = user_in("canary", "a")
     later = replace(STATE, weight=0.5)
