@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.server_process import Command, server_process
-from benchmarks.swap_versions import Marked
+from benchmarks.swap_versions import RANK, Marked
 from console.environments import THIS_MACHINE
 from console.local_broker import LocalBroker, free_port
 from console.system_libraries import loader_environment
@@ -32,7 +32,10 @@ def engine(kind: str, model: Path, folder: Path) -> Iterator[str]:
         state_dir=folder,
         policy=s.Policy(model=str(model)),
         engine=s.Engine(
-            kind="vllm" if kind == "vllm" else "transformers", port=port, admin_key=ADMIN_KEY
+            kind="vllm" if kind == "vllm" else "transformers",
+            port=port,
+            admin_key=ADMIN_KEY,
+            max_lora_rank=RANK,  # vLLM pads each adapter to it, and each token pays for that on CPU
         ),
     )
     if kind == "vllm":

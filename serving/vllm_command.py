@@ -31,6 +31,9 @@ def vllm_command(
     default is the raw model's. ``--generation-config vllm`` keeps the model's recommended sampling
     values (a repetition penalty, say) out of requests. With ``--enforce-eager`` torch.compile is
     left with a function of the sampler alone, and would want a C++ compiler for it.
+
+    Without ``VLLM_ENABLE_V1_MULTIPROCESSING`` the engine core runs the model itself. Else a worker
+    process does, and the core spins on a core of its own while it waits.
     """
     engine = settings.engine
     dtype = engine_dtype(engine.dtype, processor_flags() if flags is None else flags)
@@ -56,6 +59,7 @@ def vllm_command(
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1" if engine.full_weights else "0",
         "HF_HUB_OFFLINE": "1",
