@@ -86,8 +86,9 @@ def exchange(rules: Rules, text: str) -> object:
     asked = asked_in(rules, (Message(role="user", content=question),))
     first = check_question(rules, asked)
     judge_question(rules, first.findings, limit)
-    then = check_answer(rules, answered_by(_says(answer), asked))
-    return judge_answer(rules, then.findings + first.findings, "answer", limit)
+    said = _says(answer)
+    then = check_answer(rules, answered_by(said, asked))
+    return judge_answer(rules, then.findings + first.findings, said, limit)
 
 
 def _says(text: str) -> Message:

@@ -87,6 +87,7 @@ LARGE: dict[str, Any] = {
             },
         ],
         "first_token_limit_seconds": 60.0,
+        "answer_limit_seconds": 60.0,
         "min_rewards": 1,
     },
 }

@@ -216,7 +216,11 @@ def _check_is_answer(message: Message) -> None:
 
 
 class Safety(Event, frozen=True, kw_only=True):
-    """Safety features of one decision, sent as soon as it is seen, before any feedback."""
+    """Safety features of one decision, sent as soon as it is seen, before any feedback.
+
+    Of a streamed answer ``first_token_seconds`` tells how long users waited, of a plain one
+    ``answer_seconds``, the whole of it.
+    """
 
     TYPE: ClassVar[str] = "headrace.safety"
 
@@ -229,6 +233,7 @@ class Safety(Event, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     error: str | None = None
     first_token_seconds: float | None = None
+    answer_seconds: float | None = None
     decided_at: Moment
 
 

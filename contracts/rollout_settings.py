@@ -39,9 +39,10 @@ class Step(Section, frozen=True):
 class Guardrails(Section, frozen=True):
     """The level of each test: how likely it rolls back, ever, a candidate that is no worse.
 
-    safety: a violation. error: no answer from the user's own arm. slow: a first token later than
-    ``first_token_limit_seconds``. missing: a judge's window that closed without feedback. reward:
-    the confidence sequence of the judges' rewards.
+    safety: a violation. error: no answer from the user's own arm. slow: a streamed answer that
+    begins later than ``first_token_limit_seconds``, a plain one that is there later than
+    ``answer_limit_seconds``. missing: a judge's window that closed without feedback. reward: the
+    confidence sequence of the judges' rewards.
     """
 
     safety: Level = 0.004
@@ -80,6 +81,7 @@ class Rollout(Section, frozen=True):
     guardrails: Guardrails = Guardrails()
     alpha_total: Level = 0.01
     first_token_limit_seconds: Positive = 2.0
+    answer_limit_seconds: Positive = 20.0
     min_rewards: Count = 50
     reward_margin: NonNegative = 0.1
     rule_out_times: NonNegative = 0.0

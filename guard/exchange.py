@@ -67,4 +67,9 @@ def answer_text(answer: Message) -> str:
 
 def action_of(answer: Message) -> str:
     """Return the name of the first tool called, or "answer"."""
-    return answer.tool_calls[0].function.name if answer.tool_calls else "answer"
+    return actions_of(answer)[0]
+
+
+def actions_of(answer: Message) -> tuple[str, ...]:
+    """Return the names of all tools called, or "answer" alone."""
+    return tuple(call.function.name for call in answer.tool_calls) or ("answer",)

@@ -11,7 +11,7 @@ from msgspec import Struct
 from contracts.events import Message, text_of
 from contracts.findings import Category, Finding
 from guard.credentials import secrets
-from guard.exchange import action_of, answer_text, told_by_user, turns_of
+from guard.exchange import actions_of, answer_text, told_by_user, turns_of
 from guard.hit import Hit
 from guard.injections import injections
 from guard.personal_data import personal_data
@@ -78,7 +78,7 @@ def answered_by(answer: Message, asked: Asked) -> Answered:
 def _settles(rules: Rules, answer: Message) -> bool:
     """Whether an answer was a refusal or a call of a person, by a tool or in the guard's words."""
     if answer.tool_calls:
-        return action_of(answer) in rules.settling_actions
+        return rules.settling_actions.issuperset(actions_of(answer))
     return text_of(answer).endswith(rules.settling_words)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from contracts.events import Message
 from contracts.findings import Finding
+from guard.exchange import actions_of
 from guard.risk import is_violation, risk
 from guard.rules import Rules
 
@@ -24,16 +26,24 @@ def judge_question(rules: Rules, findings: Sequence[Finding], escalate_above: fl
 
 
 def judge_answer(
-    rules: Rules, findings: Sequence[Finding], action: str, escalate_above: float
+    rules: Rules, findings: Sequence[Finding], answer: Message, escalate_above: float
 ) -> Action:
-    """Return what becomes of an answer, from the findings of both sides and its action."""
+    """Return what becomes of an answer, from the findings of both sides and its actions."""
     enforced = enforced_of(rules, findings)
     if not enforced:
         return "passed"
-    acted = action not in rules.safe_actions
+    acted = acts(rules, answer)
     if is_violation(enforced, acted=acted):
         return "blocked"
     return "escalated" if risk(enforced, acted=acted) > escalate_above else "passed"
+
+
+def acts(rules: Rules, answer: Message) -> bool:
+    """Tell whether an answer does anything that is not safe on a disallowed topic.
+
+    Each of its calls counts: one that is safe does not cover for another beside it.
+    """
+    return not rules.safe_actions.issuperset(actions_of(answer))
 
 
 def enforced_of(rules: Rules, findings: Sequence[Finding]) -> list[Finding]:

@@ -26,11 +26,11 @@ from contracts.evidence import (
 from contracts.manifest import Manifest, read_manifest
 from contracts.settings import Gate as Rules
 from contracts.settings import Settings
-from guard.exchange import action_of
 from guard.layers import answered_by, asked_in, check_answer, check_question
 from guard.risk import is_violation
 from guard.rules import Rules as GuardRules
 from guard.rules import compile_rules
+from guard.verdict import acts
 from serving.gate_prompts import (
     SHIPPED_RED_TEAM,
     GatePrompt,
@@ -198,7 +198,7 @@ def _violates(rules: GuardRules) -> Violates:
         asked = asked_in(rules, conversation(prompt))
         findings = check_answer(rules, answered_by(answer, asked), everything=True).findings
         findings += check_question(rules, asked, everything=True).findings
-        return is_violation(findings, acted=action_of(answer) not in rules.safe_actions)
+        return is_violation(findings, acted=acts(rules, answer))
 
     return check
 

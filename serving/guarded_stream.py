@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 
 from contracts.events import Message, ToolCall, text_of
-from guard.exchange import action_of
 from guard.hold_back import HeldBack
 from guard.layers import Answered, check_answer
 from guard.verdict import judge_answer
@@ -23,8 +22,8 @@ HOLD_BACK = "hold-back"
 class GuardedStream:
     """What was drawn so far, what has left of it, and whether the guard stopped it.
 
-    On a disallowed topic nothing leaves before the action is known: the first tool that is called
-    decides, and there may be words before it.
+    On a disallowed topic words wait for the end of the answer: a safe call may follow them, and
+    one that is not may follow the safe one.
     """
 
     def __init__(self, guard: Guard, question: Question, chat: ChatRequest) -> None:
@@ -82,9 +81,9 @@ class GuardedStream:
         asked = self._question.asked
         answered = Answered(arguments, asked.told, (name,), asked.earlier)
         findings = check_answer(rules, answered).findings
-        action = action_of(answer_message(self._drawn))
+        drawn = answer_message(self._drawn)
         limit = self._guard.settings.escalate_above
-        return judge_answer(rules, findings + self._question.findings, action, limit) == "passed"
+        return judge_answer(rules, findings + self._question.findings, drawn, limit) == "passed"
 
     def _leave(self, pieces: list[Piece]) -> list[dict[str, Any]]:
         before = sum(isinstance(piece, ToolCall) for piece in self._left)

@@ -13,7 +13,7 @@ from guard.exchange import action_of
 from guard.layers import Asked, answered_by, asked_in, check_answer, check_question
 from guard.risk import risk
 from guard.rules import Rules, compile_rules
-from guard.verdict import Action, judge_answer, judge_question
+from guard.verdict import Action, acts, judge_answer, judge_question
 from serving.chat_request import ChatRequest
 from serving.rungs import least_arguments
 
@@ -91,14 +91,13 @@ def check_drawn(
     """
     checked = check_answer(guard.rules, answered_by(drawn, question.asked))
     findings = checked.findings + question.findings
-    action = action_of(drawn)
-    verdict = judge_answer(guard.rules, findings, action, guard.settings.escalate_above)
+    verdict = judge_answer(guard.rules, findings, drawn, guard.settings.escalate_above)
     if found and verdict == "passed":
         verdict = "blocked"
     report = GuardReport(
         action=verdict,
         where=None if verdict == "passed" else "answer",
-        risk=risk(findings, acted=action not in guard.rules.safe_actions),
+        risk=risk(findings, acted=acts(guard.rules, drawn)),
         findings=findings,
         layer_seconds=checked.seconds | question.seconds,
         drawn=None if verdict == "passed" else drawn,

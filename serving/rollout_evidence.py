@@ -55,6 +55,7 @@ class CountingRules(Struct, frozen=True):
     window_seconds: float
     judge_share: float
     first_token_limit_seconds: float
+    answer_limit_seconds: float
     max_decisions: int
 
     @classmethod
@@ -64,6 +65,7 @@ class CountingRules(Struct, frozen=True):
             settings.streams.window_seconds,
             settings.policy.judge_share,
             settings.rollout.first_token_limit_seconds,
+            settings.rollout.answer_limit_seconds,
             settings.rollout.max_decisions,
         )
 
@@ -157,9 +159,14 @@ class EvidenceCounter:
         self.evidence = changed
         if event.violation:
             self._guard("safety", event, arm)
-        seconds = event.first_token_seconds
-        if seconds is not None and seconds > self._rules.first_token_limit_seconds:
+        if arm != "shadow" and self._is_slow(event):
             self._guard("slow", event, arm)
+
+    def _is_slow(self, event: Safety) -> bool:
+        """Tell whether a user waited too long; a copy nobody waits for is never streamed."""
+        first, whole = event.first_token_seconds or 0.0, event.answer_seconds or 0.0
+        rules = self._rules
+        return first > rules.first_token_limit_seconds or whole > rules.answer_limit_seconds
 
     def _in_step(self, event: Safety) -> bool:
         """Whether the candidate's answer was given in the present step: weights tell steps."""

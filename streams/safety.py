@@ -25,7 +25,7 @@ def judge(rules: Rules) -> Callable[[Decision, datetime], Safety]:
 
     def judged(decision: Decision, now: datetime) -> Safety:
         findings = find(decision, rules)
-        acted = not kept_from_policy(decision) and chosen_action(decision) not in rules.safe_actions
+        acted = not kept_from_policy(decision) and _acts(decision, rules)
         return Safety(
             id=derived_id(decision.id, "safety", "0"),
             time=now,
@@ -38,6 +38,7 @@ def judge(rules: Rules) -> Callable[[Decision, datetime], Safety]:
             findings=findings,
             error=decision.error,
             first_token_seconds=decision.timings.first_token_seconds,
+            answer_seconds=None if decision.streamed else decision.timings.total_seconds,
             decided_at=decision.time,
         )
 
@@ -56,6 +57,12 @@ def find(decision: Decision, rules: Rules) -> tuple[Finding, ...]:
     if decision.guard is not None:
         findings += tuple(f for f in decision.guard.findings if f.category == "guard-model")
     return findings[:MAX_FINDINGS]
+
+
+def _acts(decision: Decision, rules: Rules) -> bool:
+    """Whether the policy's choice is unsafe on a disallowed topic: its action, or any call."""
+    called = {call.function.name for call in chosen_answer(decision).tool_calls}
+    return not rules.safe_actions.issuperset(called | {chosen_action(decision)})
 
 
 def kept_from_policy(decision: Decision) -> bool:

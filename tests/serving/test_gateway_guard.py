@@ -195,6 +195,22 @@ async def test_on_a_disallowed_topic_only_safe_actions_leave(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_a_safe_call_does_not_let_another_follow(opened: Open, stream: bool) -> None:
+    pay = '<tool_call>{"name": "pay", "arguments": {}}</tool_call>'
+    gateway = opened(CALL, pay, streams=MEDICAL)
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+        for name in ("escalate", "pay")
+    ]
+    got = await _ask(gateway, "Which dose do I need?", stream=stream, tools=tools)
+    assert "pay" not in [call["function"]["name"] for call in got.calls]
+    assert got.reason == "content_filter"
+    (decision,) = gateway.decisions()
+    rules = compile_rules(s.Settings(streams=MEDICAL))
+    assert judge(rules)(decision, ManualClock().now()).violation
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_topic_of_an_older_turn_still_forbids_a_call(opened: Open, stream: bool) -> None:
     pay: dict[str, Any] = {"name": "pay", "parameters": {"type": "object", "properties": {}}}
     gateway = opened('<tool_call>{"name": "pay", "arguments": {}}</tool_call>', streams=MEDICAL)

@@ -37,7 +37,11 @@ from tests.serving.rollout_states import canary_state
 STATE = replace(canary_state(0.1), evidence=EMPTY)
 SHADOW = replace(STATE, phase="shadow", weight=0.0, shadow_share=0.25)
 RULES = CountingRules(
-    window_seconds=60.0, judge_share=0.999, first_token_limit_seconds=2.0, max_decisions=1000
+    window_seconds=60.0,
+    judge_share=0.999,
+    first_token_limit_seconds=2.0,
+    answer_limit_seconds=20.0,
+    max_decisions=1000,
 )
 
 
@@ -148,6 +152,16 @@ def test_an_answer_that_begins_late_is_slow_and_one_without_a_time_is_not() -> N
     waits = {"1": 2.1, "2": 2.0, "3": None}
     found = count([safety(name, first_token_seconds=wait) for name, wait in waits.items()])
     assert found.guardrails["slow"].events == {"canary": 1}
+
+
+def test_a_plain_answer_is_slow_as_a_whole_and_a_copy_that_nobody_waits_for_never_is() -> None:
+    found = count([safety("1", answer_seconds=20.1), safety("2", answer_seconds=19.9)])
+    assert found.guardrails["slow"].events == {"canary": 1}
+    counter = EvidenceCounter(SHADOW, RULES)
+    copy = assign_shadow(SHADOW, "p")
+    counter.count(make.safety("3", "u", copy, answer_seconds=99.0), LATER)
+    assert counter.evidence.requests == {"shadow": 1}
+    assert counter.evidence.guardrails["slow"].events == {}
 
 
 LEAK = Finding(category="secret", rule="key", where="answer")

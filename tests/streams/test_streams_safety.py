@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from contracts.clock import ManualClock
-from contracts.events import Safety
+from contracts.events import Safety, Timings
 from contracts.settings import DisallowedTopic, Settings, Streams
 from guard.rules import compile_rules
 from streams.safety import judge
@@ -99,6 +99,16 @@ def test_an_injection_is_marked_and_no_violation_by_itself(
     assert rule in _rules(safety)
     assert not safety.violation
     assert 0.0 < safety.risk < 0.9
+
+
+def test_of_a_plain_answer_the_whole_time_is_told_and_of_a_streamed_one_the_first_token(
+    decision: Any,
+) -> None:
+    plain = _judge(decision(timings=Timings(total_seconds=3.5)))
+    streamed = Timings(first_token_seconds=0.2, total_seconds=3.5)
+    begun = _judge(decision(streamed=True, timings=streamed))
+    assert (plain.first_token_seconds, plain.answer_seconds) == (None, 3.5)
+    assert (begun.first_token_seconds, begun.answer_seconds) == (0.2, None)
 
 
 @pytest.mark.parametrize(
