@@ -82,7 +82,7 @@ class Inbox:
         """Forget what was done, and a release that a person had served meanwhile."""
         if isinstance(done, Asked):
             self._commands.popleft()
-        else:
+        elif self.release is done:
             self.release = None
         if self.release and self.release.release.version in (state.judged, state.stable.version):
             self.release = None

@@ -92,6 +92,11 @@ class RolloutLog:
         ends = self._open_reader.ends()
         return all(at >= ends[place] for place, at in self.positions().items())
 
+    def command_waits(self) -> bool:
+        """Ask the broker whether someone wrote a command that was not read yet."""
+        place, ends = f"{ROLLOUT_COMMANDS.name}/0", self._open_reader.ends()
+        return self.positions()[place] < ends[place]
+
     def between(self, first: Mapping[str, int], end: Mapping[str, int]) -> Iterator[Event]:
         """Yield the events of rewards from ``first`` to before ``end``; lost ones are skipped.
 

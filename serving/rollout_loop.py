@@ -4,7 +4,7 @@ A story in five parts: take in what was written, judge the rollout under way, ob
 commands, keep the engine's adapters, begin the next release. Its whole state is the newest event on
 topic `rollouts`: evidence and read positions are published in one event, so a controller killed at
 any moment goes on with the same rollout and counts each event once. It knows no statistics
-(`serving.rollout_verdict`), no states but through `serving.rollout_transition`, and acts only while
+(`serving.rollout_trial`), no states but through `serving.rollout_transition`, and acts only while
 it holds the term (`serving.rollout_term`).
 """
 
@@ -17,7 +17,7 @@ from kafka.errors import KafkaError
 from msgspec.structs import replace
 
 from contracts.clock import Clock
-from contracts.errors import HeadraceError
+from contracts.errors import HeadraceError, UnavailableError
 from contracts.events import Candidate, Release, Rollout, RolloutCommand
 from contracts.ids import NewId
 from contracts.settings import Settings
@@ -26,7 +26,6 @@ from serving.gate import Gate, summary
 from serving.rollout_adapters import Adapters, BrokenVersionError
 from serving.rollout_admission import Admission
 from serving.rollout_commands import AUDITED, Order, answered, obeyed, order_of
-from serving.rollout_evidence import CountingRules, EvidenceCounter
 from serving.rollout_inbox import COMMANDS_PLACE, RELEASES_PLACE, Asked, Inbox, Pending
 from serving.rollout_log import RolloutLog, event_or_none
 from serving.rollout_plan import Identity, plan_hash
@@ -35,11 +34,14 @@ from serving.rollout_standby import Standby
 from serving.rollout_status import RolloutStatus
 from serving.rollout_term import FencedError, Term
 from serving.rollout_transition import begun, entered, refused, rolled_back, serving
-from serving.rollout_verdict import Verdict, decide
+from serving.rollout_trial import Trial
+from serving.rollout_verdict import Verdict
 
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0
 ENGINE_SECONDS = 3.0
+COMMAND_SECONDS = 1.0
+"""How often people's commands are looked for while a release is loaded and at the gate."""
 REASON_CHARS = 2000
 SIGNS_OF_LIFE = 3
 """States written within ``takeover_seconds``, at least, so that nobody takes over."""
@@ -64,7 +66,7 @@ class RolloutLoop:
         self._policy = settings.policy.name
         self._log = log
         self._adapters = adapters
-        adapters.meanwhile = self._show_life
+        adapters.meanwhile = self._meanwhile
         self._admission = Admission(adapters, Gate(settings, adapters, clock))
         self._status = status
         self._clock = clock
@@ -73,9 +75,10 @@ class RolloutLoop:
         self._record = RolloutRecord(self._policy, log, term, clock, new_id)
         self._standby = Standby(term, log, clock, self._rules.takeover_seconds)
         self._inbox = Inbox(self._policy)
-        self._counter: EvidenceCounter | None = None
+        self._trial = Trial(settings, clock)
         self._beginning: Identity | None = None
         self._engine_at: float | None = None
+        self._listened_at: float | None = None
 
     @property
     def state(self) -> Rollout:
@@ -105,8 +108,8 @@ class RolloutLoop:
         if not self._record.claimed:
             self._resume()
         self._take_in()
-        if self._counter is not None:
-            self._judge(self._counter)  # first: harm does not wait for what a command waits for
+        if self._trial.under_way:
+            self._judge()  # first: harm does not wait for what a command waits for
         if self._inbox.command is not None:
             self._obey(self._inbox.command)
         self._publish_counts()
@@ -127,17 +130,13 @@ class RolloutLoop:
         self._inbox = Inbox(self._policy)
         try:
             self._log.open(asked | state.positions if under_way else asked)
-            self._counter = self._recount(state) if under_way else None
+            self._trial = Trial(self._settings, self._clock)
+            if under_way:
+                counted = self._log.between(state.first_positions, state.positions)
+                self._trial.resume(state, counted)
         except BaseException:
             self._record.drop()  # or the next round would go on without what was counted
             raise
-
-    def _recount(self, state: Rollout) -> EvidenceCounter:
-        """Go on from the published evidence, knowing again which events are in it."""
-        counter = EvidenceCounter(state, CountingRules.of(self._settings))
-        for event in self._log.between(state.first_positions, state.positions):
-            counter.recall(event)
-        return counter
 
     # --- take in -----------------------------------------------------------------------------
 
@@ -151,8 +150,8 @@ class RolloutLoop:
                 self._inbox.put_release(record, event, self.state)
             elif isinstance(event, RolloutCommand):
                 self._inbox.put_command(record, event)
-            elif self._counter is not None:
-                self._counter.count(event, self._clock.now())
+            else:
+                self._trial.count(event)
         while self._inbox.superseded:
             release, by = self._inbox.superseded[0]
             self._log.audit(
@@ -162,17 +161,11 @@ class RolloutLoop:
 
     # --- judge -------------------------------------------------------------------------------
 
-    def _judge(self, counter: EvidenceCounter) -> None:
-        verdict = self._verdict(counter)
+    def _judge(self) -> None:
+        verdict = self._trial.verdict(self.state)
         if verdict.action == "continue" or not (verdict.at_once or self._log.caught_up()):
             return
         self._conclude(verdict)
-
-    def _verdict(self, counter: EvidenceCounter) -> Verdict:
-        state = self._counted()
-        if state.plan != self._plan(state):
-            return Verdict("roll-back", "inconclusive: the rules changed under way", at_once=True)
-        return decide(state, self._rules, self._clock.now(), full=counter.full)
 
     def _conclude(self, verdict: Verdict) -> None:
         state, now, reason = self._counted(), self._clock.now(), verdict.reason
@@ -279,8 +272,11 @@ class RolloutLoop:
         if self.state.stable.form == "full":
             return "full weights serve everybody, and no adapter fits beside them: roll back first"
         self._status.waiting(f"loading and warming up {candidate.version[:12]}")
-        refusal = self._admission.load(candidate, self._needed())
-        return refusal or self._gate(candidate)
+        self._listened_at = self._clock.monotonic()
+        try:
+            return self._admission.load(candidate, self._needed()) or self._gate(candidate)
+        finally:
+            self._listened_at = None
 
     def _gate(self, candidate: Candidate) -> str:
         """Have the gate look at a version that the engine has; its report goes into the audit."""
@@ -292,6 +288,18 @@ class RolloutLoop:
         action = "gate.refused" if report.refused else "gate.passed"
         self._record.note(action, candidate, reasons[:REASON_CHARS], summary(report))
         return f"gate: {reasons}" if report.refused else ""
+
+    def _meanwhile(self) -> None:
+        """Show life while the engine works; a command comes before a release at the gate.
+
+        The release is taken up again after it, from the beginning, unless the command forbids it.
+        """
+        self._show_life()
+        since = self._listened_at
+        if since is not None and self._clock.monotonic() - since >= COMMAND_SECONDS:
+            self._listened_at = self._clock.monotonic()
+            if self._log.command_waits():
+                raise UnavailableError("a person's command comes before the release at the gate")
 
     def _start(self, pending: Pending) -> None:
         who = self._identity(pending.candidate)
@@ -323,16 +331,7 @@ class RolloutLoop:
         self._record.act(act, replace(after, positions=places))
         if done is not None:
             self._inbox.drop(done, self.state)
-        self._count_on()
-
-    def _count_on(self) -> None:
-        """Count for the state just written: a rollout that began, goes on, or ended."""
-        if self.state.candidate is None:
-            self._counter = None
-        elif self._counter is None:
-            self._counter = EvidenceCounter(self.state, CountingRules.of(self._settings))
-        else:
-            self._counter.enter(self.state)
+        self._trial.follow(self.state)
 
     def _publish_counts(self) -> None:
         """Publish what was counted from time to time, and that this controller lives."""
@@ -356,19 +355,7 @@ class RolloutLoop:
 
     def _counted(self) -> Rollout:
         """Return the state with the newest evidence."""
-        if self._counter is None:
-            return self.state
-        return replace(self.state, evidence=self._counter.evidence)
-
-    def _plan(self, state: Rollout) -> str:
-        assert state.candidate is not None, "a rollout under way has a candidate"
-        who = Identity(
-            rollout_id=state.rollout_id or "",
-            salt=state.salt,
-            stable=state.stable,
-            candidate=state.candidate,
-        )
-        return plan_hash(who, self._settings)
+        return self._trial.counted(self.state)
 
     def _attributes(self, state: Rollout) -> dict[str, str | int]:
         return {
@@ -379,9 +366,9 @@ class RolloutLoop:
 
     def _describe(self) -> str:
         state = self._counted()
-        if self._counter is None or state.candidate is None:
+        if state.candidate is None:
             wait = self._waits() or "waiting for a release"
             return f"serving {state.stable.version[:12]}, {wait}"
         share = f"{state.weight:.0%}" if state.weight else f"shadow {state.shadow_share:.0%}"
-        verdict = self._verdict(self._counter)
+        verdict = self._trial.verdict(state)
         return f"canary {state.candidate.version[:12]} at {share}: {verdict.reason}"

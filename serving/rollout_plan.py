@@ -55,6 +55,17 @@ def largest_share(state: Rollout, rules: Rules) -> float:
     return max(step.weight or shadow_weight(step.shadow_share) for step in so_far)
 
 
+def identity_of(state: Rollout) -> Identity:
+    """Return the identity of a rollout under way."""
+    assert state.candidate is not None, "a rollout under way has a candidate"
+    return Identity(
+        rollout_id=state.rollout_id or "",
+        salt=state.salt,
+        stable=state.stable,
+        candidate=state.candidate,
+    )
+
+
 def plan_hash(identity: Identity, settings: Settings) -> str:
     """Return the sha256 of everything that decides this rollout, fixed before its first request."""
     rules = msgspec.to_builtins(settings.rollout)

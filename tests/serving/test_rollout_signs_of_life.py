@@ -1,4 +1,4 @@
-"""A controller that waits for a slow engine still shows that it lives, so nobody takes over."""
+"""A controller that waits for a slow engine still shows that it lives and obeys people."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from serving.engine import EngineAnswer, EngineRequest
 from tests.serving.rollout_stage import RULES, Stage, TinyEngine
+from tests.serving.test_rollout_commands import answer, ask
 from tests.until import until
 
 
@@ -34,3 +35,38 @@ def test_while_the_engine_is_waited_for_the_state_is_published_again(stage: Stag
         engine.held = False
         state = stage.state("canary", version)
     assert {found.term for found in stage.states()} == {state.term}
+
+
+def test_a_command_does_not_wait_for_a_release_that_the_engine_is_slow_to_take(
+    stage: Stage,
+) -> None:
+    stage.engine = engine = HeldEngine()
+    with stage.controller():
+        version = stage.released()
+        until("the version is loaded", lambda: version in engine.loads)
+        pinned = answer(stage, ask(stage, "pin"))
+        assert pinned.action == "rollout.pinned"
+        assert engine.asked == []  # nobody let the engine go on
+        engine.held = False
+        answer(stage, ask(stage, "unpin"))
+        stage.state("canary", version)
+    assert [record.subject for record in stage.audits() if record.action == "rollout.started"] == [
+        version
+    ]
+
+
+def test_a_release_that_comes_with_the_command_takes_the_place_of_the_one_at_the_gate(
+    stage: Stage,
+) -> None:
+    stage.engine = engine = HeldEngine()
+    with stage.controller():
+        first = stage.released()
+        until("the version is loaded", lambda: first in engine.loads)
+        second = stage.released()
+        answer(stage, ask(stage, "pause"))
+        engine.held = False
+        answer(stage, ask(stage, "resume"))
+        stage.state("canary", second)
+    actions = [(record.action, record.subject) for record in stage.audits()]
+    assert ("release.superseded", first) in actions
+    assert ("rollout.started", first) not in actions
