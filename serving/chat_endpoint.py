@@ -37,7 +37,7 @@ class ChatEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, within one of the places for requests under way."""
         try:
-            async with place_for_one(self._gateway):
+            async with place_for_one(self._gateway, self._gateway.chat_room):
                 await self._answer(scope, receive, send)
         except Refusal as refusal:
             if refusal.status < 500:
@@ -49,7 +49,7 @@ class ChatEndpoint:
         arrival = arrival_of(gateway, request)
         with gateway.door.admitted(arrival.caller, "chat"):
             body = await read_body(request, max_body(gateway, arrival.caller))
-            asked = parse_chat(body, gateway.settings.gateway, gateway.settings.policy.name)
+            asked = parse_chat(body, gateway.settings)
             with gateway.load.asking(arrival.budget, stream=asked.stream) as under_way:
                 gateway.metrics.count("requests")
                 turn = begin_turn(gateway, asked, arrival, under_way)

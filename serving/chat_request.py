@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from contracts.events import Id, Message, Sampling, ToolCall
-from contracts.settings import Gateway
+from contracts.settings import Settings
 from serving.api_keys import Traits
 from serving.wire_errors import Refusal
 
@@ -115,9 +115,9 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _KNOWN = WITHOUT_EFFECT.union(_Body.__struct_fields__)
 
 
-def parse_chat(data: bytes, gateway: Gateway, policy: str) -> ChatRequest:
+def parse_chat(data: bytes, settings: Settings) -> ChatRequest:
     """Decode and check a body; Refusal 400 (or 404 for the model) says what is allowed."""
-    body = decode_body(_bodies, data)
+    body, policy = decode_body(_bodies, data), settings.policy.name
     if body.model != policy:
         raise Refusal(
             404,
@@ -142,7 +142,7 @@ def parse_chat(data: bytes, gateway: Gateway, policy: str) -> ChatRequest:
         ),
         tools=tuple(_tool(tool) for tool in tools),
         tool_names=tuple(tool.function.name for tool in tools),
-        sampling=_sampling(body, gateway),
+        sampling=_sampling(body, settings),
         stream=bool(body.stream),
         include_usage=body.stream_options is not None and body.stream_options.include_usage,
         user_id=body.user,
@@ -238,13 +238,21 @@ def _tool(tool: _Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _sampling(body: _Body, gateway: Gateway) -> Sampling:
-    max_tokens = body.max_completion_tokens or body.max_tokens or gateway.max_tokens
+def _sampling(body: _Body, settings: Settings) -> Sampling:
+    gateway, most = settings.gateway, settings.engine.max_model_len
+    asked = body.max_completion_tokens or body.max_tokens
+    if asked and asked > most:
+        param = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        raise Refusal(
+            400,
+            f"{param} is {asked}; question and answer together have at most {most} tokens",
+            param=param,
+        )
     return Sampling(
         temperature=gateway.temperature if body.temperature is None else body.temperature,
         top_p=gateway.top_p if body.top_p is None else body.top_p,
         top_k=body.top_k or 0,
-        max_tokens=max_tokens,
+        max_tokens=asked or gateway.max_tokens,
         seed=body.seed,
     )
 

@@ -20,7 +20,7 @@ from contracts.tracing import span
 from serving.body import read_body
 from serving.chat_endpoint import max_body
 from serving.chat_request import WireMessage, checked_message, decode_body
-from serving.gateway import Gateway
+from serving.gateway import Gateway, place_for_one
 from serving.outbox import OutboxFullError
 from serving.wire_errors import JSON, Refusal
 
@@ -53,21 +53,27 @@ class FeedbackEndpoint:
         """Check and accept one feedback."""
         gateway = self._gateway
         try:
-            caller = gateway.door.identify(request.headers.get("authorization"))
-            with gateway.door.admitted(caller, "feedback"):
-                body = await read_body(request, max_body(gateway, caller))
-                feedback = self._checked(decode_body(_bodies, body))
-                attributes = {
-                    "headrace.decision.id": feedback.decision_id,
-                    "headrace.feedback.kind": feedback.kind,
-                }
-                with span("feedback", kind=SpanKind.SERVER, attributes=attributes):
-                    self._accept(feedback)
+            async with place_for_one(gateway, gateway.feedback_room):
+                feedback = await self._answer(request)
         except Refusal as refusal:
             gateway.metrics.count("feedback_refused")
             return refusal.response()
         gateway.metrics.count("feedback")
         return Response(to_json({"event_id": feedback.id}), 202, media_type=JSON)
+
+    async def _answer(self, request: Request) -> Feedback:
+        gateway = self._gateway
+        caller = gateway.door.identify(request.headers.get("authorization"))
+        with gateway.door.admitted(caller, "feedback"):
+            body = await read_body(request, max_body(gateway, caller))
+            feedback = self._checked(decode_body(_bodies, body))
+            attributes = {
+                "headrace.decision.id": feedback.decision_id,
+                "headrace.feedback.kind": feedback.kind,
+            }
+            with span("feedback", kind=SpanKind.SERVER, attributes=attributes):
+                self._accept(feedback)
+        return feedback
 
     def _checked(self, body: _Body) -> Feedback:
         gateway = self._gateway

@@ -55,7 +55,8 @@ FAILED = "error"
 class Gateway(Struct, frozen=True, kw_only=True):
     """The parts a request needs, made once per process.
 
-    ``rollout`` gives the newest state known of a policy.
+    ``rollout`` gives the newest state known of a policy. The rooms hold the requests under way:
+    chats may fill theirs and feedback is still taken.
     """
 
     settings: Settings
@@ -68,7 +69,8 @@ class Gateway(Struct, frozen=True, kw_only=True):
     log: DecisionLog
     metrics: Metrics
     guard: Guard
-    room: asyncio.Semaphore
+    chat_room: asyncio.Semaphore
+    feedback_room: asyncio.Semaphore
     load: Load
     door: KeyDoor
     breakers: Breakers
@@ -76,16 +78,16 @@ class Gateway(Struct, frozen=True, kw_only=True):
 
 
 @asynccontextmanager
-async def place_for_one(gateway: Gateway) -> AsyncIterator[None]:
-    """Hold one of the places for requests under way; Refusal 429 when all are taken."""
-    if gateway.room.locked():
+async def place_for_one(gateway: Gateway, room: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Hold one of a room's places for requests under way; Refusal 429 when all are taken."""
+    if room.locked():
         raise Refusal(
             429,
             f"{gateway.settings.gateway.max_concurrent} requests are under way; try again soon",
             code="too_many_requests",
             retry_after=1,
         )
-    async with gateway.room:
+    async with room:
         yield
 
 

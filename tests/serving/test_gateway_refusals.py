@@ -66,6 +66,8 @@ def test_a_body_that_is_no_request_is_a_400(gateway: Server, body: bytes, messag
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**6}, "max_tokens"),
+        ({"max_completion_tokens": 2**40}, "max_completion_tokens"),
         ({"n": 2}, "n"),
         ({"stop": "x"}, "stop"),
         ({"logprobs": True}, "logprobs"),
@@ -133,19 +135,23 @@ def test_a_prompt_longer_than_the_model_is_a_400(gateway: Server) -> None:
         assert (status, answer["error"]["code"]) == (400, "engine_refused")
 
 
-def test_one_too_many_at_once_is_a_429(gateway: Server) -> None:
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/feedback"])
+def test_one_too_many_at_once_is_a_429_and_the_other_route_is_free(
+    gateway: Server, path: str
+) -> None:
     """Fifty requests hold all places while their bodies are awaited."""
     held = [socket.create_connection(("127.0.0.1", gateway.port), timeout=10) for _ in range(50)]
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     for holder in held:
-        holder.sendall(head)
+        holder.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode())
 
     def refused() -> HTTPResponse | None:
-        response, _ = gateway.request("POST", "/v1/chat/completions", json.dumps(HELLO).encode())
+        response, _ = gateway.request("POST", path, json.dumps(HELLO).encode())
         return response if response.status == 429 else None
 
     assert until("a refusal", refused).headers["Retry-After"] == "1"
-    assert chat(gateway)[1]["error"]["type"] == "rate_limit_error"
+    assert post(gateway, path, HELLO)[1]["error"]["type"] == "rate_limit_error"
+    other = {"/v1/feedback": ("/v1/chat/completions", 200)}.get(path, ("/v1/feedback", 400))
+    assert post(gateway, other[0], HELLO)[0] == other[1]
     for holder in held:
         holder.close()
 
