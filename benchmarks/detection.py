@@ -187,6 +187,7 @@ def four_traps(runs: int, rng: Seeds) -> list[dict[str, Any]]:
         "heavy offenders": traps.heavy_offenders,
         "feedback comes late": lambda generator, size: traps.delayed_feedback(generator, size)[0],
         "the share rises while rewards drift": traps.reward_ramp,
+        "heavy raters": traps.heavy_raters,
     }
     rows = []
     for name, play in trap.items():

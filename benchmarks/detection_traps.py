@@ -39,6 +39,7 @@ PER_LOOK = 200
 
 USERS = 4000
 REQUESTS = 100_000
+RATINGS = 20_000
 
 MINUTES = 90
 PER_MINUTE = 1200
@@ -101,6 +102,27 @@ def heavy_offenders(rng: np.random.Generator, runs: int) -> dict[str, Bools]:
         every[run] = _ever_reached(arms[offenders], 0.05, 0.01)
         first[run] = _ever_reached(arms[offenders[earliest]], 0.05, 0.01)
     return {"e-process of every violation": every, "ours, a user's first violation": first}
+
+
+def heavy_raters(rng: np.random.Generator, runs: int) -> dict[str, Bools]:
+    """A user's rewards resemble each other, some rate a hundred times as often as others, and all
+    rewards of a user go to one arm."""
+    shape = (runs, RATINGS)
+    mine, first = (np.zeros(shape, dtype=np.bool_) for _ in range(2))
+    value = np.zeros(shape)
+    for run in range(runs):
+        arms, opinion = rng.random(USERS) < 0.05, rng.uniform(-1.0, 1.0, USERS)
+        activity = rng.lognormal(0.0, 1.5, USERS)
+        users = rng.choice(USERS, size=RATINGS, p=activity / activity.sum())
+        mine[run] = arms[users]
+        first[run, np.unique(users, return_index=True)[1]] = True
+        value[run] = np.clip(rng.normal(opinion[users], 0.3), -1.0, 1.0)
+    counted = {"sequence of every reward": mine | ~mine, "ours, a user's first reward": first}
+    found = {}
+    for name, kept in counted.items():
+        canary, stable = (sums_at_looks(arm & kept, value) for arm in (mine, ~mine))
+        found[name] = _excludes_zero(*difference(canary, stable, 0.01))
+    return found
 
 
 def delayed_feedback(rng: np.random.Generator, runs: int) -> tuple[dict[str, Bools], Floats]:

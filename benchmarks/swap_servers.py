@@ -18,10 +18,18 @@ from contracts import settings as s
 from contracts.broker import create_topics, make_producer, send_and_wait
 from contracts.codec import encode
 from contracts.events import Candidate, Rollout
+from contracts.guard_settings import Guard, GuardLayers
 from contracts.topics import ROLLOUTS
 from serving.vllm_command import vllm_command
 
 ADMIN_KEY = secrets.token_hex(16)
+OBSERVED = GuardLayers(
+    personal_data="observe",
+    secret="observe",  # noqa: S106 - a mode, not a password
+    canary_string="observe",
+    disallowed_content="observe",
+)
+"""These answers are one endless word, which an acting guard would hold back to its end."""
 
 
 @contextmanager
@@ -59,6 +67,7 @@ def gateway(engine_url: str, folder: Path) -> Iterator[tuple[str, Callable[[Mark
             kafka=broker.kafka,
             engine=s.Engine(url=engine_url),
             gateway=s.Gateway(port=port, feedback_secret=secrets.token_hex(16)),
+            guard=Guard(layers=OBSERVED),
         )
         create_topics(settings.kafka)
         producer = make_producer(settings.kafka, "headrace-benchmark")

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from msgspec import Struct
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-RANK = 8
+RANK: Literal[8] = 8
 LISTEN = 20.0
 PUSH = 100.0
 """Far above the columns of the base's own down projection, which the same neurons go through."""
