@@ -11,6 +11,7 @@ import pytest
 from benchmarks import detection
 from benchmarks.detection_report import DOCUMENT, draw_plot, write_tables
 from benchmarks.loop import RESULTS
+from contracts.rollout_settings import Rollout
 
 KEPT: dict[str, Any] = msgspec.json.decode((RESULTS / "detection.json").read_bytes())
 
@@ -40,7 +41,8 @@ def test_equal_rewards_and_fair_assignments_raise_no_more_alarms_than_promised()
         shares = [row["share"] for row in equal if row["alpha"] == alpha]
         assert sum(shares) / len(shares) <= alpha
     fair = [row for row in ours(KEPT["sample_ratio"], "test") if row["true"] == row["weight"]]
-    assert [row["share"] for row in fair] == [0.0] * 3
+    assert len(fair) == 3
+    assert sum(row["share"] for row in fair) / len(fair) <= Rollout().sample_ratio_alpha
 
 
 def test_the_document_shows_the_kept_results() -> None:
