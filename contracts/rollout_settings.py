@@ -73,8 +73,7 @@ class Rollout(Section, frozen=True):
     users makes that unlikely beside those of the stable version; a share of users off at
     ``sample_ratio_alpha`` pauses. After a rollback no release is taken for ``cooldown_seconds``. A
     controller that stands by takes over from one that is silent for ``takeover_seconds``.
-    A rollout undecided after ``max_decisions``, each of which is remembered so that it counts once,
-    goes back.
+    A rollout undecided after ``max_users``, each of whom is remembered, goes back.
     """
 
     steps: tuple[Step, ...] = STEPS
@@ -90,7 +89,7 @@ class Rollout(Section, frozen=True):
     cooldown_seconds: NonNegative = 600.0
     takeover_seconds: Positive = 120.0
     publish_seconds: Positive = 1.0
-    max_decisions: Count = 500_000
+    max_users: Count = 500_000
 
     def __post_init__(self) -> None:
         """Check the plan as a whole; ValueError says what is wrong and what to give."""

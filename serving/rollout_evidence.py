@@ -44,6 +44,9 @@ from serving.rollout_guardrails import (
 
 EMPTY = Evidence(guardrails={name: GuardrailEvidence() for name in GUARDRAILS})
 
+RECENT = 200_000
+"""Decisions remembered, and as many rewards: what comes twice comes again soon after."""
+
 _REWARD_GRID = 2.0**16  # values and squares on it add exactly up to two million rewards
 
 _Number = TypeVar("_Number", int, float)
@@ -56,7 +59,7 @@ class CountingRules(Struct, frozen=True):
     judge_share: float
     first_token_limit_seconds: float
     answer_limit_seconds: float
-    max_decisions: int
+    max_users: int
 
     @classmethod
     def of(cls, settings: Settings) -> CountingRules:
@@ -66,7 +69,7 @@ class CountingRules(Struct, frozen=True):
             settings.policy.judge_share,
             settings.rollout.first_token_limit_seconds,
             settings.rollout.answer_limit_seconds,
-            settings.rollout.max_decisions,
+            settings.rollout.max_users,
         )
 
 
@@ -81,14 +84,15 @@ class EvidenceCounter:
         self.evidence = state.evidence
         self._state = state
         self._rules = rules
+        self._recent: dict[bytes, None] = {}
         self._seen: set[bytes] = set()
-        self._decisions = 0
+        self._users = 0
         self._now = state.time
 
     @property
     def full(self) -> bool:
-        """Whether the memory's bound is reached; nothing more is counted then."""
-        return self._decisions >= self._rules.max_decisions
+        """Whether as many users as may be were met; nothing more is counted then."""
+        return self._users >= self._rules.max_users
 
     def enter(self, state: Rollout) -> None:
         """Go on with the rollout's next state: another step counts its own requests and users."""
@@ -104,7 +108,7 @@ class EvidenceCounter:
         self._now = now
         before = self.evidence
         if isinstance(event, Safety) and self._is_new("decision", event):
-            self._decisions += 1
+            self._users += self._first("met", event.user_id)
             self._count_safety(event)
         elif isinstance(event, Reward) and event.revision == 0 and self._is_new("reward", event):
             self._count_reward(event)
@@ -117,12 +121,18 @@ class EvidenceCounter:
         self.evidence = kept
 
     def _is_new(self, kind: str, event: Safety | Reward) -> bool:
-        of_rollout = event.assignment.rollout_id == self._state.rollout_id
-        return of_rollout and self._first(kind, event.decision_id)
+        """Tell whether an event is of this rollout and did not come a short while ago."""
+        key = _key(kind, event.decision_id)
+        if event.assignment.rollout_id != self._state.rollout_id or key in self._recent:
+            return False
+        self._recent[key] = None
+        if len(self._recent) > 2 * RECENT:
+            del self._recent[next(iter(self._recent))]
+        return True
 
     def _first(self, *parts: str) -> bool:
-        """Remember something by its hash; return whether it was not known."""
-        key = blake2b("\0".join(parts).encode(), digest_size=8).digest()
+        """Remember something of a user for the whole rollout; return whether it was not known."""
+        key = _key(*parts)
         if key in self._seen:
             return False
         self._seen.add(key)
@@ -234,6 +244,10 @@ class EvidenceCounter:
         reached = min(decided_at, self._now) - timedelta(seconds=window_seconds)
         if self.evidence.watermark is None or reached > self.evidence.watermark:
             self.evidence = replace(self.evidence, watermark=reached)
+
+
+def _key(*parts: str) -> bytes:
+    return blake2b("\0".join(parts).encode(), digest_size=8).digest()
 
 
 def _with_reward(steps: tuple[StepRewards, ...], event: Reward) -> tuple[StepRewards, ...]:

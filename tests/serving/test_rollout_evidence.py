@@ -27,7 +27,7 @@ from contracts.findings import Finding
 from contracts.judges import is_judge
 from contracts.rollout_settings import Rollout
 from contracts.settings import Settings
-from serving import sample_ratio
+from serving import rollout_evidence, sample_ratio
 from serving.assignment import assign, assign_shadow, shadow_weight
 from serving.eprocess import add_event, e_value
 from serving.rollout_evidence import EMPTY, CountingRules, EvidenceCounter
@@ -41,7 +41,7 @@ RULES = CountingRules(
     judge_share=0.999,
     first_token_limit_seconds=2.0,
     answer_limit_seconds=20.0,
-    max_decisions=1000,
+    max_users=1000,
 )
 
 
@@ -358,13 +358,25 @@ def test_going_on_from_published_evidence_gives_what_never_stopping_gives(
     assert to_json(counter.evidence) == to_json(count(history))
 
 
-def test_how_many_decisions_are_remembered_is_a_setting() -> None:
-    given = Settings(rollout=Rollout(max_decisions=7))
-    assert CountingRules.of(given).max_decisions == 7
+def test_how_many_users_are_remembered_is_a_setting() -> None:
+    given = Settings(rollout=Rollout(max_users=7))
+    assert CountingRules.of(given).max_users == 7
+
+
+def test_requests_alone_do_not_fill_a_counter_and_one_that_comes_again_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rollout_evidence, "RECENT", 5)
+    counter = EvidenceCounter(STATE, replace(RULES, max_users=2))
+    for n in range(100):
+        counter.count(safety(str(n), user="a"), LATER)
+        counter.count(safety(str(max(n - 3, 0)), user="a"), LATER)
+    assert counter.evidence.requests == {"canary": 100}
+    assert not counter.full
 
 
 def test_a_full_counter_stops_counting() -> None:
-    counter = EvidenceCounter(STATE, replace(RULES, max_decisions=3))
+    counter = EvidenceCounter(STATE, replace(RULES, max_users=3))
     changed = [counter.count(safety(str(n)), LATER) for n in range(5)]
     assert changed == [True, True, True, False, False]
     assert counter.full
