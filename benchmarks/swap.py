@@ -26,7 +26,7 @@ from benchmarks.loop import RESULTS, commit, machine
 from benchmarks.swap_load import EngineFront, Figures, GatewayFront, measure
 from benchmarks.swap_servers import ADMIN_KEY, engine, gateway
 from benchmarks.swap_versions import Marked, make_model, make_versions
-from serving.engine import HttpEngine
+from serving.http_engine import HttpEngine
 
 FILE = RESULTS / "swap.json"
 TIMEOUT_SECONDS = 120.0

@@ -16,7 +16,8 @@ from msgspec import Struct
 from benchmarks.swap_versions import Marked
 from contracts.errors import EngineError
 from contracts.events import Sampling
-from serving.engine import EngineRequest, HttpEngine
+from serving.engine import EngineRequest
+from serving.http_engine import HttpEngine
 
 SECONDS = 120.0
 POLL_SECONDS = 0.005

@@ -130,7 +130,7 @@ async def _answers(
 
     KeyboardInterrupt would tear the event loop down.
     """
-    from serving.engine import HttpEngine
+    from serving.http_engine import HttpEngine
 
     engine = HttpEngine(settings.engine.url, settings.engine.timeout_seconds, settings.engine.key)
     room = asyncio.Semaphore(CONCURRENCY)

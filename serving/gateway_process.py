@@ -32,11 +32,11 @@ from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
 from serving.chat_first import CHAT, ChatFirst
 from serving.decision_log import DecisionLog
-from serving.engine import HttpEngine
 from serving.feature_lookup import FeatureLookup, Reader, open_online_reader
 from serving.feedback_endpoint import FeedbackEndpoint
 from serving.gateway import Gateway
 from serving.guarding import Guard
+from serving.http_engine import HttpEngine
 from serving.key_door import KeyDoor
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.outbox import Outbox

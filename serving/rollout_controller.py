@@ -15,7 +15,8 @@ from contracts.errors import SettingsError
 from contracts.ids import NewId, uuid7_ids
 from contracts.settings import Settings, load_settings, process_for, settings_for
 from contracts.tracing import start_tracing
-from serving.engine import Engine, HttpEngine
+from serving.engine import Engine
+from serving.http_engine import HttpEngine
 from serving.rollout_adapters import Adapters
 from serving.rollout_log import RolloutLog
 from serving.rollout_loop import RolloutLoop

@@ -14,7 +14,8 @@ from benchmarks.gateway_load import Target, closed_loop, open_loop
 from benchmarks.gateway_upstream import WORDS
 from console.local_broker import free_port
 from contracts.events import Sampling
-from serving.engine import EngineRequest, HttpEngine
+from serving.engine import EngineRequest
+from serving.http_engine import HttpEngine
 from tests.serving.http_server import Server
 
 

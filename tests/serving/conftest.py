@@ -15,7 +15,7 @@ from console.system_libraries import loader_environment
 from contracts import settings as s
 from contracts.broker import create_topics
 from contracts.ids import NewId
-from serving.engine import HttpEngine
+from serving.http_engine import HttpEngine
 from serving.vllm_command import vllm_command
 from tests.serving.collector import Collector
 from tests.serving.http_server import ADMIN_KEY, Server

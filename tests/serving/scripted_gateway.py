@@ -15,8 +15,9 @@ from console.local_broker import free_port
 from contracts import settings as s
 from contracts.errors import EngineError
 from contracts.events import AuditRecord, Decision, Rollout
-from serving.engine import EngineAnswer, EngineChunk, EngineRequest, HttpEngine
+from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.gateway_process import Running, assemble, make_app
+from serving.http_engine import HttpEngine
 from serving.shadow import Shadows
 
 SECTIONS = ("segments", "engine", "guard", "streams")

@@ -18,8 +18,9 @@ from contracts.errors import EngineError
 from contracts.events import Sampling
 from contracts.settings import Engine, Policy, Settings, load_settings
 from serving.door.engine_door import EngineDoor
-from serving.engine import EngineRequest, HttpEngine
+from serving.engine import EngineRequest
 from serving.gateway_process import assemble
+from serving.http_engine import HttpEngine
 from tests.serving.http_server import ADMIN_KEY, Server
 from tests.until import until
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from contracts.errors import EngineError
-from serving.engine import _refusal
 from serving.engine_failure import failure_text, is_crash
+from serving.engine_wire import refusal
 
 
 @pytest.mark.parametrize("content", [False, True])
@@ -15,7 +15,7 @@ from serving.engine_failure import failure_text, is_crash
 def test_status_500_is_a_crash_with_content_and_without(
     content: bool, charged: str, status: int, crash: bool
 ) -> None:
-    error = _refusal(status, b'{"error": {"message": "CUDA error; bad luck"}}')
+    error = refusal(status, b'{"error": {"message": "CUDA error; bad luck"}}')
     said = failure_text(error, content=content)
     assert ("CUDA" in said) == content
     assert is_crash(charged + said) == crash

@@ -15,7 +15,8 @@ from console.local_broker import free_port
 from console.probe import Answer, engine_server
 from contracts.errors import EngineError
 from contracts.events import Sampling
-from serving.engine import EngineAnswer, EngineRequest, HttpEngine
+from serving.engine import EngineAnswer, EngineRequest
+from serving.http_engine import HttpEngine
 from tests.serving.http_server import Server
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ import pytest
 
 from contracts.errors import EngineError
 from contracts.events import Sampling
-from serving.engine import EngineRequest, HttpEngine
+from serving.engine import EngineRequest
+from serving.http_engine import HttpEngine
 from serving.weight_swap import Deadlines, Weights
 from tests.serving.http_server import ADMIN_KEY, Server
 

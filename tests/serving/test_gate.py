@@ -28,7 +28,6 @@ from contracts.settings import (
     Streams,
 )
 from contracts.signing import signing_key
-from serving.engine import HttpEngine
 from serving.gate import Gate as GateKeeper
 from serving.gate import summary
 from serving.gate_prompts import (
@@ -39,6 +38,7 @@ from serving.gate_prompts import (
     parsed,
     read_prompts,
 )
+from serving.http_engine import HttpEngine
 from serving.rollout_adapters import Adapters
 from tests.messages import calls, says
 from tests.serving.http_server import ADMIN_KEY, Server

@@ -18,9 +18,11 @@ from contracts import tracing
 from contracts.codec import to_json
 from contracts.errors import EngineError
 from contracts.tracing import FileSpanExporter
-from serving.engine import EngineAnswer, EngineChunk, EngineRequest, HttpEngine, _refusal
+from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.engine_failure import is_crash
+from serving.engine_wire import refusal
 from serving.gateway_process import Running, assemble, make_app
+from serving.http_engine import HttpEngine
 from tests.serving.rollout_states import canary_state, user_of
 
 CARD = "4111 1111 1111 1111"
@@ -108,7 +110,7 @@ async def scene(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("status", "answered"), [(400, 400), (500, 503)])
-async def test_a_refusal_leaves_nothing_of_the_conversation_on_its_span(
+async def test_arefusal_leaves_nothing_of_the_conversation_on_its_span(
     scene: Callable[..., Scene], stream: bool, status: int, answered: int
 ) -> None:
     set_up = scene()
@@ -141,5 +143,5 @@ async def test_a_decision_and_its_audit_record_quote_the_engine_only_with_conten
 def test_an_engine_error_of_any_length_is_cut(form: str) -> None:
     long: Any = "x" * 2_000_000
     body = to_json({"error": {"message": long}}) if form == "json" else long.encode()
-    error = _refusal(500, body)
+    error = refusal(500, body)
     assert 500 <= len(str(error)) < 600

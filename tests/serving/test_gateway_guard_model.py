@@ -13,7 +13,8 @@ from contracts.errors import SettingsError
 from contracts.events import GuardReport
 from contracts.guard_settings import Guard, GuardLayers, GuardModel, Mode
 from contracts.settings import load_settings
-from serving.engine import EngineAnswer, EngineRequest, HttpEngine
+from serving.engine import EngineAnswer, EngineRequest
+from serving.http_engine import HttpEngine
 from tests.serving.http_server import Server
 from tests.serving.rollout_states import canary_state
 from tests.serving.scripted_gateway import ScriptedEngine, ScriptedGateway

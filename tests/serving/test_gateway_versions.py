@@ -18,8 +18,8 @@ from console.local_broker import free_port
 from contracts import settings as s
 from contracts.errors import SettingsError
 from contracts.events import BASE_VERSION, Decision, FeatureValue, Rollout
-from serving.engine import HttpEngine
 from serving.gateway_process import Running, assemble, check_secret, make_app
+from serving.http_engine import HttpEngine
 from tests.serving.http_server import ADMIN_KEY, Server
 from tests.serving.rollout_states import canary_state, user_of
 from tests.until import until

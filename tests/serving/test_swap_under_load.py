@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.swap_load import EngineFront, Said, Streams, measure
 from benchmarks.swap_versions import Marked, make_versions
-from serving.engine import HttpEngine
+from serving.http_engine import HttpEngine
 from tests.serving.http_server import Server
 
 
