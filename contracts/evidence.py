@@ -105,7 +105,7 @@ class DirectSampling(Struct, frozen=True, kw_only=True):
 
     One entry per prompt in ``slices``, ``must``, ``candidate`` and ``incumbent``: whether the
     answer was as expected. ``prompts`` is the sha256 of the set, ``unanswered`` how many of the
-    candidate's answers did not come.
+    candidate's answers did not come and ``incumbent_unanswered`` how many of the other's.
     """
 
     prompts: str
@@ -114,6 +114,7 @@ class DirectSampling(Struct, frozen=True, kw_only=True):
     candidate: tuple[bool, ...]
     incumbent: tuple[bool, ...]
     unanswered: int = 0
+    incumbent_unanswered: int = 0
 
 
 class GateReport(Struct, frozen=True, kw_only=True):

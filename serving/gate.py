@@ -56,7 +56,7 @@ class _Measured(Struct, frozen=True):
 
     version: str
     digest: str
-    outcomes: tuple[bool, ...]
+    outcomes: tuple[bool | None, ...]
 
 
 class Gate:
@@ -148,7 +148,7 @@ class Gate:
         known = self._measured.get(name)
         if known is None or (known.version, known.digest) != (incumbent.version, asked.digest):
             theirs = self._outcomes(incumbent.version, asked)
-            known = _Measured(incumbent.version, asked.digest, tuple(map(bool, theirs)))
+            known = _Measured(incumbent.version, asked.digest, theirs)
             if None not in theirs:
                 self._measured[name] = known
         return DirectSampling(
@@ -156,8 +156,9 @@ class Gate:
             slices=tuple(prompt.slice for prompt in asked.prompts),
             must=tuple(prompt.must for prompt in asked.prompts),
             candidate=tuple(map(bool, outcomes)),
-            incumbent=known.outcomes,
-            unanswered=sum(outcome is None for outcome in outcomes),
+            incumbent=tuple(map(bool, known.outcomes)),
+            unanswered=outcomes.count(None),
+            incumbent_unanswered=known.outcomes.count(None),
         )
 
     def _outcomes(self, version: str, asked: PromptSet) -> tuple[bool | None, ...]:
@@ -215,5 +216,6 @@ def summary(report: GateReport) -> dict[str, object]:
                 "candidate": sum(direct.candidate),
                 "incumbent": sum(direct.incumbent),
                 "unanswered": direct.unanswered,
+                "incumbent_unanswered": direct.incumbent_unanswered,
             }
     return found

@@ -195,6 +195,11 @@ def _answered(direct: DirectSampling, name: str) -> list[str]:
         reasons.append(
             f"{name}: {direct.unanswered} of {len(direct.candidate)} prompts got no answer"
         )
+    if direct.incumbent_unanswered:  # counted as wrong they would hide what the candidate lost
+        reasons.append(
+            f"{name}: {direct.incumbent_unanswered} of {len(direct.incumbent)} prompts got no "
+            "answer from the version in service, so there is nothing to compare with"
+        )
     musts = [
         place
         for place, (must, good) in enumerate(zip(direct.must, direct.candidate, strict=True))

@@ -177,6 +177,7 @@ def test_a_version_that_answers_as_the_one_in_service_passes_and_its_report_is_s
         "candidate": 8,
         "incumbent": 8,
         "unanswered": 0,
+        "incumbent_unanswered": 0,
     }
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from contracts.errors import EngineError
 from contracts.events import BASE_VERSION
 from contracts.evidence import ReleaseEvidence, read_report
 from contracts.ids import NewId
 from contracts.settings import Gate, Kafka
-from tests.serving.rollout_stage import RULES, Stage
+from serving.engine import EngineAnswer, EngineRequest
+from tests.serving.rollout_stage import RULES, Stage, TinyEngine
 from tests.serving.test_gate_verdict import SOUND
 from tests.serving.test_rollout_commands import answer, ask
 
@@ -49,6 +51,29 @@ def test_a_version_without_evidence_is_refused_before_anyone_sees_it_and_the_rea
     found = read_report(guarded.settings.state_dir, "desk", version)
     assert found is not None
     assert found.reasons[0].startswith("evidence missing")
+
+
+class BusyBase(TinyEngine):
+    """An engine that has no time for the version in service."""
+
+    async def complete(self, request: EngineRequest) -> EngineAnswer:
+        if request.model == BASE_VERSION:
+            raise EngineError("busy", 429)
+        return await super().complete(request)
+
+
+def test_a_version_is_refused_when_the_one_in_service_does_not_answer_beside_it(
+    guarded: Stage,
+) -> None:
+    guarded.engine = BusyBase()
+    with guarded.controller():
+        version = guarded.release(*guarded.version(evidence=_evidence(1)))
+        refused = guarded.state("refused", version)
+    assert "3 of 3 prompts got no answer from the version in service" in refused.reason
+    report = read_report(guarded.settings.state_dir, "desk", version)
+    assert report is not None
+    assert report.regression is not None
+    assert (report.regression.unanswered, report.regression.incumbent_unanswered) == (0, 3)
 
 
 def test_the_audit_of_a_promote_says_what_the_gate_had_found(guarded: Stage) -> None:

@@ -194,6 +194,20 @@ def test_a_prompt_that_must_hold_refuses_alone_and_so_does_a_missing_answer() ->
     assert reason == "red team: 2 of 20 prompts got no answer"
 
 
+def test_a_version_in_service_that_left_prompts_unanswered_lets_nothing_pass() -> None:
+    lost = _direct("-+" * 8 + "++" * 8, "-+" * 16, incumbent_unanswered=16)
+    (reason,) = regression_refusals(lost, Gate(min_regression_rate=0.0))
+    assert reason.startswith("regression: 16 of 32 prompts got no answer from the version in serv")
+    (reason,) = red_team_refusals(_direct("+" * 20, incumbent_unanswered=1), Gate())
+    assert reason.startswith("red team: 1 of 20 prompts got no answer from the version in service")
+
+
+def test_a_stored_report_that_does_not_count_the_other_version_can_still_be_read() -> None:
+    stored = msgspec.to_builtins(_direct("+-"))
+    del stored["incumbent_unanswered"]
+    assert msgspec.convert(stored, DirectSampling).incumbent_unanswered == 0
+
+
 def test_the_tests_of_many_slices_are_those_of_the_books() -> None:
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}, 0.05) == ["a"]
     assert holm({"a": 0.01, "b": 0.02, "c": 0.03}, 0.05) == ["a", "b", "c"]
