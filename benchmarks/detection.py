@@ -49,6 +49,7 @@ LOOKS, PER_LOOK = 1000, 200
 
 RULES: dict[str, Rule] = {
     "ours: conditional-share e-process": conditional_share(0.01),
+    "the same at 0.4 %, the level of rollout.guardrails.safety": conditional_share(0.004),
     "Dirichlet mixture, concentration 100 (savvi's default)": dirichlet_mixture(0.01, 100.0),
     "asymptotic sequence (gbstats), from 30 canary requests": asymptotic_sequence(0.01, 20_000, 30),
     "mSPRT, spread 0.015, from 30 canary requests": mixture_sprt(0.01, 0.015, 30),
