@@ -72,7 +72,8 @@ class Rollout(Section, frozen=True):
     ``tripwire`` users with a severe finding by the candidate roll back at once, when its share of
     users makes that unlikely beside those of the stable version; a share of users off at
     ``sample_ratio_alpha`` pauses. After a rollback no release is taken for ``cooldown_seconds``. A
-    controller that stands by takes over from one that is silent for ``takeover_seconds``.
+    controller that stands by takes over from one that is silent for ``takeover_seconds``; gateways
+    that hear of none for ``lease_seconds`` serve the stable version alone until they do.
     A rollout undecided after ``max_users``, each of whom is remembered, goes back.
     """
 
@@ -88,6 +89,7 @@ class Rollout(Section, frozen=True):
     sample_ratio_alpha: Level = 0.0001
     cooldown_seconds: NonNegative = 600.0
     takeover_seconds: Positive = 120.0
+    lease_seconds: Positive = 600.0
     publish_seconds: Positive = 1.0
     max_users: Count = 500_000
 
@@ -102,6 +104,12 @@ class Rollout(Section, frozen=True):
         if 0.0 < self.rule_out_times < 1.5:
             raise ValueError(
                 f"rollout.rule_out_times is {self.rule_out_times}; give at least 1.5, or 0 for off"
+            )
+        if self.lease_seconds < 2.0 * self.takeover_seconds:
+            raise ValueError(
+                f"rollout.lease_seconds is {self.lease_seconds}, takeover_seconds "
+                f"{self.takeover_seconds}; give at least twice that, or takeovers "
+                "withdraw canaries"
             )
         spent = sum(asdict(self.guardrails).values())
         if spent > self.alpha_total * (1.0 + 1e-9):

@@ -17,10 +17,12 @@ from openfeature.exception import FlagNotFoundError, TargetingKeyMissingError, T
 from openfeature.flag_evaluation import FlagResolutionDetails, FlagValueType, Reason
 from openfeature.provider import AbstractProvider, Metadata
 
+from contracts.clock import SystemClock
 from contracts.events import Assignment, Rollout
-from contracts.settings import Settings, policies_of
+from contracts.settings import Settings, policies_of, settings_for
 from serving.api_keys import Traits
 from serving.assignment import assign
+from serving.rollout_lease import Lease
 from serving.rollout_state import RolloutFollower
 from serving.segments import policy_for
 from serving.turn import FLAG, PROVIDER
@@ -41,7 +43,11 @@ class PolicyFlags(AbstractProvider):
         folder = settings.state_dir / "run"
         self._followers = {
             policy: RolloutFollower(
-                settings.kafka, policy, client_id, folder / f"{client_id}-{policy}.json"
+                settings.kafka,
+                policy,
+                client_id,
+                folder / f"{client_id}-{policy}.json",
+                Lease(SystemClock(), settings_for(settings, policy).rollout.lease_seconds),
             )
             for policy in policies_of(settings)
         }

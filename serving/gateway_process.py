@@ -21,12 +21,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from contracts.audit import AuditChain
-from contracts.clock import SystemClock
+from contracts.clock import Clock, SystemClock
 from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.heartbeat import beat
 from contracts.ids import uuid7_ids
-from contracts.settings import Settings, load_settings, policies_of
+from contracts.settings import Settings, load_settings, policies_of, settings_for
 from contracts.tracing import start_tracing
 from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
@@ -42,6 +42,7 @@ from serving.metrics import CONTENT_TYPE, Metrics
 from serving.outbox import Outbox
 from serving.outbox_delivery import Delivery
 from serving.overload import Load
+from serving.rollout_lease import Lease
 from serving.rollout_state import RolloutFollower
 from serving.rungs import RuleReply
 from serving.shadow import Shadows
@@ -70,6 +71,7 @@ class Running(Struct, frozen=True):
         notes = [self.delivery.note, self.gateway.features.note, self.gateway.door.note]
         if self.gateway.log.losing:
             notes.append("outbox full: events of served requests are lost")
+        notes += [follower.note for follower in self.followers.values()]
         skipped = self.gateway.breakers.open_versions()
         notes += [f"version {version[:12]} failed too often and is skipped" for version in skipped]
         return {
@@ -112,7 +114,7 @@ def assemble(
     new_id = uuid7_ids(clock, random.Random(os.urandom(32)))  # a system call per id costs the GIL
     metrics = Metrics()
     outbox = Outbox(settings.state_dir / "outbox", settings.gateway.outbox_max_bytes)
-    followers = {policy: _follower(settings, policy) for policy in policies_of(settings)}
+    followers = {policy: _follower(settings, policy, clock) for policy in policies_of(settings)}
     url = settings.engine.url or f"http://127.0.0.1:{settings.engine.port}"
     decisions = DecisionLog(outbox, AuditChain(PROCESS, clock, new_id), metrics)
     gateway = Gateway(
@@ -138,9 +140,10 @@ def assemble(
     )
 
 
-def _follower(settings: Settings, policy: str) -> RolloutFollower:
+def _follower(settings: Settings, policy: str, clock: Clock) -> RolloutFollower:
     path = settings.state_dir / "run" / f"rollout-{policy}.json"
-    return RolloutFollower(settings.kafka, policy, "headrace-gateway-rollouts", path)
+    lease = Lease(clock, settings_for(settings, policy).rollout.lease_seconds)
+    return RolloutFollower(settings.kafka, policy, "headrace-gateway-rollouts", path, lease)
 
 
 def _tell_breaker(decisions: DecisionLog) -> Callable[[str, bool], None]:

@@ -23,7 +23,7 @@ Between this and ``1/alpha`` nothing is proved and nothing is promoted: a minimu
 long before the test can have spoken.
 """
 
-NO_JUDGEMENT = ("publish_seconds", "takeover_seconds", "cooldown_seconds")
+NO_JUDGEMENT = ("publish_seconds", "takeover_seconds", "lease_seconds", "cooldown_seconds")
 """Rules that decide nothing about a candidate."""
 
 

@@ -20,6 +20,7 @@ from contracts.errors import CodecError, HeadraceError
 from contracts.events import Rollout
 from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
+from serving.rollout_lease import Lease, withdrawn
 
 POLL_SECONDS = 0.25
 PAUSE_SECONDS = 0.25  # a fetch costs the CPU of a request, and delays a roll-back by no more
@@ -46,11 +47,15 @@ def newer(known: Rollout | None, read: Rollout) -> Rollout:
 class RolloutFollower:
     """Follows one policy's rollout state in a thread; ``current`` never blocks.
 
-    ``fresh`` tells whether the topic was read to its end since the broker was last lost.
+    ``fresh`` tells whether the topic was read to its end since the broker was last lost. While the
+    ``lease`` is over, no candidate is shown.
     """
 
-    def __init__(self, kafka: Kafka, policy: str, client_id: str, cache_path: Path) -> None:
+    def __init__(
+        self, kafka: Kafka, policy: str, client_id: str, cache_path: Path, lease: Lease
+    ) -> None:
         self._kafka = kafka
+        self._lease = lease
         self._policy = policy
         self._client_id = client_id
         self._cache_path = cache_path
@@ -63,7 +68,19 @@ class RolloutFollower:
     @property
     def current(self) -> Rollout | None:
         """The newest state known, None when there never was one."""
-        return self._current
+        state = self._current
+        return withdrawn(state) if state and self._lease.over(state) else state
+
+    @property
+    def note(self) -> str:
+        """Why the newest state is not followed to the letter, "" when it is."""
+        state = self._current
+        if state is None or state.candidate is None or not self._lease.over(state):
+            return ""
+        return (
+            f"no word of the rollout controller for {self._lease.seconds:.0f} s: canary "
+            f"{state.candidate.version[:12]} of {self._policy} is withdrawn until it is back"
+        )
 
     def start(self) -> RolloutFollower:
         """Take the cached state, if any, and begin to follow."""
@@ -122,6 +139,8 @@ class RolloutFollower:
             return
         if isinstance(event, Rollout) and event.policy == self._policy:
             self._from_topic = newer(self._from_topic, event)
+            if self._from_topic is event:  # what a controller without the term writes is no sign
+                self._lease.heard()
 
     def _show(self, state: Rollout) -> None:
         known, self._current = self._current, state

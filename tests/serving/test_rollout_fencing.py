@@ -15,6 +15,7 @@ from contracts.events import Candidate, Rollout
 from contracts.ids import NewId
 from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
+from serving.rollout_lease import Lease
 from serving.rollout_log import RolloutLog
 from serving.rollout_standby import Standby
 from serving.rollout_state import RolloutFollower, newer
@@ -78,7 +79,9 @@ def test_a_term_is_lost_to_the_next_one_and_what_is_written_in_it_then_is_void(
         one.check()
     with pytest.raises(FencedError):
         one.write(replace(held, epoch=2, stable=Candidate(version="zombie")), {})
-    follower = RolloutFollower(kafka, "desk", "test", tmp_path / "cache.json").start()
+    follower = RolloutFollower(
+        kafka, "desk", "test", tmp_path / "cache.json", Lease(ManualClock(), 600.0)
+    ).start()
     until("the holder's state", lambda: follower.current and follower.current.writer == "two")
     follower.stop()
     assert follower.current is not None

@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from console.local_broker import LocalBroker, free_port
 from contracts.broker import create_topics, make_producer, send
+from contracts.clock import ManualClock
 from contracts.codec import Record, encode
 from contracts.events import Candidate, Rollout
 from contracts.settings import Kafka
 from contracts.topics import ROLLOUTS
+from serving.assignment import assign
+from serving.rollout_lease import Lease
 from serving.rollout_state import RolloutFollower, newer, read_cache, write_cache
 from tests.topic_log import publish, write
 from tests.until import until
@@ -30,8 +35,10 @@ def state(epoch: int, stable: str = "base", *, policy: str = "desk", ident: str 
 
 
 @contextmanager
-def following(kafka: Kafka, cache: Path) -> Iterator[RolloutFollower]:
-    follower = RolloutFollower(kafka, "desk", "test-follower", cache).start()
+def following(kafka: Kafka, cache: Path, lease: Lease | None = None) -> Iterator[RolloutFollower]:
+    follower = RolloutFollower(
+        kafka, "desk", "test-follower", cache, lease or Lease(ManualClock(), 600.0)
+    ).start()
     try:
         yield follower
     finally:
@@ -77,7 +84,9 @@ def test_with_the_broker_down_the_last_good_state_serves(kafka: Kafka, tmp_path:
         until("epoch 4", lambda: epoch_of(follower) == 4)
         until("the cache", cache.exists)
     nowhere = Kafka(bootstrap=f"127.0.0.1:{free_port()}")
-    follower = RolloutFollower(nowhere, "desk", "test-follower", cache).start()
+    follower = RolloutFollower(
+        nowhere, "desk", "test-follower", cache, Lease(ManualClock(), 600.0)
+    ).start()
     assert follower.current is not None  # at once, before any connection
     assert follower.current.stable.version == "good"
     follower.stop()
@@ -134,3 +143,41 @@ def test_a_broker_that_starts_late_and_restarts_is_followed(tmp_path: Path) -> N
         with broker:
             publish(broker.kafka, ROLLOUTS, state(2))
             until("epoch 2", lambda: epoch_of(follower) == 2)
+
+
+def test_a_canary_that_nobody_judges_any_more_is_withdrawn_until_the_controller_is_back(
+    kafka: Kafka, tmp_path: Path
+) -> None:
+    clock = ManualClock()
+    out = replace(
+        state(1),
+        phase="canary",
+        candidate=Candidate(version="new"),
+        rollout_id="r",
+        salt="s",
+        weight=0.5,
+        term=2,
+        writer="one",
+    )
+    publish(kafka, ROLLOUTS, out)
+    with following(kafka, tmp_path / "cache.json", Lease(clock, 60.0)) as follower:
+        until("the canary", lambda: follower.current == out)
+        clock.advance(60.0)
+        assert follower.current == out
+        clock.advance(1.0)
+        assert "canary new of desk is withdrawn" in follower.note
+        given = [assign(follower.current, "desk", str(user)) for user in range(100)]
+        assert {(one.policy_version, one.rollout_id) for one in given} == {("base", None)}
+        zombie = replace(out, term=1, writer="zombie", epoch=9)
+        publish(kafka, ROLLOUTS, zombie, replace(out, epoch=2))
+        until("the canary again", lambda: epoch_of(follower) == 2 and not follower.note)
+        assert follower.current is not None
+        assert follower.current.weight == 0.5
+
+
+def test_a_stable_version_needs_no_lease() -> None:
+    clock = ManualClock()
+    lease = Lease(clock, 60.0)
+    clock.advance(10**6)
+    assert not lease.over(state(1))
+    assert not lease.over(None)

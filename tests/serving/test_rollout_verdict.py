@@ -242,7 +242,9 @@ def test_the_plan_changes_with_each_of_its_rules() -> None:
         plan(stable=Candidate(version="other")),
     ]
     assert len({plan(), *changed}) == 15
-    same = replace(RULES, publish_seconds=9.0, takeover_seconds=9.0, cooldown_seconds=9.0)
+    same = replace(
+        RULES, publish_seconds=9.0, takeover_seconds=9.0, lease_seconds=99.0, cooldown_seconds=9.0
+    )
     assert plan() == plan(same)
 
 
