@@ -21,9 +21,9 @@ from contracts.broker import (
 )
 from contracts.codec import Record, encode, trace_headers
 from contracts.errors import CodecError, DeadlineError
-from contracts.events import AuditRecord, Event, Rollout
+from contracts.events import AuditRecord, Event, Rollout, RolloutCommand
 from contracts.settings import Kafka
-from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUT_COMMANDS, ROLLOUTS
+from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUT_COMMANDS, ROLLOUTS, Topic
 from contracts.tracing import current_trace_headers
 
 CLIENT_ID = "headrace-rollout"
@@ -47,6 +47,8 @@ class RolloutLog:
         self._states: Reader | None = None
         self._states_end = 0
         self._unsent: AuditRecord | None = None
+        self._others_to = 0
+        """Up to here, what is unread of the commands is for other policies."""
 
     def states(self) -> Iterator[tuple[Rollout, dict[str, str]]]:
         """Yield the policy's states not yet read, to the end of the topic, with trace headers.
@@ -72,6 +74,7 @@ class RolloutLog:
     def open(self, positions: Mapping[str, int]) -> None:
         """Begin to read releases, rewards and commands there; partitions not named at their end."""
         self._close_reader()
+        self._others_to = 0
         topics = (RELEASES, REWARDS, ROLLOUT_COMMANDS)
         self._reader = Reader(self._kafka, topics, CLIENT_ID, positions, from_end=True)
 
@@ -93,16 +96,32 @@ class RolloutLog:
         return all(at >= ends[place] for place, at in self.positions().items())
 
     def command_waits(self) -> bool:
-        """Ask the broker whether someone wrote a command that was not read yet."""
-        place, ends = f"{ROLLOUT_COMMANDS.name}/0", self._open_reader.ends()
-        return self.positions()[place] < ends[place]
+        """Ask the broker whether someone wrote a command for this policy that was not read yet.
+
+        DeadlineError when a command that should be there does not come.
+        """
+        place = f"{ROLLOUT_COMMANDS.name}/0"
+        end = self._open_reader.ends()[place]
+        begin = max(self.positions()[place], self._others_to)
+        if begin >= end:
+            return False
+        unread = self._written(ROLLOUT_COMMANDS, {place: begin}, {place: end})
+        if any(isinstance(e, RolloutCommand) and e.policy == self._policy for e in list(unread)):
+            return True
+        self._others_to = end
+        return False
 
     def between(self, first: Mapping[str, int], end: Mapping[str, int]) -> Iterator[Event]:
         """Yield the events of rewards from ``first`` to before ``end``; lost ones are skipped.
 
         DeadlineError when a record that should be there does not come.
         """
-        reader = Reader(self._kafka, (REWARDS,), CLIENT_ID, first)
+        yield from self._written(REWARDS, first, end)
+
+    def _written(
+        self, topic: Topic, first: Mapping[str, int], end: Mapping[str, int]
+    ) -> Iterator[Event]:
+        reader = Reader(self._kafka, (topic,), CLIENT_ID, first)
         try:
             last = reader.ends()
             wanted = {place: min(end.get(place, 0), last[place]) for place in last}
@@ -111,10 +130,10 @@ class RolloutLog:
                 records = reader.poll(0.2)
                 quiet = 0.0 if records else quiet + 0.2
                 if quiet > RECALL_SECONDS:
-                    raise DeadlineError(f"rewards: nothing came for {RECALL_SECONDS} s on resuming")
+                    raise DeadlineError(f"{topic.name}: nothing came for {RECALL_SECONDS} s")
                 for record in records:
                     event = event_or_none(record)
-                    if event and record.offset < wanted[f"{REWARDS.name}/{record.partition}"]:
+                    if event and record.offset < wanted[f"{topic.name}/{record.partition}"]:
                         yield event
         finally:
             reader.close()

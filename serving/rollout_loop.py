@@ -115,8 +115,9 @@ class RolloutLoop:
         self._publish_counts()
         self._status.working(self.state, self._log.lag(), self._describe())
         self._keep_adapters()
-        if self._inbox.release is not None and not self._waits():
-            self._begin(self._inbox.release)
+        pending = self._inbox.release
+        if pending is not None and self._inbox.command is None and not self._waits():
+            self._begin(pending)
 
     # --- resume ------------------------------------------------------------------------------
 

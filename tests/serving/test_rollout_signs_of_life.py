@@ -6,9 +6,13 @@ import asyncio
 
 from msgspec.structs import replace
 
+from contracts.audit import AuditChain
+from contracts.clock import SystemClock
+from contracts.topics import ROLLOUT_COMMANDS
 from serving.engine import EngineAnswer, EngineRequest
+from serving.rollout_log import RolloutLog
 from tests.serving.rollout_stage import RULES, Stage, TinyEngine
-from tests.serving.test_rollout_commands import answer, ask
+from tests.serving.test_rollout_commands import answer, ask, command
 from tests.until import until
 
 
@@ -53,6 +57,33 @@ def test_a_command_does_not_wait_for_a_release_that_the_engine_is_slow_to_take(
     assert [record.subject for record in stage.audits() if record.action == "rollout.started"] == [
         version
     ]
+
+
+def test_no_release_is_looked_at_while_a_command_waits(stage: Stage) -> None:
+    stage.engine = engine = HeldEngine()
+    version = stage.released()
+    asked = [ask(stage, "unpin"), ask(stage, "pause")]
+    with stage.controller():
+        found = [answer(stage, each).action for each in asked]
+        assert found == ["rollout.command-refused", "rollout.paused"]
+        assert engine.asked == []  # nobody let the engine go on
+        engine.held = False
+        answer(stage, ask(stage, "resume"))
+        stage.state("canary", version)
+
+
+def test_a_command_for_another_policy_is_none_to_wait_for(stage: Stage) -> None:
+    log = RolloutLog(stage.kafka, "desk", AuditChain("rollout", SystemClock(), stage.new_id))
+    log.open({})
+    other = replace(command("pause", ident="other"), policy="other")
+    stage.send(ROLLOUT_COMMANDS, other)
+    assert [log.command_waits(), log.command_waits()] == [False, False]
+    ask(stage, "pause")
+    stage.send(ROLLOUT_COMMANDS, other)
+    assert [log.command_waits(), log.command_waits()] == [True, True]
+    until("all commands are read", lambda: log.poll(0.1) and log.caught_up())
+    assert not log.command_waits()
+    log.close()
 
 
 def test_a_release_that_comes_with_the_command_takes_the_place_of_the_one_at_the_gate(
