@@ -86,7 +86,8 @@ class Engine(Section, frozen=True):
 class Gateway(Section, frozen=True):
     """The OpenAI-compatible front. Sampling values hold where a request gives none.
 
-    ``fallback_reply`` answers when no version does; empty: the client gets a 503 instead.
+    ``fallback_reply`` answers when no version does; empty: the client gets a 503 instead. A version
+    that had ``patience_seconds`` in vain failed, however short the client made its request's time.
     Without ``api_keys_file`` it listens on loopback alone, unless it is declared ``open``.
     """
 
@@ -107,6 +108,7 @@ class Gateway(Section, frozen=True):
     breaker_window: Count = 20
     breaker_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
     breaker_seconds: Positive = 5.0
+    patience_seconds: Positive = 10.0
     outbox_max_bytes: Count = 1 << 30
 
 

@@ -11,15 +11,24 @@ from serving.wire_errors import Refusal
 BUDGET_HEADER = "X-Headrace-Timeout-Seconds"
 
 
-class Budget(Struct, frozen=True):
-    """Seconds from when the request was read; ``patient`` unless the client cut them short.
+FAIR_SHARE = 0.5
+"""Share of the settings' time that is time enough, however little of it the client left."""
 
-    Only under a patient budget does running out of time count against a version, for its breaker
-    and as evidence of a rollout.
-    """
+
+class Budget(Struct, frozen=True):
+    """Seconds from when the request was read; ``share`` is how much of the settings' time it is."""
 
     seconds: float
-    patient: bool = True
+    share: float = 1.0
+
+    def was_enough(self, had: float, patience: float) -> bool:
+        """Tell whether a version that had so many of these seconds in vain is to blame for it.
+
+        A client may cut its own time short and have no version shut out or rolled back by it. But
+        what hangs under an application that always cuts a little must not stay for that: what
+        counts is the time a version really had, ``patience`` or a fair share of the whole.
+        """
+        return self.share >= FAIR_SHARE or had >= patience
 
 
 def budget_of(given: str | None, allowed: float) -> Budget:
@@ -36,4 +45,4 @@ def budget_of(given: str | None, allowed: float) -> Budget:
             f"{BUDGET_HEADER} is {given[:40]!r}; give seconds above 0, at most {allowed:g} count",
             param=BUDGET_HEADER,
         )
-    return Budget(allowed) if seconds >= allowed else Budget(seconds, patient=False)
+    return Budget(min(seconds, allowed), min(seconds / allowed, 1.0))

@@ -109,10 +109,11 @@ async def _ask_rung(
         _note(climb, step, reason_to_keep(gateway, error))
         _log.warning("%s gives no answer: %s", version[:12], reason_without_content(error))
     except TimeoutError:
-        if turn.budget.patient:
+        charged = turn.budget.was_enough(seconds, gateway.settings.gateway.patience_seconds)
+        if charged:
             gateway.breakers.failed(version)
         _note_time(gateway, turn, ended=False)
-        _note(climb, step, f"no answer in {seconds:.3g} s", charged=turn.budget.patient)
+        _note(climb, step, f"no answer in {seconds:.3g} s", charged=charged)
         _log.warning("%s gives no answer in %.3g s", version[:12], seconds)
     return None
 

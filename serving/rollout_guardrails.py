@@ -18,8 +18,8 @@ GUARDRAILS: tuple[Guardrail, ...] = ("safety", "error", "slow", "missing")
 SEVERE = ("personal-data", "secret", "canary-string")
 """Categories whose finding in an answer is of severity 1: what left cannot be called back."""
 
-UNCHARGED = " (the client's own time)"
-"""Follows the arm in a decision's error whose rung had only the time that the client left it."""
+UNCHARGED = " (not charged)"
+"""Follows the arm in a decision's error that ran out of time because of what the request asked."""
 
 
 def answered_by_own_arm(given: Assignment, state: Rollout, user_id: str) -> bool:
@@ -46,7 +46,7 @@ def charged_arm(event: Safety) -> Arm | None:
     """Return the arm that gave no answer, None when none failed or none is to blame.
 
     An error begins with the arm it happened in first; another version may have answered instead.
-    Where the client cut the time short, the arm is followed by `UNCHARGED`, and no arm is charged.
+    Where the request itself left too little time, `UNCHARGED` follows the arm, and none is charged.
     """
     if not event.error:
         return None

@@ -242,14 +242,31 @@ async def test_a_request_that_stable_calls_invalid_is_refused_and_nobody_is_char
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("patient", "charged"), [(True, "canary"), (False, None)])
-async def test_a_rollout_counts_time_that_ran_out_unless_the_client_cut_it_short(
-    opened: Open, patient: bool, charged: str | None, stream: bool
+@pytest.mark.parametrize(
+    ("header", "patience", "charged"),
+    [
+        ({}, 10.0, "canary"),
+        ({BUDGET_HEADER: "0.19"}, 10.0, "canary"),  # hardly cut
+        ({BUDGET_HEADER: "0.08"}, 10.0, None),
+        ({BUDGET_HEADER: "0.08"}, 0.03, "canary"),  # cut, and yet it had long enough
+        ({BUDGET_HEADER: "0.04"}, 0.03, None),
+    ],
+)
+async def test_time_that_ran_out_counts_by_how_long_the_version_had_whoever_cut_it(
+    opened: Open,
+    header: dict[str, str],
+    patience: float,
+    charged: str | None,
+    stream: bool,
 ) -> None:
-    gateway = opened(engine=Engine(timeout_seconds=0.2))
+    gateway = opened(
+        engine=Engine(timeout_seconds=0.2), breaker_failures=1, patience_seconds=patience
+    )
     gateway.engine.faults = {"new": "hang"}
-    await gateway.ask(CANARY_USER, {} if patient else {BUDGET_HEADER: "0.1"}, stream=stream)
+    await gateway.ask(CANARY_USER, header, stream=stream)
     [decision] = gateway.decisions()
     assert "new: no answer in " in (decision.error or "")
     found = judge(compile_rules(Settings()))(decision, ManualClock().now())
     assert (charged_arm(found), assigned_arm(found)) == (charged, "canary")
+    opened_now = gateway.running.gateway.breakers.open_versions()
+    assert opened_now == (("new",) if charged else ())
