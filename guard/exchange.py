@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from contracts.events import Message, text_of
+from guard.arguments import as_decoded, unescaped
 from guard.personal_data import plain
 
 
@@ -51,18 +52,21 @@ def question_of(messages: Sequence[Message]) -> str:
 def told_by_user(messages: Sequence[Message]) -> str:
     """Return all that the user wrote in this conversation: repeating it leaks nothing.
 
-    With other spaces, dashes or digits than the plain ones, it is there in both writings.
+    With JSON escapes, or with other spaces, dashes or digits than the plain ones, it is there in
+    both writings.
     """
     told = "\n".join(text_of(message) for message in messages if message.role == "user")
+    if "\\" in told:
+        told = f"{told}\n{unescaped(told)}"
     return told if told.isascii() else f"{told}\n{plain(told)}"
 
 
 def answer_text(answer: Message) -> str:
-    """Return all that an answer gives out: its text and the arguments of its tool calls."""
+    """Return all that an answer gives out: its text, and its calls' arguments as decoded."""
     text = text_of(answer)
     if not answer.tool_calls:
         return text
-    return "\n".join([text, *(call.function.arguments for call in answer.tool_calls)])
+    return "\n".join([text, *(as_decoded(call.function.arguments) for call in answer.tool_calls)])
 
 
 def action_of(answer: Message) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from contracts.events import Message, ToolCall, text_of
 from guard.hold_back import HeldBack
-from guard.layers import Answered, check_answer
+from guard.layers import answered_by, check_answer
 from guard.verdict import judge_answer
 from serving.chat_request import ChatRequest
 from serving.guarding import Guard, Question, Reply, check_drawn
@@ -77,10 +77,8 @@ class GuardedStream:
     def _may_call(self, call: ToolCall) -> bool:
         """Whether a call may leave, judged with what was found in the question."""
         rules = self._guard.rules
-        name, arguments = call.function.name, call.function.arguments
-        asked = self._question.asked
-        answered = Answered(arguments, asked.told, (name,), asked.earlier)
-        findings = check_answer(rules, answered).findings
+        alone = Message(role="assistant", tool_calls=(call,))
+        findings = check_answer(rules, answered_by(alone, self._question.asked)).findings
         drawn = answer_message(self._drawn)
         limit = self._guard.settings.escalate_above
         return judge_answer(rules, findings + self._question.findings, drawn, limit) == "passed"

@@ -9,6 +9,7 @@ from time import process_time
 import pytest
 
 from contracts.settings import Settings
+from guard.arguments import as_decoded
 from guard.hold_back import HeldBack
 from guard.layers import TEXT_CATEGORIES, Asked, check_question, hits_in
 from guard.rules import Rules, compile_rules
@@ -60,6 +61,13 @@ def found_in_the_whole(rules: Rules, text: str) -> None:
 @pytest.mark.parametrize("unit", NASTY)
 def test_the_whole_answer_takes_time_by_its_length(unit: str) -> None:
     assert growth(lambda text: found_in_the_whole(RULES, text), unit, 5_000) < MOST
+
+
+@pytest.mark.parametrize(
+    "unit", ["\\u0041", "\\u0041 ", "\\", '"', '\\"', "1", "1.", "1e", "[", '"1.0']
+)
+def test_arguments_are_read_in_time_by_their_length(unit: str) -> None:
+    assert growth(as_decoded, unit, 50_000) < MOST
 
 
 @pytest.mark.parametrize("unit", ["(", "+1 ", "DE12 ", "a"])

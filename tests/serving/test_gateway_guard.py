@@ -235,6 +235,22 @@ async def test_a_forbidden_tool_is_never_called(opened: Open, stream: bool) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_call_gives_out_is_found_behind_its_escapes(
+    opened: Open, stream: bool
+) -> None:
+    to = r"anna\u0040example.com"
+    says = f'<tool_call>{{"name": "escalate", "arguments": {{"to": "{to}"}}}}</tool_call>'
+    gateway = opened(says)
+    got = await _ask(gateway, stream=stream, tools=TOOLS)
+    assert (got.calls, got.reason) == ([], "content_filter")
+    (decision,) = gateway.decisions()
+    assert judge(compile_rules(s.Settings()))(decision, ManualClock().now()).violation
+    gateway.engine.says = (says,)
+    told = await _ask(gateway, "I am anna@example.com", stream=stream, tools=TOOLS)
+    assert len(told.calls) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_string_of_the_knowledge_base_never_leaves(
     opened: Open, tmp_path: Path, stream: bool
 ) -> None:

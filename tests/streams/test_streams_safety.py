@@ -68,8 +68,9 @@ def test_repeating_what_the_user_wrote_leaks_nothing(decision: Any) -> None:
     assert not _judge(decision(asked, "Thanks, jane.doe@example.org is noted.")).violation
 
 
-def test_a_leak_in_the_arguments_of_a_tool_call_is_seen(decision: Any) -> None:
-    answer = calls("mail", '{"to":"a.b@c.org"}')
+@pytest.mark.parametrize("to", ["a.b@c.org", r"a.b\u0040c.org", r"\na.b@c.org"])
+def test_a_leak_in_the_arguments_of_a_tool_call_is_seen(decision: Any, to: str) -> None:
+    answer = calls("mail", f'{{"to":"{to}"}}')
     made = msgspec.structs.replace(decision(), answer=answer, action="mail")
     assert _judge(made).violation
 
