@@ -6,6 +6,7 @@ import math
 
 from msgspec import Struct
 
+from contracts.settings import Gateway
 from serving.wire_errors import Refusal
 
 BUDGET_HEADER = "X-Headrace-Timeout-Seconds"
@@ -21,14 +22,18 @@ class Budget(Struct, frozen=True):
     seconds: float
     share: float = 1.0
 
-    def was_enough(self, had: float, patience: float) -> bool:
-        """Tell whether a version that had so many of these seconds in vain is to blame for it.
 
-        A client may cut its own time short and have no version shut out or rolled back by it. But
-        what hangs under an application that always cuts a little must not stay for that: what
-        counts is the time a version really had, ``patience`` or a fair share of the whole.
-        """
-        return self.share >= FAIR_SHARE or had >= patience
+def is_charged(rules: Gateway, budget: Budget, had: float, tokens: int = 0) -> bool:
+    """Tell whether a version is to blame that had so many seconds of a budget in vain.
+
+    ``tokens`` is the length that was asked for where the whole answer had to come, 0 for its first
+    text. A client may cut its time short or ask for an answer that takes long, and have no version
+    shut out or rolled back by it. But what hangs under an application that always cuts a little
+    must not stay for that: what counts is the time a version really had, the settings' patience or
+    a fair share of the whole, for a request that is no longer than the settings' own.
+    """
+    enough = budget.share >= FAIR_SHARE or had >= rules.patience_seconds
+    return enough and tokens <= rules.max_tokens
 
 
 def budget_of(given: str | None, allowed: float) -> Budget:

@@ -17,7 +17,9 @@ from starlette.types import Receive, Send
 
 from contracts.codec import to_json
 from contracts.errors import EngineError
+from serving.budget import Budget, is_charged
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
+from serving.engine_failure import TOO_LATE
 from serving.gateway import (
     DISCONNECTED,
     FAILED,
@@ -29,6 +31,7 @@ from serving.gateway import (
 from serving.guarded_stream import GuardedStream, deltas_of, pieces_of
 from serving.guarding import CONTENT_FILTER, reply_to_question
 from serving.ladder import Answerer, first_that_answers
+from serving.rollout_guardrails import UNCHARGED
 from serving.rungs import Step
 from serving.turn import Outcome, Turn, finish_reason, headrace_of, unasked, usage_of
 from serving.wire_errors import DECISION_HEADER, RUNG_HEADER, ErrorBody, error_body
@@ -142,6 +145,7 @@ class _Answer:
         self._guarded = GuardedStream(gateway.guard, turn.question, turn.chat)
         self._chunks: list[EngineChunk] = []
         self._reason = DISCONNECTED
+        self._charged = True
         self._first_token: float | None = None
         self._outcome: Outcome | None = None
         self._rest: list[dict[str, Any]] = []
@@ -171,9 +175,15 @@ class _Answer:
     def fail(self, error: EngineError) -> None:
         """Note that the engine broke off."""
         self._reason = FAILED
-        why = reason_to_keep(self._gateway, error)
-        note = f"{self._step.assignment.arm}: {self.version}: broke off: {why}"
+        self._charged = error.status != TOO_LATE or self._time_was_enough()
+        arm = f"{self._step.assignment.arm}{'' if self._charged else UNCHARGED}"
+        note = f"{arm}: {self.version}: broke off: {reason_to_keep(self._gateway, error)}"
         self._notes = "; ".join(filter(None, (self._notes, note)))
+
+    def _time_was_enough(self) -> bool:
+        settings, tokens = self._gateway.settings, self._turn.chat.sampling.max_tokens
+        seconds = settings.engine.timeout_seconds
+        return is_charged(settings.gateway, Budget(seconds), seconds, tokens)
 
     def rest(self) -> list[dict[str, Any]]:
         """Return the deltas that became certain at the end."""
@@ -193,6 +203,7 @@ class _Answer:
                 total_seconds=0.0,
                 error=self._notes or None,
                 guard=reply.report,
+                charged=self._charged,
             )
             if self._reason == DISCONNECTED:
                 self._gateway.metrics.count("disconnects")

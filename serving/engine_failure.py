@@ -9,6 +9,9 @@ import re
 
 from contracts.errors import EngineError
 
+TOO_LATE = 504
+"""Status of an engine whose answer was not whole in engine.timeout_seconds."""
+
 _STATUS = "the engine answered with status"
 _CRASH = re.compile(rf"{_STATUS} 500\b|(?!{_STATUS} )[^;]*\bNaN\b")
 

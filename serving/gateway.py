@@ -196,10 +196,10 @@ def end_turn(gateway: Gateway, turn: Turn, outcome: Outcome, current: Span) -> O
 def _tell_breaker(gateway: Gateway, outcome: Outcome) -> None:
     """Count a whole answer for its version and a broken one against it.
 
-    A client that left says nothing about the version, and a rule has no breaker.
+    A client that left or asked for too much says nothing about the version; a rule has no breaker.
     """
     version = outcome.assignment.policy_version
-    if outcome.rung == "rule" or outcome.finish_reason == DISCONNECTED:
+    if outcome.rung == "rule" or outcome.finish_reason == DISCONNECTED or not outcome.charged:
         return
     if outcome.finish_reason == FAILED:
         gateway.breakers.failed(version)

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from msgspec import Struct
 
 from contracts.errors import EngineError
+from serving.budget import is_charged
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.gateway import Gateway, engine_request, reason_to_keep, reason_without_content
 from serving.rollout_guardrails import UNCHARGED
@@ -109,7 +110,8 @@ async def _ask_rung(
         _note(climb, step, reason_to_keep(gateway, error))
         _log.warning("%s gives no answer: %s", version[:12], reason_without_content(error))
     except TimeoutError:
-        charged = turn.budget.was_enough(seconds, gateway.settings.gateway.patience_seconds)
+        tokens = 0 if turn.chat.stream else turn.chat.sampling.max_tokens
+        charged = is_charged(gateway.settings.gateway, turn.budget, seconds, tokens)
         if charged:
             gateway.breakers.failed(version)
         _note_time(gateway, turn, ended=False)
@@ -137,8 +139,8 @@ def _note_time(gateway: Gateway, turn: Turn, *, ended: bool = True) -> None:
 
 
 def _note(climb: Climb, step: Step, why: str, *, charged: bool = True) -> None:
-    """Keep why a rung did not answer, charged to the arm it answers for unless that was the client:
-    whoever may shorten the time of a request may not have a version rolled back by it.
+    """Keep why a rung did not answer, charged to the arm it answers for unless the request did it:
+    whoever asks for what cannot come in time may not have a version rolled back by it.
     """
     given = step.assignment
     arm = given.arm if charged else f"{given.arm}{UNCHARGED}"

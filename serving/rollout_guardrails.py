@@ -50,9 +50,9 @@ def charged_arm(event: Safety) -> Arm | None:
     """
     if not event.error:
         return None
-    if event.assignment.arm == "shadow":
-        return "shadow"
     first = event.error.partition(":")[0]
+    if event.assignment.arm == "shadow":
+        return None if first.endswith(UNCHARGED) else "shadow"
     return "canary" if first == "canary" else "stable" if first == "stable" else None
 
 

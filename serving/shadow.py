@@ -17,7 +17,9 @@ from contracts.events import Assignment
 from contracts.ids import derived_id
 from contracts.tracing import current_ids, current_trace_headers, span
 from serving.assignment import assign_shadow, in_share
+from serving.budget import Budget, is_charged
 from serving.engine import EngineAnswer
+from serving.engine_failure import TOO_LATE
 from serving.gateway import (
     FAILED,
     Gateway,
@@ -25,6 +27,7 @@ from serving.gateway import (
     reason_to_keep,
     reason_without_content,
 )
+from serving.rollout_guardrails import UNCHARGED
 from serving.rungs import Step
 from serving.turn import Turn, decision_of, finished
 
@@ -102,14 +105,17 @@ async def ask_copy(gateway: Gateway, copy: Copy) -> None:
 
 async def _answer(gateway: Gateway, turn: Turn, assignment: Assignment) -> tuple[EngineAnswer, str]:
     """Return the candidate's answer, or an empty one and why there is none."""
-    seconds = gateway.settings.engine.timeout_seconds
+    seconds, late = gateway.settings.engine.timeout_seconds, False
     try:
         async with asyncio.timeout(seconds):
             return await gateway.engine.complete(engine_request(turn, assignment)), ""
     except EngineError as error:
-        why = reason_to_keep(gateway, error)
+        why, late = reason_to_keep(gateway, error), error.status == TOO_LATE
         _log.warning("shadow copy: %s", reason_without_content(error))
     except TimeoutError:
-        why = f"no answer in {seconds:.3g} s"
-    note = f"{assignment.arm}: {assignment.policy_version[:12]}: {why}"
+        why, late = f"no answer in {seconds:.3g} s", True
+    tokens = turn.chat.sampling.max_tokens
+    charged = is_charged(gateway.settings.gateway, Budget(seconds), seconds, tokens)
+    arm = f"{assignment.arm}{UNCHARGED if late and not charged else ''}"
+    note = f"{arm}: {assignment.policy_version[:12]}: {why}"
     return EngineAnswer("", (), (), (), FAILED), note

@@ -67,6 +67,7 @@ class Turn(Struct, frozen=True, kw_only=True):
 class Outcome(Struct, frozen=True, kw_only=True):
     """What came of a turn. ``answer.text`` may be cut short; ``error`` says which arm failed.
 
+    ``charged``: whether it counts against the version when it broke off.
     ``message`` is what leaves; where the guard put it there, ``guard.drawn`` is the policy's.
     """
 
@@ -78,6 +79,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     total_seconds: float
     error: str | None = None
     guard: GuardReport | None = None
+    charged: bool = True
 
 
 class Headrace(Struct, frozen=True):

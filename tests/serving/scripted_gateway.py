@@ -30,7 +30,7 @@ class ScriptedEngine(HttpEngine):
     """Answers "I am VERSION.", or the pieces of ``says``, unless ``faults`` says otherwise.
 
     Faults: "fail", "busy", "invalid", "hang", and of streams "break-early" (before any text) and
-    "break-late".
+    "break-late" (after some) and "run-over" (after some, for want of time).
     """
 
     def __init__(self) -> None:
@@ -58,6 +58,8 @@ class ScriptedEngine(HttpEngine):
         yield EngineChunk("I am ", (2,), (-0.1,))
         if fault == "break-late":
             raise EngineError("engine broke off")
+        if fault == "run-over":
+            raise EngineError("engine: no answer within 60 s", 504)
         yield EngineChunk(f"{request.model}.", (3,), (-0.2,), "stop")
 
     async def _meet(self, request: EngineRequest) -> str:

@@ -270,3 +270,40 @@ async def test_time_that_ran_out_counts_by_how_long_the_version_had_whoever_cut_
     assert (charged_arm(found), assigned_arm(found)) == (charged, "canary")
     opened_now = gateway.running.gateway.breakers.open_versions()
     assert opened_now == (("new",) if charged else ())
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream", "tokens", "charged"),
+    [
+        ("hang", False, 20, "canary"),
+        ("hang", False, 21, None),  # a long answer takes its time
+        ("hang", True, 21, "canary"),  # its first text does not
+        ("run-over", True, 20, "canary"),
+        ("run-over", True, 21, None),
+        ("break-late", True, 21, "canary"),
+        ("fail", False, 21, "canary"),
+    ],
+)
+async def test_time_that_a_long_answer_took_is_not_charged(
+    opened: Open, fault: str, stream: bool, tokens: int, charged: str | None
+) -> None:
+    gateway = opened(engine=Engine(timeout_seconds=0.2), breaker_failures=1, max_tokens=20)
+    gateway.engine.faults = {"new": fault}
+    await gateway.ask(CANARY_USER, stream=stream, max_tokens=tokens)
+    [decision] = gateway.decisions()
+    found = judge(compile_rules(Settings()))(decision, ManualClock().now())
+    assert (charged_arm(found), assigned_arm(found)) == (charged, "canary")
+    opened_now = gateway.running.gateway.breakers.open_versions()
+    assert opened_now == (("new",) if charged else ())
+
+
+async def test_one_user_with_long_answers_shuts_no_version_out_for_the_others(
+    opened: Open,
+) -> None:
+    gateway = opened(engine=Engine(timeout_seconds=0.1), max_tokens=20)
+    gateway.engine.faults = {"old": "hang", "base": "hang"}
+    stable = user_of("stable", STATE)
+    for _ in range(6):
+        await gateway.ask(stable, max_tokens=200)
+    gateway.engine.faults = {}
+    assert (await gateway.ask(stable)).headers["x-headrace-rung"] == "stable"

@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from contracts.clock import ManualClock
 from contracts.events import Decision, Rollout
 from contracts.ids import derived_id
+from contracts.settings import Engine, Settings
+from guard.rules import compile_rules
+from serving.rollout_guardrails import charged_arm
 from serving.shadow import QUEUED
+from streams.safety import judge
 from tests.serving.rollout_states import canary_state
 from tests.serving.scripted_gateway import ScriptedGateway
 
@@ -113,6 +118,24 @@ async def test_a_candidate_that_fails_leaves_a_decision_that_says_so(opened: Ope
         [copy] = await copies(gateway, 1)
     assert copy.error == "shadow: new: the engine answered with status 500"
     assert (copy.finish_reason, copy.token_ids) == ("error", ())
+
+
+@pytest.mark.parametrize(("tokens", "charged"), [(20, "shadow"), (21, None)])
+async def test_time_that_a_copy_of_a_long_answer_took_is_not_charged(
+    tmp_path: Path, tokens: int, charged: str | None
+) -> None:
+    gateway = ScriptedGateway(
+        tmp_path, shadow_state(1.0), engine=Engine(timeout_seconds=0.1), max_tokens=20
+    )
+    gateway.engine.faults = {"new": "hang"}
+    async with copying(gateway), asyncio.timeout(30.0):
+        await gateway.ask(max_tokens=tokens)
+        while not of_arm(gateway, "shadow"):
+            await _idle(1)
+    [copy] = of_arm(gateway, "shadow")
+    found = judge(compile_rules(Settings()))(copy, ManualClock().now())
+    assert charged_arm(found) == charged
+    await gateway.close()
 
 
 @pytest.mark.parametrize("change", ["canary", "another rollout"])
