@@ -34,11 +34,9 @@ MOST_HELD = WINDOW + STEP
 class HeldBack:
     """The text of one answer, of which only a harmless part has been let go."""
 
-    def __init__(self, rules: Rules, told: str, *, to_the_end: bool = False) -> None:
-        """``to_the_end``: let nothing go before `finish` or `open`."""
+    def __init__(self, rules: Rules, told: str) -> None:
         self._rules = rules
         self._told = told
-        self._closed = to_the_end
         self._text = ""
         self._left = 0
         self._categories: list[Category] = [
@@ -55,18 +53,11 @@ class HeldBack:
         self.seconds += perf_counter() - before
         return released
 
-    def open(self) -> str:
-        """Stop holding everything back; return what may leave."""
-        self._closed = False
-        return self.feed("")
-
     def finish(self) -> str:
         """Return the rest at the end of the text, unless it has a finding."""
         return self._release(len(self._text))
 
     def _settled(self) -> int:
-        if self._closed:
-            return 0
         if not self._categories:
             return len(self._text)
         begin = max(0, len(self._text) - WINDOW) // STEP * STEP

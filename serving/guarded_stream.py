@@ -22,19 +22,20 @@ HOLD_BACK = "hold-back"
 class GuardedStream:
     """What was drawn so far, what has left of it, and whether the guard stopped it.
 
-    On a disallowed topic words wait for the end of the answer: a safe call may follow them, and
-    one that is not may follow the safe one.
+    On a disallowed topic words and calls wait for the end of the answer: a safe call may follow
+    words, one that is not may follow the safe one, and all of them decide together.
     """
 
     def __init__(self, guard: Guard, question: Question, chat: ChatRequest) -> None:
         self._guard = guard
         self._question = question
         self._chat = chat
-        waits = question.on_disallowed_topic and (
+        self._waits = question.on_disallowed_topic and (
             guard.rules.modes["disallowed-topic"] == "enforce"
         )
-        self._held = HeldBack(guard.rules, question.asked.told, to_the_end=waits)
+        self._held = HeldBack(guard.rules, question.asked.told)
         self._drawn: list[Piece] = []
+        self._waiting: list[Piece] = []
         self._left: list[Piece] = []
         self._stopped = False
 
@@ -53,9 +54,12 @@ class GuardedStream:
             if isinstance(piece, str):
                 leaving.append(self._held.feed(piece))
             elif self._may_call(piece):
-                leaving += [self._held.open(), piece]
+                leaving.append(piece)
             else:
                 self._stopped = True
+        if self._waits:
+            self._waiting += leaving
+            return []
         return self._leave(leaving)
 
     def finish(self, pieces: Iterable[Piece]) -> tuple[Reply, list[dict[str, Any]]]:
@@ -67,7 +71,7 @@ class GuardedStream:
         report = reply.report
         report.layer_seconds[HOLD_BACK] = self._held.seconds
         if report.action == "passed":
-            return reply, deltas + self._leave([rest])
+            return reply, deltas + self._leave([*self._waiting, rest])
         between = "\n" if any(isinstance(piece, str) for piece in self._left) else ""
         said = text_of(reply.message)
         deltas += self._leave([between + said if said else "", *reply.message.tool_calls])
