@@ -121,7 +121,8 @@ class HttpEngine:
     async def running(self) -> dict[str, int] | None:
         """Return model to number of its answers under way; see `Engine`."""
         try:
-            return decode(counts, await self.admin("GET", "/headrace/running")).running
+            answer = await self.admin("GET", "/headrace/running", seconds=HEALTH_SECONDS)
+            return decode(counts, answer).running
         except EngineError as error:
             if error.status != 404:
                 raise
@@ -130,7 +131,8 @@ class HttpEngine:
     async def weights(self) -> str:
         """Return whose full weights the base model has; "" for its own, or without a door."""
         try:
-            return decode(versions, await self.admin("GET", "/headrace/weights")).version
+            answer = await self.admin("GET", "/headrace/weights", seconds=HEALTH_SECONDS)
+            return decode(versions, answer).version
         except EngineError as error:
             if error.status != 404:
                 raise

@@ -41,7 +41,7 @@ POLL_SECONDS = 0.2
 RETRY_SECONDS = 1.0
 ENGINE_SECONDS = 3.0
 COMMAND_SECONDS = 1.0
-"""How often people's commands are looked for while a release is loaded and at the gate."""
+"""How often people's commands are looked for while the engine is waited for."""
 REASON_CHARS = 2000
 SIGNS_OF_LIFE = 3
 """States written within ``takeover_seconds``, at least, so that nobody takes over."""
@@ -221,11 +221,14 @@ class RolloutLoop:
         if self._engine_at is not None and now - self._engine_at < ENGINE_SECONDS:
             return
         self._record.check_term()  # two controllers would swap full weights back and forth
+        self._listened_at = now
         try:
             for version in self._adapters.ensure(self._needed()):
                 _log.info("the engine had lost %s; loaded again", version)
         except BrokenVersionError as error:
             self._cannot_serve(error)
+        finally:
+            self._listened_at = None
         self._engine_at = now
 
     def _cannot_serve(self, error: BrokenVersionError) -> None:
@@ -291,16 +294,16 @@ class RolloutLoop:
         return f"gate: {reasons}" if report.refused else ""
 
     def _meanwhile(self) -> None:
-        """Show life while the engine works; a command comes before a release at the gate.
+        """Show life while the engine works; a command comes before a release or a lost adapter.
 
-        The release is taken up again after it, from the beginning, unless the command forbids it.
+        What it interrupts is taken up again after it, from the beginning, unless it forbids that.
         """
         self._show_life()
         since = self._listened_at
         if since is not None and self._clock.monotonic() - since >= COMMAND_SECONDS:
             self._listened_at = self._clock.monotonic()
             if self._log.command_waits():
-                raise UnavailableError("a person's command comes before the release at the gate")
+                raise UnavailableError("a person's command comes before what the engine is slow at")
 
     def _start(self, pending: Pending) -> None:
         who = self._identity(pending.candidate)

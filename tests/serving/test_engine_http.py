@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,22 @@ async def test_an_answer_comes_with_its_token_ids_and_their_logprobs(engine: Htt
     assert len(answer.logprobs) == len(answer.token_ids)
     assert all(-0.5 < value <= 0 for value in answer.logprobs)
     assert len(answer.prompt_token_ids) > 5
+
+
+@pytest.mark.parametrize("look", [HttpEngine.models, HttpEngine.running, HttpEngine.weights])
+async def test_a_look_at_an_engine_that_hangs_ends_soon(
+    monkeypatch: pytest.MonkeyPatch, look: Callable[[HttpEngine], Awaitable[object]]
+) -> None:
+    monkeypatch.setattr("serving.http_engine.HEALTH_SECONDS", 0.05)
+    silent = socket.create_server(("127.0.0.1", 0))
+    engine = HttpEngine(f"http://127.0.0.1:{silent.getsockname()[1]}", 60.0, admin_key="admin")
+    try:
+        async with asyncio.timeout(30.0):
+            with pytest.raises(EngineError, match=r"no answer within 0\.05 s"):
+                await look(engine)
+    finally:
+        await engine.close()
+        silent.close()
 
 
 async def test_a_stream_gives_the_same_as_a_plain_answer(engine: HttpEngine) -> None:

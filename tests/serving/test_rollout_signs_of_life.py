@@ -27,6 +27,30 @@ class HeldEngine(TinyEngine):
         return await super().complete(request)
 
 
+class SilentEngine(TinyEngine):
+    """An engine that does not say whose weights it has once the test wants it silent."""
+
+    silent = False
+    ignored = 0
+
+    async def weights(self) -> str:
+        self.ignored += self.silent
+        while self.silent:  # noqa: ASYNC110 - set by the test, in another thread
+            await asyncio.sleep(0.01)
+        return await super().weights()
+
+
+def test_a_command_does_not_wait_for_an_engine_that_hangs(stage: Stage) -> None:
+    stage.engine = engine = SilentEngine()
+    with stage.controller():
+        version = stage.released()
+        stage.state("canary", version)
+        engine.silent = True
+        until("the engine is asked in vain", lambda: engine.ignored)
+        assert answer(stage, ask(stage, "rollback")).action == "rollout.rolled-back"
+        stage.state("rolled-back", version)
+
+
 def test_while_the_engine_is_waited_for_the_state_is_published_again(stage: Stage) -> None:
     stage.engine = engine = HeldEngine()
     stage.settings = replace(stage.settings, rollout=replace(RULES, takeover_seconds=0.6))
