@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from time import perf_counter
 from typing import TypeVar
 
@@ -21,8 +22,8 @@ Side = TypeVar("Side")
 
 MAX_QUESTION = 20_000
 """Characters of a question that are searched, from its end."""
-MAX_FINDINGS = 32
-"""Findings that are reported of one exchange."""
+MAX_FINDINGS = 8
+"""Findings that one layer reports of one exchange: none of its own can hide those of another."""
 
 
 class Asked(Struct, frozen=True):
@@ -113,9 +114,9 @@ def _run(
     for category, layer in layers:
         if everything or rules.modes[category] != "off":
             before = perf_counter()
-            findings.extend(layer(rules, side))
+            findings.extend(islice(layer(rules, side), MAX_FINDINGS))
             seconds[category] = perf_counter() - before
-    return Checked(tuple(findings[:MAX_FINDINGS]), seconds)
+    return Checked(tuple(findings), seconds)
 
 
 def _too_long(rules: Rules, asked: Asked) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from itertools import islice
 
 import msgspec
 
@@ -55,8 +56,9 @@ def find(decision: Decision, rules: Rules) -> tuple[Finding, ...]:
     findings = check_answer(rules, answered, everything=True).findings
     findings += check_question(rules, asked, everything=True).findings
     if decision.guard is not None:
-        findings += tuple(f for f in decision.guard.findings if f.category == "guard-model")
-    return findings[:MAX_FINDINGS]
+        named = (f for f in decision.guard.findings if f.category == "guard-model")
+        findings += tuple(islice(named, MAX_FINDINGS))
+    return findings
 
 
 def _acts(decision: Decision, rules: Rules) -> bool:
