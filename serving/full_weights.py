@@ -17,12 +17,15 @@ class FullWeights:
         self._engine = engine
         self._base = Weights("", Path(base or "/nowhere"))
         self._present = self._base
+        self.swapping = False
+        """Whether weights are being replaced, which goes on to its end once begun."""
 
     async def serve(self, candidate: Candidate | None, directory: Path | None = None) -> bool:
         """Have the engine serve a version's weights, None for the base's own; True if changed.
 
         Raises EngineError, which says what is served instead. An engine that restarted has its
-        base's weights again. A version that somebody else put there has no way back but the base.
+        base's weights again. A version that somebody else put there, and weights that nobody knows
+        after a swap that was cut short, have no way back but the base.
         """
         now = await self._engine.weights()
         to = Weights(candidate.version, directory) if candidate and directory else self._base
@@ -34,6 +37,10 @@ class FullWeights:
                 "policy.model as a directory that controller and engine both see"
             )
         back = self._present if self._present.version == now else self._base
-        await self._engine.swap_weights(to, back)
+        self.swapping = True
+        try:
+            await self._engine.swap_weights(to, back)
+        finally:
+            self.swapping = False
         self._present = to
         return True

@@ -64,6 +64,11 @@ class Adapters:
         self.meanwhile: Callable[[], None] = lambda: None
         """Called again and again while the engine is waited for; what it raises ends the wait."""
 
+    @property
+    def swapping(self) -> bool:
+        """Whether full weights are being replaced; to end that call early gains no time."""
+        return self._full.swapping
+
     def ensure(self, needed: tuple[Candidate, ...]) -> list[str]:
         """Load what is needed and missing; return the versions that were loaded.
 

@@ -299,7 +299,7 @@ class RolloutLoop:
         What it interrupts is taken up again after it, from the beginning, unless it forbids that.
         """
         self._show_life()
-        since = self._listened_at
+        since = None if self._adapters.swapping else self._listened_at
         if since is not None and self._clock.monotonic() - since >= COMMAND_SECONDS:
             self._listened_at = self._clock.monotonic()
             if self._log.command_waits():

@@ -2,14 +2,16 @@
 
 Hold new answers at the door, let those under way end, then pause (keep), reload, reset the prefix
 cache, resume, and ask for a token. Whatever fails, the weights before come back, and the engine is
-resumed and let go; the error says in what state it is left. So no answer is of two versions.
+resumed and let go; the error says in what state it is left. So no answer is of two versions. Nor is
+one of another version than its name says: while nobody knows the weights the door answers to none.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +20,8 @@ from contracts.errors import EngineError
 from contracts.events import BASE_VERSION
 
 POLL_SECONDS = 0.02
+UNKNOWN = "unknown"
+"""Whose weights these are while they are replaced; the door answers to no version's name then."""
 
 
 class Deadlines(Struct, frozen=True, kw_only=True):
@@ -67,16 +71,38 @@ class SwappingEngine(Protocol):
 async def swap_weights(
     engine: SwappingEngine, to: Weights, back: Weights, deadlines: Deadlines
 ) -> None:
-    """Have the engine answer with other weights; EngineError says what it serves instead."""
+    """Have the engine answer with other weights; EngineError says what it serves instead.
+
+    Once the weights are touched it goes on to a known end, also when it is cancelled.
+    """
     await engine.admin("POST", "/headrace/hold", {"seconds": deadlines.whole()})
     try:
         await _drain(engine, back, deadlines.drain)
-        try:
-            await _replace(engine, to, deadlines)
-        except EngineError as error:
-            await _go_back(engine, to, back, deadlines, error)
+        await _to_the_end(_there_or_back(engine, to, back, deadlines))
     finally:
         await engine.admin("DELETE", "/headrace/hold")
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for work whose every step has a deadline; cancelling ends the wait only after it."""
+    task, cancelled = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled from task.exception()
+    task.result()
+
+
+async def _there_or_back(
+    engine: SwappingEngine, to: Weights, back: Weights, deadlines: Deadlines
+) -> None:
+    try:
+        await _replace(engine, to, deadlines)
+    except EngineError as error:
+        await _go_back(engine, to, back, deadlines, error)
 
 
 async def _drain(engine: SwappingEngine, back: Weights, seconds: float) -> None:
@@ -94,6 +120,8 @@ async def _drain(engine: SwappingEngine, back: Weights, seconds: float) -> None:
 
 async def _replace(engine: SwappingEngine, to: Weights, deadlines: Deadlines) -> None:
     try:
+        # Should the controller die from here on, the hold ends, but nothing has a wrong name.
+        await engine.admin("POST", "/headrace/weights", {"version": UNKNOWN}, deadlines.pause)
         await engine.admin("POST", "/pause?mode=keep", seconds=deadlines.pause)
         asked = {"method": "reload_weights", "kwargs": {"weights_path": str(to.path)}}
         await engine.admin("POST", "/collective_rpc", asked, deadlines.reload)
@@ -124,7 +152,8 @@ async def _go_back(
     except EngineError as second:
         raise EngineError(
             f"{_name(to)} could not be loaded ({error}), nor {_name(back)} again ({second}); "
-            "the engine's weights are unknown: restart it"
+            "the engine's weights are unknown, so it answers nobody; the swap is tried again, or "
+            "restart the engine"
         ) from error
     raise EngineError(
         f"{_name(to)} could not be loaded: {error}; the engine serves {_name(back)} again",

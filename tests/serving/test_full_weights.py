@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,8 @@ class Stuck:
     def __init__(self, *failing: str) -> None:
         self.failing = list(failing)
         self.asked: list[str] = []
+        self.when: dict[str, Callable[[], object]] = {}
+        self.busy: dict[str, int] = {}
 
     async def admin(
         self, method: str, path: str, body: object = None, seconds: float = 60.0
@@ -131,22 +133,29 @@ class Stuck:
         where = path.partition("?")[0]
         what = str(body["version"]) if isinstance(body, dict) and "version" in body else ""
         self._note(f"{method} {where} {what[:1]}".strip())
+        await asyncio.sleep(0)
         return b'{"success": true}'
 
     async def probe(self, model: str, seconds: float) -> None:
         self._note(f"probe {model[:4]}")
+        await asyncio.sleep(0)
 
     async def running(self) -> dict[str, int] | None:
-        return {}
+        if self.busy:
+            self._note("running")
+        return self.busy
 
     def _note(self, what: str) -> None:
         self.asked.append(what)
+        if what in self.when:
+            self.when.pop(what)()
         if self.failing and self.failing[0] == what:
             self.failing.pop(0)
             raise EngineError(f"{what} failed", 504)
 
 
 THERE = [
+    "POST /headrace/weights u",
     "POST /pause",
     "POST /collective_rpc",
     "POST /reset_prefix_cache",
@@ -154,7 +163,7 @@ THERE = [
     "POST /headrace/weights f",
     "probe ffff",
 ]
-BACK = [*THERE[:4], "POST /headrace/weights", "probe base"]
+BACK = [*THERE[:5], "POST /headrace/weights", "probe base"]
 
 
 @pytest.mark.parametrize("failing", THERE)
@@ -170,11 +179,43 @@ async def test_whatever_step_fails_the_engine_is_resumed_and_the_weights_before_
     assert engine.asked == expected
 
 
+@pytest.mark.parametrize("step", THERE)
+async def test_a_swap_that_is_cancelled_goes_on_to_its_end(step: str) -> None:
+    engine = Stuck()
+    task = asyncio.create_task(swap(engine))
+    engine.when[step] = task.cancel
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.asked == ["POST /headrace/hold", *THERE, "DELETE /headrace/hold"]
+
+
+async def test_a_swap_that_is_cancelled_and_fails_brings_the_weights_before_back() -> None:
+    engine = Stuck("POST /collective_rpc")
+    task = asyncio.create_task(swap(engine))
+    engine.when["POST /collective_rpc"] = task.cancel
+    with pytest.raises(asyncio.CancelledError) as raised:
+        await task
+    assert "the engine serves the base model again" in str(raised.value.__cause__)
+    assert engine.asked[-3:] == ["POST /headrace/weights", "probe base", "DELETE /headrace/hold"]
+
+
+async def test_a_swap_that_is_cancelled_before_it_touches_the_weights_leaves_them() -> None:
+    engine = Stuck()
+    task = asyncio.create_task(swap(engine))
+    engine.when["POST /headrace/hold"] = lambda: setattr(engine, "busy", {"base": 1})
+    engine.when["running"] = task.cancel
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.asked == ["POST /headrace/hold", "running", "DELETE /headrace/hold"]
+
+
 async def test_when_the_way_back_fails_too_the_error_says_that_nothing_is_known() -> None:
     engine = Stuck("POST /collective_rpc", "POST /collective_rpc")
-    with pytest.raises(EngineError, match="weights are unknown: restart it"):
+    with pytest.raises(EngineError, match="weights are unknown, so it answers nobody"):
         await swap(engine)
     assert engine.asked[-2:] == ["POST /resume", "DELETE /headrace/hold"]
+    named = [asked for asked in engine.asked if "weights" in asked]
+    assert set(named) == {"POST /headrace/weights u"}  # no name is answered
 
 
 async def swap(engine: Stuck) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from msgspec.structs import replace
 
 from contracts.audit import AuditChain
@@ -11,6 +12,7 @@ from contracts.clock import SystemClock
 from contracts.topics import ROLLOUT_COMMANDS
 from serving.engine import EngineAnswer, EngineRequest
 from serving.rollout_log import RolloutLog
+from serving.weight_swap import Weights
 from tests.serving.rollout_stage import RULES, Stage, TinyEngine
 from tests.serving.test_rollout_commands import answer, ask, command
 from tests.until import until
@@ -38,6 +40,46 @@ class SilentEngine(TinyEngine):
         while self.silent:  # noqa: ASYNC110 - set by the test, in another thread
             await asyncio.sleep(0.01)
         return await super().weights()
+
+
+class SlowSwap(TinyEngine):
+    """An engine that replaces its weights once the test lets it; it notes swaps cut short."""
+
+    held = False
+    begun = 0
+    cut = 0
+
+    async def swap_weights(self, to: Weights, back: Weights) -> None:
+        self.begun += 1
+        try:
+            while self.held:  # noqa: ASYNC110 - set by the test, in another thread
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cut += 1
+            raise
+        await super().swap_weights(to, back)
+
+
+def test_a_command_waits_for_full_weights_that_are_being_swapped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.rollout_loop.COMMAND_SECONDS", 0.0)
+    stage.engine = engine = SlowSwap()
+    stage.settings = replace(stage.settings, rollout=replace(RULES, takeover_seconds=0.6))
+    with stage.controller():
+        path, version = stage.version(form="full")
+        stage.release(path, version, form="full")
+        stage.state("refused", version)
+        answer(stage, ask(stage, "promote", version))
+        engine.held = True
+        engine.restart()
+        until("the weights are swapped again", lambda: engine.begun == 2)
+        paused = ask(stage, "pause")
+        before = len(stage.states())
+        until("three signs of life", lambda: len(stage.states()) >= before + 3)
+        engine.held = False
+        assert answer(stage, paused).action == "rollout.paused"
+    assert (engine.begun, engine.cut, engine.full) == (2, 0, version)
 
 
 def test_a_command_does_not_wait_for_an_engine_that_hangs(stage: Stage) -> None:
