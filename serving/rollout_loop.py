@@ -310,7 +310,8 @@ class RolloutLoop:
         plan, now = plan_hash(who, self._settings), self._clock.now()
         first = self._inbox.places(self._log.positions(), pending)
         after = entered(begun(self.state, who, plan, first, now), 0, self._rules, now)
-        detail = {"rules": msgspec.to_builtins(self._rules), "salt": who.salt}
+        rules = msgspec.to_builtins(self._rules)
+        detail = {"rules": rules, "salt": who.salt, "gate_mode": self._settings.gate.mode}
         self._act(Act("started", pending.candidate, "", detail), after, pending)
         self._beginning = None
 

@@ -102,3 +102,4 @@ def test_a_version_that_passes_has_its_report_in_the_audit_before_its_rollout_st
     assert detail["regression"]["candidate"] == detail["regression"]["incumbent"] == 3
     assert detail["evidence"]["samples"] == SOUND.samples
     assert detail["thresholds"]["min_samples"] == 300
+    assert records["rollout.started"].detail["gate_mode"] == "enforce"

@@ -69,6 +69,7 @@ def test_every_step_leaves_an_audit_record_in_the_trace_of_the_release(stage: St
     assert {record.subject for record in records} == {version}
     started, promoted = (record.detail for record in records)
     assert started["plan"] == promoted["plan"] == stage.states()[-1].plan
+    assert started["gate_mode"] == "off"
     assert promoted["evidence"]["requests"]["canary"] >= HALF.min_canary_requests
     assert broken_links(records) == []
 
