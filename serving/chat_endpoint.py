@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from serving.body import read_body
 from serving.budget import BUDGET_HEADER, budget_of
 from serving.chat_request import parse_chat
 from serving.chat_stream import stream_answer
+from serving.client_send import ClientSend, ClientStalledError
 from serving.gateway import Arrival, Gateway, begin_turn, end_turn, place_for_one, turn_span
 from serving.guard_model import asked_of_guard_model
 from serving.guarding import check_drawn, reply_to_question
@@ -25,6 +27,8 @@ from serving.turn import Outcome, Turn, finished, headrace_of, replied, unasked,
 from serving.wire_errors import DECISION_HEADER, JSON, RUNG_HEADER, Refusal
 
 TRACE_HEADERS = ("traceparent", "tracestate")
+
+_log = logging.getLogger("headrace.gateway")
 
 
 class ChatEndpoint:
@@ -36,15 +40,18 @@ class ChatEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, within one of the places for requests under way."""
+        to_client = ClientSend(send, self._gateway.clock)
         try:
             async with place_for_one(self._gateway, self._gateway.chat_room):
-                await self._answer(scope, receive, send)
+                await self._answer(scope, receive, to_client)
         except Refusal as refusal:
             if refusal.status < 500:
                 self._gateway.metrics.count("refused")
             await refusal.response()(scope, receive, send)
+        except ClientStalledError:
+            _log.warning("a client did not read its answer; its connection is dropped")
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: ClientSend) -> None:
         gateway, request = self._gateway, Request(scope, receive)
         arrival = arrival_of(gateway, request)
         with gateway.door.admitted(arrival.caller, "chat"):
@@ -58,7 +65,7 @@ class ChatEndpoint:
                     await self._take_turn(turn, current, (scope, receive, send))
 
     async def _take_turn(
-        self, turn: Turn, current: Span, wire: tuple[Scope, Receive, Send]
+        self, turn: Turn, current: Span, wire: tuple[Scope, Receive, ClientSend]
     ) -> None:
         gateway, (scope, receive, send) = self._gateway, wire
         try:
@@ -70,6 +77,9 @@ class ChatEndpoint:
                 await response(scope, receive, send)
         except Refusal as refusal:
             current.set_attribute("error.type", str(refusal.status))
+            raise
+        except ClientStalledError:
+            current.set_attribute("error.type", "client_stalled")
             raise
         if turn.question.action == "passed":
             self._shadows.offer(gateway, turn)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from msgspec import Struct
@@ -18,6 +19,7 @@ from starlette.types import Receive, Send
 from contracts.codec import to_json
 from contracts.errors import EngineError
 from serving.budget import Budget, is_charged
+from serving.client_send import SEND_SECONDS, ClientSend, ClientStalledError
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
 from serving.engine_failure import TOO_LATE
 from serving.gateway import (
@@ -47,26 +49,44 @@ class OpenStream(Struct):
 
 
 async def stream_answer(
-    gateway: Gateway, turn: Turn, current: Span, receive: Receive, send: Send
+    gateway: Gateway, turn: Turn, current: Span, receive: Receive, send: ClientSend
 ) -> None:
-    """Stream one answer and log its decision; Refusal when no rung gives any text."""
+    """Stream one answer and log its decision; Refusal when no rung gives any text.
+
+    ClientStalledError when the client does not take it in time: its decision says that it left.
+    """
     if turn.question.action != "passed":
-        await _reply_at_once(gateway, turn, current, send)
+        async with _deadline(SEND_SECONDS):
+            await _reply_at_once(gateway, turn, current, send)
         return
     step, stream, notes = await first_that_answers(gateway, turn, _opened)
     left = asyncio.create_task(_client_left(receive))
     answer = _Answer(gateway, turn, step, current, notes)
     try:
-        await _start(send, turn.decision_id, step.rung)
-        await send(_part(answer.opening()))
-        await _forward(stream, answer, send, left)
-        outcome = answer.end()
-        if not left.done():
-            await _finish(answer, outcome, send)
+        async with _deadline(gateway.settings.engine.timeout_seconds + SEND_SECONDS):
+            await _start(send, turn.decision_id, step.rung)
+            await send(_part(answer.opening()))
+            await _forward(stream, answer, send, left)
+            outcome = answer.end()
+            if not left.done():
+                await _finish(answer, outcome, send)
     finally:
         answer.end()
         left.cancel()
         await stream.rest.aclose()
+
+
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    """Bound a whole stream: the engine's time and a little more, however slowly a client reads."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise ClientStalledError from error
 
 
 async def _opened(answerer: Answerer, request: EngineRequest) -> OpenStream:
@@ -97,7 +117,7 @@ async def _reply_at_once(gateway: Gateway, turn: Turn, current: Span, send: Send
 
 
 async def _forward(
-    stream: OpenStream, answer: _Answer, send: Send, left: asyncio.Task[None]
+    stream: OpenStream, answer: _Answer, send: ClientSend, left: asyncio.Task[None]
 ) -> None:
     """Send what comes until it ends, the guard stops it, the engine fails or the client leaves."""
     try:
@@ -110,7 +130,7 @@ async def _forward(
                 return
     except EngineError as error:
         _log.warning("%s broke off: %s", answer.version, reason_without_content(error))
-        answer.fail(error)
+        answer.fail(error, send.waited)
 
 
 async def _all(stream: OpenStream) -> AsyncGenerator[EngineChunk, None]:
@@ -172,18 +192,19 @@ class _Answer:
         """Whether the guard found what must not leave."""
         return self._guarded.stopped
 
-    def fail(self, error: EngineError) -> None:
-        """Note that the engine broke off."""
+    def fail(self, error: EngineError, waited: float) -> None:
+        """Note that the engine broke off; so long the client had held it up by then."""
         self._reason = FAILED
-        self._charged = error.status != TOO_LATE or self._time_was_enough()
+        self._charged = error.status != TOO_LATE or self._time_was_enough(waited)
         arm = f"{self._step.assignment.arm}{'' if self._charged else UNCHARGED}"
         note = f"{arm}: {self.version}: broke off: {reason_to_keep(self._gateway, error)}"
         self._notes = "; ".join(filter(None, (self._notes, note)))
 
-    def _time_was_enough(self) -> bool:
+    def _time_was_enough(self, waited: float) -> bool:
         settings, tokens = self._gateway.settings, self._turn.chat.sampling.max_tokens
-        seconds = settings.engine.timeout_seconds
-        return is_charged(settings.gateway, Budget(seconds), seconds, tokens)
+        whole = settings.engine.timeout_seconds
+        had = max(whole - waited, 0.0)
+        return is_charged(settings.gateway, Budget(had, had / whole), had, tokens)
 
     def rest(self) -> list[dict[str, Any]]:
         """Return the deltas that became certain at the end."""

@@ -31,6 +31,7 @@ from contracts.tracing import start_tracing
 from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
 from serving.chat_first import CHAT, ChatFirst
+from serving.client_send import Server
 from serving.decision_log import DecisionLog
 from serving.feature_lookup import FeatureLookup, Reader, open_online_reader
 from serving.feedback_endpoint import FeedbackEndpoint
@@ -218,7 +219,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
     try:
-        uvicorn.Server(config).run()
+        Server(config).run()
     finally:
         tracing.shutdown()
 
