@@ -245,7 +245,8 @@ def _sampling(body: _Body, settings: Settings) -> Sampling:
         param = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
         raise Refusal(
             400,
-            f"{param} is {asked}; question and answer together have at most {most} tokens",
+            f"{param} is {asked}; question and answer together have at most {most} tokens: ask for "
+            "fewer, or have the operator raise engine.max_model_len to what the engine has",
             param=param,
         )
     return Sampling(

@@ -96,6 +96,12 @@ def test_a_value_that_is_not_allowed_is_named(
     assert (status, answer["error"]["param"]) == (400, param)
 
 
+def test_too_many_tokens_name_the_setting_that_allows_more(gateway: Server) -> None:
+    _, answer = chat(gateway, max_tokens=10**6)
+    assert "max_tokens is 1000000;" in answer["error"]["message"]
+    assert "engine.max_model_len" in answer["error"]["message"]
+
+
 def test_nulls_and_fields_without_effect_do_no_harm(gateway: Server) -> None:
     message = {"role": "user", "content": "hello", "name": None, "tool_calls": None, "x": 1}
     absent = ("tools", "tool_choice", "n", "stop", "user", "seed", "stream", "min_p", "functions")
