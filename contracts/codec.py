@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.errors import CodecError
-from contracts.events import Event
+from contracts.events import EVENTS, Event
 from contracts.topics import Topic
 
 MAX_VALUE_BYTES = 900_000
@@ -86,7 +86,7 @@ def decode(topic: Topic, value: bytes | None, headers: Iterable[tuple[str, bytes
         raise CodecError("oversized", f"{len(value)} bytes, allowed {MAX_VALUE_BYTES}")
     event_type = _event_type(topic, header(headers, "ce_type"))
     try:
-        event: Event = _decoder(event_type).decode(value)
+        event: Event = _decoders[event_type].decode(value)
     except msgspec.ValidationError as error:
         raise CodecError("invalid", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -132,10 +132,7 @@ def _event_type(topic: Topic, declared: str | None) -> type[Event]:
     return event_type
 
 
-_decoders: dict[type[Event], msgspec.json.Decoder[Event]] = {}
-
-
-def _decoder(event_type: type[Event]) -> msgspec.json.Decoder[Event]:
-    if event_type not in _decoders:
-        _decoders[event_type] = msgspec.json.Decoder(event_type)
-    return _decoders[event_type]
+# All at once, before there are threads: msgspec crashes when two make a type's first decoder.
+_decoders: dict[type[Event], msgspec.json.Decoder[Event]] = {
+    kind: msgspec.json.Decoder(kind) for kind in EVENTS
+}

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts import codec
 from contracts.codec import (
     MAX_VALUE_BYTES,
     ce_type,
@@ -20,6 +21,7 @@ from contracts.codec import (
 )
 from contracts.errors import CodecError
 from contracts.events import (
+    EVENTS,
     Assignment,
     AuditRecord,
     Feedback,
@@ -275,3 +277,7 @@ def test_text_of_joins_the_text_parts() -> None:
     ]
     assert text_of(Message(role="user", content=parts)) == "one\n\ntwo"
     assert text_of(Message(role="assistant")) == ""
+
+
+def test_no_thread_makes_a_types_first_decoder() -> None:
+    assert set(codec._decoders) == set(EVENTS)
