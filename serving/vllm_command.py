@@ -11,6 +11,8 @@ from contracts.settings import Settings
 from serving.door.engine_door import ADMIN_KEY, FAULTS, KEY
 
 MAX_SEQUENCES = 16
+STEP_TOKENS = 128
+"""Tokens of prompts and answers in one step: an adapter is loaded between two of them."""
 DOOR = Path(__file__).parent / "door"
 """The one folder of ours on vLLM's import path: it holds nothing but the door."""
 
@@ -45,6 +47,7 @@ def vllm_command(
         *("--dtype", dtype),
         *("--max-model-len", str(engine.max_model_len)),
         *("--max-num-seqs", str(MAX_SEQUENCES)),
+        *("--max-num-batched-tokens", str(STEP_TOKENS)),
         "--enforce-eager",
         "--enable-lora",
         *("--max-loras", str(engine.max_adapters)),
