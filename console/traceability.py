@@ -60,7 +60,7 @@ def traceability(evidence: Evidence) -> Traceability:
         found = explanation(evidence, decision.id)
         samples += len(found.samples)
         learned += len(found.learned)
-        traced += _is_traced(found)
+        traced += is_traced(found)
         to = read_to.get(decision.assignment.policy, 0)
         due = any(evidence.offsets.get(sample.id, to) < to for sample in found.samples)
         for link, holds in LINKS.items():
@@ -139,7 +139,8 @@ LINKS: Mapping[str, Callable[[Explanation, bool], bool]] = {
 that versions have read to."""
 
 
-def _is_traced(found: Explanation) -> bool:
+def is_traced(found: Explanation) -> bool:
+    """Return whether a decision's spans are all in the local files, the learner's if it learned."""
     names = {span.name for span in found.spans}
     processes = {span.process for span in found.spans}
     return names >= SPANS and GATEWAY in processes and (LEARN in names or not found.learned)
