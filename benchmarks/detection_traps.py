@@ -117,7 +117,10 @@ def heavy_raters(rng: np.random.Generator, runs: int) -> dict[str, Bools]:
         mine[run] = arms[users]
         first[run, np.unique(users, return_index=True)[1]] = True
         value[run] = np.clip(rng.normal(opinion[users], 0.3), -1.0, 1.0)
-    counted = {"sequence of every reward": mine | ~mine, "ours, a user's first reward": first}
+    counted = {
+        "sequence of every reward": np.ones_like(first),
+        "ours, a user's first reward": first,
+    }
     found = {}
     for name, kept in counted.items():
         canary, stable = (sums_at_looks(arm & kept, value) for arm in (mine, ~mine))

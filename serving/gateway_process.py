@@ -252,7 +252,7 @@ async def _heartbeat(running: Running) -> None:
 def _freeze() -> None:
     """Leave what has been loaded out of garbage collections, which would stop all requests.
 
-    The store's client alone is some hundred thousand objects: 30 to 120 ms every few seconds.
+    The store's client is most of it; docs/gateway-cost.md has what a full collection cost.
     """
     gc.collect()
     gc.freeze()

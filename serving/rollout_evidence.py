@@ -44,8 +44,8 @@ from serving.rollout_guardrails import (
 
 EMPTY = Evidence(guardrails={name: GuardrailEvidence() for name in GUARDRAILS})
 
-RECENT = 200_000
-"""Decisions remembered, and as many rewards: what comes twice comes again soon after."""
+RECENT = 400_000
+"""Decisions and rewards remembered together: what comes twice comes again soon after."""
 
 _REWARD_GRID = 2.0**16  # values and squares on it add exactly up to two million rewards
 
@@ -126,7 +126,7 @@ class EvidenceCounter:
         if event.assignment.rollout_id != self._state.rollout_id or key in self._recent:
             return False
         self._recent[key] = None
-        if len(self._recent) > 2 * RECENT:
+        if len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
         return True
 

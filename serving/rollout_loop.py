@@ -231,6 +231,18 @@ class RolloutLoop:
             self._listened_at = None
         self._engine_at = now
 
+    def _meanwhile(self) -> None:
+        """Show life while the engine works; a command comes before a release or a lost adapter.
+
+        What it interrupts is taken up again after it, from the beginning, unless it forbids that.
+        """
+        self._show_life()
+        since = None if self._adapters.swapping else self._listened_at
+        if since is not None and self._clock.monotonic() - since >= COMMAND_SECONDS:
+            self._listened_at = self._clock.monotonic()
+            if self._log.command_waits():
+                raise UnavailableError("a person's command comes before what the engine is slow at")
+
     def _cannot_serve(self, error: BrokenVersionError) -> None:
         """A broken candidate is rolled back; a broken stable version needs a person."""
         candidate = self.state.candidate
@@ -292,18 +304,6 @@ class RolloutLoop:
         action = "gate.refused" if report.refused else "gate.passed"
         self._record.note(action, candidate, reasons[:REASON_CHARS], summary(report))
         return f"gate: {reasons}" if report.refused else ""
-
-    def _meanwhile(self) -> None:
-        """Show life while the engine works; a command comes before a release or a lost adapter.
-
-        What it interrupts is taken up again after it, from the beginning, unless it forbids that.
-        """
-        self._show_life()
-        since = None if self._adapters.swapping else self._listened_at
-        if since is not None and self._clock.monotonic() - since >= COMMAND_SECONDS:
-            self._listened_at = self._clock.monotonic()
-            if self._log.command_waits():
-                raise UnavailableError("a person's command comes before what the engine is slow at")
 
     def _start(self, pending: Pending) -> None:
         who = self._identity(pending.candidate)
