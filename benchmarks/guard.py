@@ -29,8 +29,8 @@ from benchmarks.guard_peers import (
 )
 from benchmarks.guard_samples import drawn_keys, filled
 from benchmarks.loop import RESULTS, commit, machine
-from contracts.guard_settings import Guard
 from contracts.settings import Settings
+from contracts.settings.guard import Guard
 from guard.credentials import secrets
 from guard.injections import injections
 from guard.personal_data import personal_data

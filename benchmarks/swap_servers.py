@@ -18,7 +18,7 @@ from contracts import settings as s
 from contracts.broker import create_topics, make_producer, send_and_wait
 from contracts.codec import encode
 from contracts.events import Candidate, Rollout
-from contracts.guard_settings import Guard, GuardLayers
+from contracts.settings.guard import Guard, GuardLayers
 from contracts.topics import ROLLOUTS
 from serving.vllm_command import vllm_command
 

@@ -13,8 +13,8 @@ from msgspec.structs import asdict
 
 from contracts.broker import events_to_end
 from contracts.events import Arm, Candidate, Evidence, GuardrailEvidence, Rollout
-from contracts.rollout_settings import Rollout as Rules
 from contracts.settings import Kafka
+from contracts.settings.rollout import Rollout as Rules
 from contracts.topics import ROLLOUTS
 from serving.rollout_guardrails import GUARDRAILS
 from serving.rollout_state import newer

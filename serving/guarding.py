@@ -7,8 +7,8 @@ from msgspec import Struct
 
 from contracts.events import FunctionCall, GuardReport, Message, ToolCall
 from contracts.findings import Finding
-from contracts.guard_settings import Guard as GuardSettings
 from contracts.settings import Settings
+from contracts.settings.guard import Guard as GuardSettings
 from guard.exchange import action_of
 from guard.layers import Asked, answered_by, asked_in, check_answer, check_question
 from guard.risk import risk

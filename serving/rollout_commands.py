@@ -19,7 +19,7 @@ from contracts.events import (
     RolloutAction,
     RolloutCommand,
 )
-from contracts.rollout_settings import Rollout as Rules
+from contracts.settings.rollout import Rollout as Rules
 from serving.rollout_transition import resumed, rolled_back, serving
 
 AUDITED: dict[RolloutAction, str] = {

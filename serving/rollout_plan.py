@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from contracts.codec import to_json
 from contracts.events import Candidate, Rollout
-from contracts.rollout_settings import Rollout as Rules
-from contracts.rollout_settings import Step
 from contracts.settings import Settings
+from contracts.settings.rollout import Rollout as Rules
+from contracts.settings.rollout import Step
 from serving import confidence_sequence, eprocess, sample_ratio, tripwire
 from serving.assignment import shadow_weight
 from serving.rollout_evidence import CountingRules

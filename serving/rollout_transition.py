@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from msgspec.structs import replace
 
 from contracts.events import Candidate, Evidence, GuardrailEvidence, Rollout
-from contracts.rollout_settings import Rollout as Rules
+from contracts.settings.rollout import Rollout as Rules
 from serving.rollout_evidence import EMPTY
 from serving.rollout_plan import Identity
 

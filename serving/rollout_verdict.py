@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from contracts.events import Arm, Evidence, GuardrailEvidence, Rollout, StepRewards
-from contracts.rollout_settings import Rollout as Rules
+from contracts.settings.rollout import Rollout as Rules
 from serving.confidence_sequence import Interval, RewardSums, difference_over_steps
 from serving.eprocess import e_value_against
 from serving.rollout_guardrails import GUARDRAILS

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import detection
 from benchmarks.detection_report import DOCUMENT, draw_plot, write_tables
 from benchmarks.loop import RESULTS
-from contracts.rollout_settings import Rollout
+from contracts.settings.rollout import Rollout
 
 KEPT: dict[str, Any] = msgspec.json.decode((RESULTS / "detection.json").read_bytes())
 

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from contracts.errors import SettingsError
-from contracts.rollout_settings import Guardrails, Rollout, Step
 from contracts.settings import (
     SECRETS,
     DisallowedTopic,
@@ -22,6 +21,7 @@ from contracts.settings import (
     settings_for,
     to_environment,
 )
+from contracts.settings.rollout import Guardrails, Rollout, Step
 
 EXAMPLE = Path(__file__).parents[2] / "headrace.example.yaml"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from contracts.events import FunctionCall, Message, ToolCall
-from contracts.guard_settings import Guard, GuardLayers
 from contracts.settings import DisallowedTopic, Settings, Streams
+from contracts.settings.guard import Guard, GuardLayers
 from guard.layers import MAX_FINDINGS, answered_by, asked_in, check_answer, check_question
 from guard.rules import compile_rules
 from guard.verdict import judge_answer

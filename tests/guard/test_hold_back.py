@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.guard_settings import Guard
 from contracts.settings import Settings
+from contracts.settings.guard import Guard
 from guard.hit import WINDOW, Hit
 from guard.hold_back import MOST_HELD, HeldBack
 from guard.layers import TEXT_CATEGORIES, hits_in

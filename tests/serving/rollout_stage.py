@@ -35,10 +35,10 @@ from contracts.events import Event as AnyEvent
 from contracts.evidence import ReleaseEvidence, write_evidence
 from contracts.ids import NewId, derived_id
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
-from contracts.rollout_settings import Rollout as Rules
-from contracts.rollout_settings import Step
 from contracts.settings import Engine as EngineSettings
 from contracts.settings import Gate, Kafka, Policy, Settings, to_environment
+from contracts.settings.rollout import Rollout as Rules
+from contracts.settings.rollout import Step
 from contracts.signing import signing_key
 from contracts.topics import AUDIT, RELEASES, REWARDS, ROLLOUTS
 from serving.assignment import assign, assign_shadow

@@ -12,7 +12,7 @@ import pytest
 from contracts import settings as s
 from contracts.clock import ManualClock
 from contracts.events import text_of
-from contracts.guard_settings import Guard, GuardLayers
+from contracts.settings.guard import Guard, GuardLayers
 from guard.rules import compile_rules
 from streams.reward import reward_of, sample_of
 from streams.safety import judge

@@ -11,8 +11,8 @@ import pytest
 from contracts import settings as s
 from contracts.errors import SettingsError
 from contracts.events import GuardReport
-from contracts.guard_settings import Guard, GuardLayers, GuardModel, Mode
 from contracts.settings import load_settings
+from contracts.settings.guard import Guard, GuardLayers, GuardModel, Mode
 from serving.engine import EngineAnswer, EngineRequest
 from serving.http_engine import HttpEngine
 from tests.serving.http_server import Server

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from contracts.broker import make_producer, send_and_wait
 from contracts.codec import encode
 from contracts.events import BASE_VERSION, AuditRecord, Candidate, RolloutAction, RolloutCommand
-from contracts.rollout_settings import Rollout as Rules
+from contracts.settings.rollout import Rollout as Rules
 from contracts.topics import ROLLOUT_COMMANDS
 from serving.assignment import assign
 from serving.rollout_commands import Order, obeyed, order_of

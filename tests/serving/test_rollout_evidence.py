@@ -25,8 +25,8 @@ from contracts.events import (
 )
 from contracts.findings import Finding
 from contracts.judges import is_judge
-from contracts.rollout_settings import Rollout
 from contracts.settings import Settings
+from contracts.settings.rollout import Rollout
 from serving import rollout_evidence, sample_ratio
 from serving.assignment import assign, assign_shadow, shadow_weight
 from serving.eprocess import add_event, e_value

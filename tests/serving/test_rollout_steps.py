@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from contracts.clock import SystemClock
 from contracts.events import BASE_VERSION, Rollout
 from contracts.ids import NewId
-from contracts.rollout_settings import Rollout as Rules
-from contracts.rollout_settings import Step
 from contracts.settings import Gate, Kafka
+from contracts.settings.rollout import Rollout as Rules
+from contracts.settings.rollout import Step
 from contracts.topics import REWARDS
 from serving.assignment import assign
 from serving.rollout_transition import entered

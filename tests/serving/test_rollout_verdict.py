@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from contracts.events import Arm, Candidate, Evidence, GuardrailEvidence, Rollout, StepRewards
-from contracts.rollout_settings import Guardrails, Step
-from contracts.rollout_settings import Rollout as Rules
 from contracts.settings import Policy, Settings, Streams
+from contracts.settings.rollout import Guardrails, Step
+from contracts.settings.rollout import Rollout as Rules
 from serving.eprocess import add_event, e_value
 from serving.rollout_evidence import EMPTY
 from serving.rollout_plan import Identity, plan_hash

@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import field
 
 from contracts.errors import SettingsError
-from contracts.section import Count, Positive, Section, Share
+from contracts.settings.section import Count, Positive, Section, Share
 
 Mode = Literal["enforce", "observe", "off"]
 

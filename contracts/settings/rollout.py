@@ -8,7 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 from msgspec.structs import asdict
 
-from contracts.section import Count, NonNegative, Positive, Section, Share
+from contracts.settings.section import Count, NonNegative, Positive, Section, Share
 
 Level = Annotated[float, Meta(gt=0.0, lt=1.0)]
 

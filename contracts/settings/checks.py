@@ -1,0 +1,107 @@
+"""What a type cannot say of settings: addresses, patterns, room, finite numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from contracts.errors import SettingsError
+from contracts.settings.guard import check_guard
+from contracts.settings.streams import DisallowedTopic, Features
+from contracts.settings.tree import Settings, policies_of
+
+_NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
+_HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise SettingsError with the place, the value and what is allowed."""
+    _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
+    _check_patterns(settings.streams.disallowed_topics)
+    check_guard(settings.guard)
+    _check_room(settings)
+    check_addresses(settings)
+
+
+def check_addresses(settings: Settings) -> None:
+    """Raise SettingsError when an address cannot be one; nobody is asked whether it answers."""
+    for place, url in (
+        ("engine.url", settings.engine.url),
+        ("tracing.otlp_endpoint", settings.tracing.otlp_endpoint),
+    ):
+        if url and not _is_url(url):
+            raise SettingsError(f"{url!r} - at `$.{place}`; give http://HOST:PORT")
+    brokers = settings.kafka.bootstrap
+    if brokers and not all(_is_host_port(each) for each in brokers.split(",")):
+        raise SettingsError(
+            f"{brokers!r} - at `$.kafka.bootstrap`; give HOST:PORT, several separated by commas"
+        )
+    if settings.features.online == "redis":
+        servers = redis_servers(settings.features)
+        if not servers or not all(_is_host_port(each) for each in servers):
+            raise SettingsError(
+                f"{','.join(servers)!r} - at `$.features.redis`; give HOST:PORT, "
+                "then options as ,NAME=VALUE"
+            )
+
+
+def redis_servers(features: Features) -> list[str]:
+    """Return the addresses in ``features.redis``, without its options."""
+    return [part for part in features.redis.split(",") if "=" not in part]
+
+
+def _check_finite(value: Any, place: str) -> None:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_finite(inner, f"{place}.{name}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{value} - at `{place}`; give a finite number")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        sound = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        return False
+    return sound and bool(parts.hostname) and not _NO_ADDRESS.search(text)
+
+
+def _is_host_port(text: str) -> bool:
+    """Whether it is one host, in brackets if it holds colons, and a port from 1 to 65535."""
+    found = _HOST_PORT.fullmatch(text.strip())
+    return found is not None and 1 <= int(found[1]) <= 65535
+
+
+def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
+    for topic in topics:
+        for pattern in topic.patterns:
+            try:
+                re.compile(pattern, re.IGNORECASE)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise SettingsError(
+                    f"{pattern!r} of topic {topic.name!r} is no regular expression: {error} "
+                    "- at `$.streams.disallowed_topics`; write it in the syntax of Python's re"
+                ) from error
+
+
+def _check_room(settings: Settings) -> None:
+    """Every policy needs room for its stable version and its candidate, and one loads at a time.
+
+    Full weights leave no room for a second policy.
+    """
+    names, given = policies_of(settings), settings.engine.max_adapters
+    if given < (needed := 2 * len(names) + 1):
+        raise SettingsError(
+            f"{given} - at `$.engine.max_adapters`; the policies {', '.join(names)} "
+            f"need room for {needed} adapters"
+        )
+    if settings.engine.full_weights and len(names) > 1:
+        raise SettingsError(
+            f"true - at `$.engine.full_weights`; full weights take the whole engine, which "
+            f"{', '.join(names)} share; give false, or one policy and no `$.segments`"
+        )

@@ -1,0 +1,77 @@
+"""How the policy learns, and what a version must show before any user sees it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from contracts.settings.section import Count, NonNegative, Positive, Section, Share
+
+
+class Learner(Section, frozen=True):
+    """The continual learner; see `learner.update` for the loss and its terms.
+
+    ``length_scale`` is the constant number of tokens that a sequence's sum is divided by;
+    ``correction_replay`` how many corrections each update repeats, at most;
+    ``signing_key_file`` the private key that versions are signed with, for the learner alone.
+    """
+
+    batch_samples: Count = 64
+    publish_every: Count = 4
+    inner_epochs: Count = 2
+    learning_rate: Positive = 5e-4
+    lora_rank: Literal[8, 16, 32, 64] = 32
+    lora_alpha: Positive = 32.0
+    clip_low: Positive = 0.2
+    clip_high: Positive = 0.28
+    importance_cap: Positive = 2.0
+    kl_weight: NonNegative = 0.01
+    correction_weight: NonNegative = 0.1
+    correction_replay: Annotated[int, Meta(ge=0)] = 8
+    length_scale: Positive = 8.0
+    value_learning_rate: Positive = 2e-3
+    replay_share: Share = 0.25
+    replay_capacity: Count = 1024
+    max_version_lag: Count = 12
+    max_log_ratio: Positive = 10.0
+    max_grad_norm: Positive = 1.0
+    bucket: Count = 4
+    threads: Count = 1
+    seed: int = 0
+    keep_checkpoints: Count = 3
+    signing_key_file: str = ""
+
+
+class Gate(Section, frozen=True):
+    """What a version must show before any user sees it; see `serving.gate_verdict` for the rules.
+
+    ``mode`` "observe" reports and lets everything through, "off" asks nothing. An empty
+    ``red_team_prompts`` means the set that is shipped; an empty ``regression_prompts`` is evidence
+    that is missing. The learner keeps ``evaluation_samples`` answers rated by judges. With
+    ``allow_drills`` the version of a drill that asks for it goes on to the canary all the same.
+    """
+
+    mode: Literal["enforce", "observe", "off"] = "enforce"
+    max_age_seconds: Positive = 86_400.0
+    level: Literal["first-decision", "answer"] = "first-decision"
+    evaluation_samples: Count = 1024
+    min_samples: Count = 300
+    min_users: Count = 20
+    min_incumbent_samples: Annotated[int, Meta(ge=0)] = 30
+    min_effective_samples: NonNegative = 300.0
+    min_effective_share: Share = 0.2
+    max_weight_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.05
+    max_mean_weight_errors: Positive = 3.0
+    max_kl: Positive = 2.0
+    value_margin: NonNegative = 0.05
+    max_cost: Share = 0.05
+    cost_margin: Share = 0.0
+    slice_alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
+    regression_prompts: str = ""
+    red_team_prompts: str = ""
+    min_regression_rate: Share = 0.9
+    max_red_team_rate: Share = 0.05
+    concurrency: Count = 4
+    deadline_seconds: Positive = 300.0
+    allow_drills: bool = False
