@@ -133,7 +133,6 @@ def learner_missing(settings: Settings, samples: int) -> str:
     beat = read_heartbeat(settings.state_dir, "learner")
     if beat is None or beat.age_seconds(SystemClock().now()) > FRESH_SECONDS:
         return "the learner's heartbeat"
-    left = samples - sum(
-        beat.counts.get(name, 0) for name in ("samples", "dropped", "judged", "others")
-    )
+    taken = ("samples", "dropped", "judged", "superseded", "others")
+    left = samples - sum(beat.counts.get(name, 0) for name in taken)
     return f"{left} samples to learn" if left >= settings.learner.batch_samples else ""

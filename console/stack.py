@@ -15,7 +15,6 @@ from console.child_environment import (
     ENGINE_KEY,
     FEEDBACK_SECRET,
     SIGNING_KEY_FILE,
-    public_settings,
     with_secrets,
 )
 from console.environments import THIS_MACHINE, Machine, vllm_missing
@@ -135,7 +134,6 @@ def outside_servers(given: Settings) -> list[Server]:
 
 def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Program]:
     """Return the programs; broker and engine only where ``given`` names no existing ones."""
-    environment = public_settings(settings)
     found: list[Program] = []
     broker: tuple[str, ...] = ()
     if given.kafka.bootstrap:
@@ -152,7 +150,8 @@ def stack_programs(given: Settings, settings: Settings, workers: int) -> list[Pr
         found.append(programs.engine_program(settings, keys))
         front = (*broker, "engine")
     numbers = range(1, workers + 1)
-    found += [programs.streams_program(settings, environment, n, broker) for n in numbers]
+    with_secret = with_secrets(settings, FEEDBACK_SECRET)
+    found += [programs.streams_program(settings, with_secret, n, broker) for n in numbers]
     own = programs.own_program
     with_key = with_secrets(settings, SIGNING_KEY_FILE)
     for name, arguments in policy_processes(settings, "learner", "learner"):

@@ -14,9 +14,16 @@ from __future__ import annotations
 from typing import Literal
 
 DeadLetterReason = Literal[
-    "malformed", "oversized", "unknown-type", "unknown-version", "invalid", "failed"
+    "malformed",
+    "oversized",
+    "unknown-type",
+    "unknown-version",
+    "invalid",
+    "failed",
+    "quarantined",
 ]
-"""Why a record was put aside; ``failed``: a valid event that its reader could not process."""
+"""Why a record was put aside; ``failed``: a valid event that its reader could not process,
+``quarantined``: valid feedback that is not trusted."""
 
 
 class HeadraceError(Exception):

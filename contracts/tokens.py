@@ -6,12 +6,44 @@ import hmac
 from hashlib import sha256
 
 from contracts.codec import to_json
+from contracts.events import Feedback
 
 
 def feedback_token(secret: bytes, decision_id: str, session_id: str, user_id: str) -> str:
-    """Return the token the gateway hands out with an answer (HMAC-SHA256, RFC 2104, hex)."""
+    """Return the token the gateway hands out with an answer (HMAC-SHA256, RFC 2104, hex).
+
+    With an empty ``decision_id`` it is for feedback on the session.
+    """
     message = to_json([decision_id, session_id, user_id])
     return hmac.new(secret, message, sha256).hexdigest()
+
+
+def acceptance_mark(
+    secret: bytes, feedback_id: str, decision_id: str, session_id: str, user_id: str
+) -> str:
+    """Return what the gateway puts in the place of a token it has checked.
+
+    It holds for this one feedback, so that a reader of the topic cannot rate with it.
+    """
+    message = to_json(["accepted", feedback_id, decision_id, session_id, user_id])
+    return hmac.new(secret, message, sha256).hexdigest()
+
+
+def release_mark(secret: bytes, feedback_id: str) -> str:
+    """Return the mark that lets feedback out of the quarantine, whatever it was kept for."""
+    return hmac.new(secret, to_json(["released", feedback_id]), sha256).hexdigest()
+
+
+def is_proven(secret: bytes, feedback: Feedback) -> bool:
+    """Say whether feedback carries the token of its decision, or the gateway's mark."""
+    event, token = feedback, feedback.token or ""
+    try:
+        mark = acceptance_mark(secret, event.id, event.decision_id, event.session_id, event.user_id)
+        if hmac.compare_digest(mark.encode(), token.encode()):
+            return True
+    except UnicodeEncodeError:
+        return False
+    return token_is_valid(secret, token, event.decision_id, event.session_id, event.user_id)
 
 
 def token_is_valid(

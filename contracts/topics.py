@@ -13,6 +13,7 @@ from contracts.events import (
     Decision,
     Event,
     Feedback,
+    Preference,
     Release,
     Reward,
     Rollout,
@@ -75,7 +76,7 @@ REWARDS = Topic(
 )
 SAMPLES = Topic(
     name="samples",
-    events=(Sample,),
+    events=(Sample, Preference),
     key=_session,
     key_name="session id",
     writers="streams",

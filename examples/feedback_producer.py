@@ -1,10 +1,11 @@
 """Send one rating to Headrace from any program that can write to Kafka.
 
 Needs kafka-python and the standard library; nothing of Headrace. ``decision_id`` comes with each
-answer of the gateway, in the body as ``headrace.decision_id`` and in ``X-Headrace-Decision-Id``.
+answer of the gateway, in the body as ``headrace.decision_id`` and in ``X-Headrace-Decision-Id``,
+and so does ``headrace.feedback_token``.
 
     python examples/feedback_producer.py --kafka 127.0.0.1:9092 \
-        --decision 0193... --session chat-17 --user anna --score 1
+        --decision 0193... --session chat-17 --user anna --score 1 --token 5f0a...
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from kafka import KafkaProducer
 
 
-def feedback(decision: str, session: str, user: str, score: float) -> dict[str, object]:
+def feedback(decision: str, session: str, user: str, score: float, token: str) -> dict[str, object]:
     """Return the event as docs/schemas/headrace.feedback.v1.json describes it."""
     return {
         "id": str(uuid.uuid4()),
@@ -27,6 +28,7 @@ def feedback(decision: str, session: str, user: str, score: float) -> dict[str, 
         "user_id": user,
         "kind": "rating",
         "score": score,
+        "token": token,
         "source": "kafka",
     }
 
@@ -40,9 +42,10 @@ def main() -> None:
     parser.add_argument("--session", required=True)
     parser.add_argument("--user", required=True)
     parser.add_argument("--score", type=float, required=True, help="-1 (bad) to 1 (good)")
+    parser.add_argument("--token", required=True, help="headrace.feedback_token of the answer")
     options = parser.parse_args()
 
-    event = feedback(options.decision, options.session, options.user, options.score)
+    event = feedback(options.decision, options.session, options.user, options.score, options.token)
     headers = {
         "ce_specversion": "1.0",
         "ce_id": event["id"],

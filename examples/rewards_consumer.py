@@ -32,15 +32,14 @@ def main() -> None:
         bootstrap_timeout_ms=10_000,
     )
     seen = 0
-    newest: dict[str, int] = {}
+    taken: set[str] = set()
     try:
         for record in consumer:
             if dict(record.headers).get("ce_type") == b"headrace.reward.v1":
                 reward = json.loads(record.value)
-                decision, revision = reward["decision_id"], reward["revision"]
-                # Delivery is at least once, and a later revision replaces an earlier one.
-                if revision > newest.get(decision, -1):
-                    newest[decision] = revision
+                # Delivery is at least once; of one decision's rewards the last one printed holds.
+                if reward["id"] not in taken:
+                    taken.add(reward["id"])
                     seen += 1
                     print(json.dumps(summary(reward)), flush=True)
             consumer.commit()

@@ -58,7 +58,7 @@ SESSION = View(
     join_key="session_id",
     description="The conversation under way.",
     features={"turns": int, "last_action": str, "last_reward": float},
-    state={"counted": str},
+    state={"counted": str, "log": str},
 )
 DECISION = View(
     name="decision",
@@ -71,7 +71,6 @@ DECISION = View(
         "status": str,
         "revision": int,
     },
-    state={"offset": int},
 )
 POLICY_VERSION = View(
     name="policy_version",

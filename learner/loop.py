@@ -20,7 +20,7 @@ from contracts.broker import Reader, Received
 from contracts.clock import Clock
 from contracts.codec import trace_headers
 from contracts.errors import CodecError, DeadlineError, UnavailableError
-from contracts.events import Sample
+from contracts.events import Preference, Sample
 from contracts.ids import NewId
 from contracts.judges import is_judge
 from contracts.settings import Settings
@@ -33,7 +33,14 @@ from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.outlet import Outlet
 from learner.policy import correction_ids, load_policy
-from learner.progress import Progress, advance, release_is_due, released
+from learner.progress import (
+    SUPERSEDED,
+    WITHDRAWN,
+    Progress,
+    advance,
+    release_is_due,
+    released,
+)
 from learner.publish import publish, release_event
 from learner.pulse import Pulse
 from learner.update import TrainState, new_train_state
@@ -46,10 +53,11 @@ _log = logging.getLogger("learner")
 
 
 class Arrival(Struct, frozen=True):
-    """A new sample and the trace it belongs to."""
+    """A new sample and the trace it belongs to; ``withdrawn``: its decision has no reward now."""
 
     experience: Experience
     trace: dict[str, str]
+    withdrawn: bool = False
 
 
 class Learner:
@@ -79,6 +87,8 @@ class Learner:
         )
         self.pending: list[Arrival] = []
         self.judged: list[Arrival] = []
+        self.superseded: list[tuple[Arrival, str]] = []
+        self.preferences = 0
         self.duplicates = 0
         self.others = 0
         self.dead_letters = 0
@@ -103,6 +113,10 @@ class Learner:
         if arrival is None:
             return
         self._seen.add(arrival.experience.sample_id)
+        self._supersede(arrival.experience.decision_id)
+        if arrival.withdrawn:
+            self.superseded.append((arrival, WITHDRAWN))
+            return
         policy = self.settings.policy
         if is_judge(policy.name, arrival.experience.user_id, policy.judge_share):
             self.judged.append(arrival)
@@ -111,9 +125,23 @@ class Learner:
         if len(self.pending) == self.settings.learner.batch_samples:
             self.learn()
 
+    def _supersede(self, decision_id: str) -> None:
+        """Put aside what was read of a decision and not learned yet: a newer sample holds."""
+        for batch in (self.pending, self.judged):
+            for place, arrival in enumerate(batch):
+                if arrival.experience.decision_id == decision_id:
+                    self.superseded.append((batch.pop(place), SUPERSEDED))
+                    break
+
     def _arrival(self, record: Received) -> Arrival | None:
-        """Return what a record brings, None for a sample seen before or of another policy."""
+        """Return what a record brings, None for a sample seen before or of another policy.
+
+        Preferences are for losses over pairs; what they correct is in the samples, too.
+        """
         sample = record.event()
+        if isinstance(sample, Preference):
+            self.preferences += 1
+            return None
         assert isinstance(sample, Sample)
         if sample.assignment.policy != self.settings.policy.name:
             self.others += 1
@@ -129,7 +157,7 @@ class Learner:
             sequences=self.progress.versions,
             correction_ids=correction,
         )
-        return Arrival(experience, trace_headers(record.headers))
+        return Arrival(experience, trace_headers(record.headers), sample.withdrawn)
 
     def _put_aside(self, record: Received, error: CodecError) -> None:
         _log.warning("offset %d gives no sample: %s", record.offset, error.reason)
@@ -148,7 +176,10 @@ class Learner:
             began = self.clock.monotonic()
             fresh = self._with_features([arrival.experience for arrival in self.pending])
             judged = [arrival.experience for arrival in self.judged]
-            self.progress = advance(self.train, self.progress, fresh, self.settings, judged)
+            superseded = [(arrival.experience, why) for arrival, why in self.superseded]
+            self.progress = advance(
+                self.train, self.progress, fresh, self.settings, judged, superseded
+            )
             checkpoint.save(
                 self.root,
                 self.train,
@@ -159,15 +190,18 @@ class Learner:
             self._seen = set(self.progress.seen)
             self._trace_samples()
             self._tell(len(fresh), self.clock.monotonic() - began)
-            self.pending.clear()
-            self.judged.clear()
+            self._clear()
             self.release_if_due()
 
     def rewind(self) -> None:
         """Forget what was read since the last commit; it will be read again."""
+        self._clear()
+        self._seen = set(self.progress.seen)
+
+    def _clear(self) -> None:
         self.pending.clear()
         self.judged.clear()
-        self._seen = set(self.progress.seen)
+        self.superseded.clear()
 
     def resume(self) -> None:
         """Say where this run goes on from, and finish a release that a crash cut off."""
@@ -226,7 +260,9 @@ class Learner:
             "releases": len(self.progress.versions),
             "dropped": self.progress.dropped,
             "judged": self.progress.judged + len(self.judged),
+            "superseded": self.progress.superseded + len(self.superseded),
             "duplicates": self.duplicates,
+            "preferences": self.preferences,
             "others": self.others,
             "dead_letters": self.dead_letters,
         }
@@ -240,7 +276,7 @@ class Learner:
         """End each sample's own trace with a span that says which release has it."""
         batch = [current_trace_headers()]
         outcomes = {outcome.sample_id: outcome.outcome for outcome in self.progress.ledger}
-        for arrival in (*self.pending, *self.judged):
+        for arrival in (*self.pending, *self.judged, *(one for one, _ in self.superseded)):
             sample_id = arrival.experience.sample_id
             attributes: dict[str, str | int] = {
                 "headrace.sample.id": sample_id,
@@ -254,9 +290,11 @@ class Learner:
 
     def _tell(self, count: int, seconds: float) -> None:
         stats, progress = self.progress.stats, self.progress
-        read = count + len(self.judged)
+        read = count + len(self.judged) + len(self.superseded)
         known = sum(1 for one in progress.ledger[-read:] if one.user_reward_mean is not None)
-        first, following = self.pending[0].experience.offset, progress.next_offset
+        arrivals = (*self.pending, *self.judged, *(one for one, _ in self.superseded))
+        first = min(arrival.experience.offset for arrival in arrivals)
+        following = progress.next_offset
         self.outlet.audit(
             "batch.learned",
             f"{progress.policy}/{progress.batches}",
@@ -267,6 +305,7 @@ class Learner:
                 "dropped": stats.dropped,
                 "replayed": stats.replayed,
                 "judged": len(self.judged),
+                "superseded": len(self.superseded),
                 "corrections": stats.corrections,
                 "users_with_features": known,
                 "policy_loss": stats.policy_loss,

@@ -74,6 +74,14 @@ def remember(
     )
 
 
+def without(replay: Replay, decision_ids: frozenset[str]) -> Replay:
+    """Return the buffer without what was learned of these decisions."""
+    return Replay(
+        recent=tuple(e for e in replay.recent if e.decision_id not in decision_ids),
+        corrections=tuple(e for e in replay.corrections if e.decision_id not in decision_ids),
+    )
+
+
 def _draw(
     rng: random.Random, candidates: Sequence[Experience], count: int
 ) -> tuple[Experience, ...]:

@@ -15,12 +15,16 @@ from msgspec.structs import replace
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
 from learner.experience import Experience
-from learner.micro_batch import Replay, compose, remember
+from learner.micro_batch import Replay, compose, remember, without
 from learner.update import Outcome, TrainState, UpdateStats, update
 from learner.value import Spread
 
 JUDGE = "judge"
 """Outcome in the ledger of a sample whose user judges (`contracts.judges`), and trains nothing."""
+
+SUPERSEDED, WITHDRAWN = "superseded", "withdrawn"
+"""Outcomes of a sample that another of its decision took the place of before it was learned, and of
+one that says that its decision has no reward any more."""
 
 SEEN_LEAST = 20_000
 """Fewest ids of samples remembered, to recognise duplicates, once so many were read."""
@@ -33,7 +37,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     outcome of every sample since version ``parent``, whose range began at ``first_offset``.
     ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
     was seen serving. ``evaluation`` holds the newest answers that judges rated, oldest first, and
-    ``judged`` counts all of them.
+    ``judged`` counts all of them, ``superseded`` the samples that another took the place of.
     """
 
     policy: str
@@ -55,6 +59,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     samples: int = 0
     dropped: int = 0
     judged: int = 0
+    superseded: int = 0
     evaluation: tuple[Experience, ...] = ()
 
     @property
@@ -69,20 +74,29 @@ def advance(
     fresh: Sequence[Experience],
     settings: Settings,
     judged: Sequence[Experience] = (),
+    superseded: Sequence[tuple[Experience, str]] = (),
 ) -> Progress:
     """Learn from one full batch of new experiences, in offset order; changes ``train`` in place.
 
-    ``judged`` are the experiences of judges read along with them: they train nothing.
+    ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
+    those ``superseded``, with their outcome; what is withdrawn is not learned from again.
     """
     config = settings.learner
     # A restarted stream processor repeats at most the samples of decisions that it held open.
     kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
     served = max(progress.served_sequence, *(e.behaviour_sequence for e in fresh))
-    batch = compose(fresh, progress.replay, config, number=progress.batches, served_sequence=served)
+    gone = frozenset(e.decision_id for e, outcome in superseded if outcome == WITHDRAWN)
+    replay = without(progress.replay, gone)
+    batch = compose(fresh, replay, config, number=progress.batches, served_sequence=served)
     result = update(train, batch, config, settings.engine.max_model_len)
     used = frozenset(o.sample_id for o in result.outcomes if o.outcome == "used")
     outcomes = sorted(
-        (*result.outcomes, *(judge_outcome(e) for e in judged)), key=lambda o: o.offset
+        (
+            *result.outcomes,
+            *(untaught(e, JUDGE) for e in judged),
+            *(untaught(e, outcome) for e, outcome in superseded),
+        ),
+        key=lambda o: o.offset,
     )
     return replace(
         progress,
@@ -95,25 +109,28 @@ def advance(
         ),
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
         ledger=(*progress.ledger, *outcomes),
-        replay=progress.replay
-        if result.stats.skipped
-        else remember(progress.replay, fresh, used, config),
+        replay=replay if result.stats.skipped else remember(replay, fresh, used, config),
         spread=train.spread,
         stats=result.stats,
         samples=progress.samples + len(used),
         dropped=progress.dropped + len(fresh) - len(used),
         judged=progress.judged + len(judged),
-        evaluation=keep_judged(progress.evaluation, judged, settings.gate.evaluation_samples),
+        superseded=progress.superseded + len(superseded),
+        evaluation=keep_judged(
+            [e for e in progress.evaluation if e.decision_id not in gone],
+            judged,
+            settings.gate.evaluation_samples,
+        ),
     )
 
 
-def judge_outcome(experience: Experience) -> Outcome:
-    """Return the ledger's line of a sample that is kept out of training, since a judge rated it."""
+def untaught(experience: Experience, outcome: str) -> Outcome:
+    """Return the ledger's line of a sample that is kept out of training, and why."""
     return Outcome(
         sample_id=experience.sample_id,
         decision_id=experience.decision_id,
         offset=experience.offset,
-        outcome=JUDGE,
+        outcome=outcome,
         user_reward_mean=None,
     )
 

@@ -1,4 +1,4 @@
-"""``POST /v1/feedback``: feedback on one served decision, proven by the token it came with."""
+"""``POST /v1/feedback``: feedback on a served decision or session, proven by the answer's token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from contracts.codec import to_json
 from contracts.errors import CodecError
 from contracts.events import Feedback, FeedbackKind, Id, Message, Score
-from contracts.tokens import token_is_valid
+from contracts.tokens import acceptance_mark, token_is_valid
 from contracts.tracing import span
 from serving.body import read_body
 from serving.chat_endpoint import max_body
@@ -26,11 +26,12 @@ from serving.wire_errors import JSON, Refusal
 
 SOURCE = "http"
 MAX_DEPTH = 32
+MAX_SECONDS = 1e9
 
 
-class _Body(Struct):
-    decision_id: Id
+class _Body(Struct, kw_only=True):
     session_id: Id
+    decision_id: Annotated[str, Meta(max_length=128)] = ""
     kind: FeedbackKind
     token: Annotated[str, Meta(max_length=256)]
     user_id: Id | None = None
@@ -38,6 +39,8 @@ class _Body(Struct):
     name: Annotated[str, Meta(max_length=64)] | None = None
     correction: WireMessage | None = None
     reason: Annotated[str, Meta(max_length=4000)] | None = None
+    seconds: float | None = None
+    retracts: Id | None = None
 
 
 _bodies = msgspec.json.Decoder(_Body)
@@ -83,14 +86,17 @@ class FeedbackEndpoint:
         ):
             raise Refusal(
                 403,
-                "token does not belong to this decision, session and user; "
-                "send the headrace.feedback_token that came with the answer",
+                "token does not belong to this decision, session and user; send the "
+                "headrace.feedback_token that came with the answer, or, without decision_id, the "
+                "headrace.session_token",
                 param="token",
                 code="invalid_token",
             )
+        event_id = gateway.new_id()
+        mark = acceptance_mark(gateway.secret, event_id, body.decision_id, body.session_id, user_id)
         try:
-            return Feedback(  # without the token: readers of the topic must not come to hold it
-                id=gateway.new_id(),
+            return Feedback(
+                id=event_id,
                 time=gateway.clock.now(),
                 decision_id=body.decision_id,
                 session_id=body.session_id,
@@ -100,6 +106,9 @@ class FeedbackEndpoint:
                 name=body.name,
                 correction=_correction(body.correction),
                 reason=body.reason,
+                seconds=_seconds(body.seconds),
+                retracts=body.retracts,
+                token=mark,  # not the token itself: readers of the topic must not come to hold it
                 source=SOURCE,
             )
         except ValueError as error:
@@ -114,6 +123,12 @@ class FeedbackEndpoint:
             raise Refusal(
                 503, "no room for feedback now; send it again later", retry_after=10
             ) from error
+
+
+def _seconds(given: float | None) -> float | None:
+    if given is not None and not 0.0 <= given <= MAX_SECONDS:
+        raise Refusal(400, f"seconds is {given}; allowed: 0 to {MAX_SECONDS:g}", param="seconds")
+    return given
 
 
 def _correction(wire: WireMessage | None) -> Message | None:

@@ -93,6 +93,7 @@ class Headrace(Struct, frozen=True):
     rung: str
     action: str
     feedback_token: str
+    session_token: str
 
 
 def finished(turn: Turn, step: Step, answer: EngineAnswer, notes: str) -> Outcome:
@@ -190,6 +191,7 @@ def headrace_of(turn: Turn, outcome: Outcome, secret: bytes) -> Headrace:
         rung=outcome.rung,
         action=action_taken(outcome.message, outcome.guard),
         feedback_token=feedback_token(secret, turn.decision_id, turn.session_id, turn.user_id),
+        session_token=feedback_token(secret, "", turn.session_id, turn.user_id),
     )
 
 

@@ -99,6 +99,7 @@ def run_settings(
 ) -> Mapping[str, Any]:
     """Return the platform's settings for a run of minutes; ``learner`` adds to that section."""
     weights = {"rating": 1.0, "outcome": 0.6, "correction": 0.5, "report": 1.0, "safety": 2.0}
+    weights |= {"tool": 0.6, "re-ask": 0.6}
     return {
         "gateway": {"max_tokens": 24},
         "streams": {

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import Any
 
-from contracts.errors import HeadraceError
+from contracts.errors import HeadraceError, SettingsError
 from contracts.settings import Settings, load_settings
 
 TICK_SECONDS = 0.25
@@ -43,6 +43,12 @@ async def _run(settings: Settings, number: int) -> int:
     from streams.delivery import FeatureLog
     from streams.worker import Worker
 
+    if settings.streams.quarantine.proof == "required" and not settings.gateway.feedback_secret:
+        raise SettingsError(
+            "gateway.feedback_secret is empty, and feedback is proven with it; set "
+            "HEADRACE_GATEWAY__FEEDBACK_SECRET to what the gateway has, or "
+            "streams.quarantine.proof to optional"
+        )
     process, clock = f"streams-{number}", SystemClock()
     stop = asyncio.Event()
     for number_of_signal in (signal.SIGTERM, signal.SIGINT):
@@ -59,6 +65,7 @@ async def _run(settings: Settings, number: int) -> int:
         return await _serve(worker, stop)
     finally:
         await worker.delivery.close()
+        await worker.lookup.close()
         tracing.shutdown()
 
 

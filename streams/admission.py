@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import hmac
 from datetime import datetime
 
 from contracts.broker import Received
 from contracts.dead_letters import dead_letter
 from contracts.errors import CodecError
-from contracts.events import DeadLetter, Event
+from contracts.events import DeadLetter, Event, Feedback
+from contracts.settings import Settings
+from contracts.tokens import release_mark
 
-__all__ = ["admit", "dead_letter"]
+__all__ = ["RELEASE", "admit", "dead_letter", "is_release"]
+
+RELEASE = "headrace_release"
+"""Header of feedback that a person let go on out of the quarantine."""
+
+
+def is_release(mark: str | None, feedback: Feedback, settings: Settings) -> bool:
+    """Say whether a header's mark was made by somebody who has the secret of feedback."""
+    secret = settings.gateway.feedback_secret
+    if mark is None or not secret:
+        return False
+    wanted = release_mark(secret.encode(), feedback.id)
+    return hmac.compare_digest(wanted.encode(), mark.encode())
 
 
 def admit(record: Received, full_name: str, now: datetime) -> Event | DeadLetter:

@@ -1,60 +1,35 @@
 """The join of decisions with their feedback, in an attribution window: a state machine.
 
-One `Attribution` holds one partition of the topics `decisions` and `feedback`. Its state is a
-function of what it was given; it does no input or output and reads no clock. A window closes only
-when all feedback that was in the log at the window's end has been read, so that a processor that
-was down decides as one that was not.
+One `Attribution` holds one partition of the topics `decisions` and `feedback`, session by session.
+Its state is a function of what it was given; it does no input or output and reads no clock. A
+window closes when all feedback that was in the log at the window's end has been read, so that a
+processor that was down decides as one that was not, or when a final signal came. What comes after
+that changes the reward all the same: the decision is `touched`, and its reward is sent anew.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from datetime import datetime, timedelta
-from itertools import islice
+from heapq import heappop, heappush
 from typing import Literal
 
 from msgspec import Struct
 
-from contracts.events import Decision, Feedback, Reward, Safety
+from contracts.events import Decision, Feedback, Safety
 from streams.offsets import Offsets
+from streams.session import Arrival, Session, Turn
+from streams.waits import Waits
 
 GRACE_SECONDS = 5.0
 """A decision read long after it happened (spooled, or read after a pause) still waits this long
 for feedback that travels behind it."""
 
-MAX_FEEDBACK = 64
-"""Feedback events kept per decision."""
-
 MAX_WAITING = 10_000
 """Feedback events that wait for their decisions; beyond it the oldest are given up."""
 
-MAX_CLOSED = 200_000
-"""Closed decisions remembered, to recognise what comes late or twice."""
-
-Joined = Literal["joined", "waiting", "duplicate", "late", "foreign", "excess"]
-
-
-class Orphan(Struct, frozen=True, kw_only=True):
-    """Feedback that came before its decision."""
-
-    feedback: Feedback
-    offset: int
-    drop_at: datetime
-
-
-class Pending(Struct, kw_only=True):
-    """A decision whose window is open, and the feedback that reached it."""
-
-    decision: Decision
-    safety: Safety
-    trace: dict[str, str]
-    offset: int
-    deadline: datetime
-    ready_at: datetime
-    feedback: list[Feedback] = []
-    feedback_offsets: list[int] = []
-    refused: list[tuple[Orphan, Joined]] = []
-    reward: Reward | None = None
+Joined = Literal["joined", "revising", "waiting", "duplicate", "late", "foreign", "excess"]
 
 
 class Reach(Struct):
@@ -82,31 +57,37 @@ class Reach(Struct):
 
 
 class Attribution:
-    """Open windows of one partition."""
+    """The sessions of one partition that have something in work."""
 
-    def __init__(self, window_seconds: float) -> None:
-        self._window = timedelta(seconds=window_seconds)
-        self._grace = timedelta(seconds=min(GRACE_SECONDS, window_seconds))
+    def __init__(self, waits: Waits, number: int = 0) -> None:
+        self.waits, self.number = waits, number
+        self._window = waits.window
+        self._unclaimed = timedelta(seconds=waits.unclaimed_seconds)
+        self._grace = timedelta(seconds=min(GRACE_SECONDS, waits.window_seconds))
         self.decisions, self.feedback = Reach(Offsets()), Reach(Offsets())
-        self._open: OrderedDict[str, Pending] = OrderedDict()
-        self._closing: dict[str, Pending] = {}
-        self._orphans: dict[str, list[Orphan]] = {}
-        self._waiting: OrderedDict[int, Orphan] = OrderedDict()
-        self._closed: OrderedDict[str, frozenset[str]] = OrderedDict()
-        self._unreleased: OrderedDict[int, Pending] = OrderedDict()
+        self.sessions: dict[str, Session] = {}
+        self._session_of: dict[str, str] = {}
+        self._due: list[tuple[datetime, int, Turn]] = []
+        self._final: list[Turn] = []
+        self._waiting: OrderedDict[int, tuple[Session, Arrival]] = OrderedDict()
+        self._unreleased: OrderedDict[int, Turn] = OrderedDict()
+        self._touched: dict[str, Turn] = {}
+        self._open = 0
 
     def __len__(self) -> int:
-        return len(self._open) + len(self._closing)
+        return self._open
 
     def holds(self, decision_id: str) -> bool:
-        """Say whether a decision is or was in a window here."""
-        return (
-            decision_id in self._open or decision_id in self._closing or decision_id in self._closed
-        )
+        """Say whether a decision is in a session here."""
+        return decision_id in self._session_of
 
-    def window(self, decision_id: str) -> Pending:
-        """Return the open window of a decision; KeyError when there is none."""
-        return self._open[decision_id]
+    def turn(self, decision_id: str) -> Turn:
+        """Return a decision that is held; KeyError when it is not."""
+        return self.sessions[self._session_of[decision_id]].turns[decision_id]
+
+    def about(self, feedback: Feedback) -> list[Turn]:
+        """Return the decisions here that feedback is about, the oldest first."""
+        return self.sessions[feedback.session_id].about(feedback, self.waits.reach(feedback))
 
     def open(
         self,
@@ -116,105 +97,101 @@ class Attribution:
         offset: int,
         trace: dict[str, str],
         now: datetime,
-    ) -> Pending:
+    ) -> tuple[Turn, list[Arrival], list[tuple[Arrival, Joined]]]:
         """Open the window of a decision that is not held yet; feedback that waited for it joins.
 
-        What waited and cannot join is in ``refused``; the caller marks its offsets done.
-        A decision dated in the future counts as made now, so that it cannot block the partition.
+        Returns the decision's turn, the feedback that joined, and what cannot join with the reason:
+        the caller marks the offsets of the latter done. A decision dated in the future counts as
+        made now, so that it cannot block the partition.
         """
         deadline = min(decision.time, now) + self._window
-        pending = Pending(
+        turn = Turn(
             decision=decision,
             safety=safety,
             trace=trace,
             offset=offset,
             deadline=deadline,
             ready_at=max(deadline, now + self._grace),
+            again=now >= deadline,
         )
-        self._open[decision.id] = pending
-        self._unreleased[offset] = pending
-        for orphan in self._orphans.pop(decision.id, ()):
-            del self._waiting[orphan.offset]
-            outcome = self._add(pending, orphan.feedback, orphan.offset)
-            if outcome != "joined":
-                pending.refused.append((orphan, outcome))
-        return pending
+        session = self._session(decision.session_id)
+        self._enter(session, turn)
+        self._open += 1
+        self._unreleased[offset] = turn
+        heappush(self._due, (turn.ready_at, offset, turn))
+        for earlier in session.before(turn, self.waits.near):
+            self._touch(earlier)
+        joined, refused = self._claim(session, turn)
+        return turn, joined, refused
 
     def join(self, feedback: Feedback, *, offset: int, now: datetime) -> Joined:
-        """Give feedback to its decision, or keep it until that comes.
+        """Give feedback to its decisions, or keep it until they come.
 
         Unless it was "joined" or is "waiting", the caller marks its offset done.
         """
-        pending = self._open.get(feedback.decision_id)
-        if pending is not None:
-            return self._add(pending, feedback, offset)
-        closing = self._closing.get(feedback.decision_id)
-        counted = self._closed.get(feedback.decision_id)
-        if closing is not None:
-            counted = frozenset(event.id for event in closing.feedback)
-        if counted is not None:
-            return "duplicate" if feedback.id in counted else "late"
-        waiting = self._orphans.setdefault(feedback.decision_id, [])
-        if any(orphan.feedback.id == feedback.id for orphan in waiting):
-            return "duplicate"
-        if len(waiting) >= MAX_FEEDBACK:
-            return "excess"
-        orphan = Orphan(feedback=feedback, offset=offset, drop_at=now + self._window)
-        waiting.append(orphan)
-        self._waiting[offset] = orphan
-        return "waiting"
-
-    def _add(self, pending: Pending, feedback: Feedback, offset: int) -> Joined:
-        if feedback.session_id != pending.decision.session_id:
+        other = self._session_of.get(feedback.decision_id, feedback.session_id)
+        if other != feedback.session_id:
             return "foreign"
-        if any(event.id == feedback.id for event in pending.feedback):
+        session = self._session(feedback.session_id)
+        if feedback.id in session.arrivals or offset in session.index.feedback:
             return "duplicate"
-        if feedback.time > pending.deadline:
-            return "late"
-        if len(pending.feedback) >= MAX_FEEDBACK:
+        if not session.has_room_for(feedback):
             return "excess"
-        pending.feedback.append(feedback)
-        pending.feedback_offsets.append(offset)
-        return "joined"
+        arrival = Arrival(feedback=feedback, offset=offset, drop_at=now + self._unclaimed)
+        outcome = self._join(session, arrival)
+        if outcome == "waiting":
+            self._waiting[offset] = (session, arrival)
+        if outcome != "late":
+            session.arrivals[feedback.id] = arrival
+        return outcome
+
+    def restore(self, session: Session) -> None:
+        """Take in what was read again of a session: turns that were released, joined feedback."""
+        held = self._session(session.id)
+        held.index = session.index
+        for turn in session.turns.values():
+            if turn.decision.id not in held.turns:
+                self._enter(held, turn)
+        for name, arrival in session.arrivals.items():
+            held.arrivals.setdefault(name, arrival)
 
     def awaits_ends(self, now: datetime) -> bool:
         """Say whether knowing the ends of the log now may close the oldest window."""
-        oldest = next(iter(self._open.values()), None)
-        return oldest is not None and oldest.ready_at <= now
+        return bool(self._due) and self._due[0][0] <= now
 
-    def due(self, limit: int) -> list[Pending]:
-        """Take out at most ``limit`` decisions whose windows have closed, oldest first."""
-        passed = (p for p in self._open.values() if self.feedback.passed(p.ready_at))
-        ready = list(islice(passed, limit))
-        for pending in ready:
-            self._closing[pending.decision.id] = self._open.pop(pending.decision.id)
-        return ready
-
-    def unclaimed(self) -> list[Orphan]:
-        """Take out, oldest first, feedback whose decision did not come in time, or that is too
-        much to keep waiting."""
-        found = []
-        while self._waiting:
-            offset, orphan = next(iter(self._waiting.items()))
-            if len(self._waiting) <= MAX_WAITING and not self.decisions.passed(orphan.drop_at):
-                break
-            del self._waiting[offset]
-            found.append(orphan)
-            waiting = self._orphans[orphan.feedback.decision_id]
-            waiting.remove(orphan)
-            if not waiting:
-                del self._orphans[orphan.feedback.decision_id]
+    def due(self, limit: int) -> list[Turn]:
+        """Take out at most ``limit`` decisions whose windows have closed, the longest due first."""
+        found: list[Turn] = []
+        while self._final and len(found) < limit:
+            self._take_due(found, self._final.pop())
+        while self._due and len(found) < limit and self.feedback.passed(self._due[0][0]):
+            self._take_due(found, heappop(self._due)[2])
         return found
 
-    def finish(self, pending: Pending) -> None:
-        """Note that all that follows from a closed decision was delivered."""
-        self._closing.pop(pending.decision.id, None)
-        self._closed[pending.decision.id] = frozenset(event.id for event in pending.feedback)
-        while len(self._closed) > MAX_CLOSED:
-            self._closed.popitem(last=False)
-        self.decisions.offsets.done(pending.offset)
+    def touched(self) -> list[Turn]:
+        """Take out the rewarded decisions that something was heard of since the last call."""
+        found = [turn for turn in self._touched.values() if turn.revision >= 0]
+        self._touched.clear()
+        return found
 
-    def release(self) -> list[Pending]:
+    def unclaimed(self) -> Iterator[Arrival]:
+        """Take out, oldest first, feedback whose decision did not come in time, or that is too
+        much to keep waiting."""
+        while self._waiting:
+            offset, (session, arrival) = next(iter(self._waiting.items()))
+            if len(self._waiting) <= MAX_WAITING and not self.decisions.passed(arrival.drop_at):
+                return
+            del self._waiting[offset]
+            session.arrivals.pop(arrival.feedback.id, None)
+            yield arrival
+
+    def finish(self, turn: Turn) -> None:
+        """Note that all that follows from a closed decision was delivered."""
+        turn.state = "closed"
+        self._open -= 1
+        self.decisions.offsets.done(turn.offset)
+
+    def release(self) -> list[Turn]:
         """Return decisions that have become committable since the last call, in offset order.
 
         Feedback becomes committable with its decision and not before: a decision that is read
@@ -223,11 +200,89 @@ class Attribution:
         released = []
         committable = self.decisions.offsets.committable
         while self._unreleased and committable is not None:
-            offset, pending = next(iter(self._unreleased.items()))
+            offset, turn = next(iter(self._unreleased.items()))
             if offset >= committable:
                 break
             del self._unreleased[offset]
-            for place in pending.feedback_offsets:
-                self.feedback.offsets.done(place)
-            released.append(pending)
+            turn.state = "released"
+            self._let_go_of_feedback(turn)
+            released.append(turn)
         return released
+
+    def forget(self, session_id: str) -> None:
+        """Drop a session in which nothing is in work: the log and its index hold all of it."""
+        session = self.sessions.get(session_id)
+        if session is not None and session.at_rest():
+            for decision_id in session.turns:
+                del self._session_of[decision_id]
+            del self.sessions[session_id]
+
+    def _session(self, session_id: str) -> Session:
+        found = self.sessions.get(session_id)
+        if found is None:
+            found = self.sessions[session_id] = Session(id=session_id)
+        return found
+
+    def _enter(self, session: Session, turn: Turn) -> None:
+        session.add(turn)
+        self._session_of[turn.decision.id] = session.id
+
+    def _claim(
+        self, session: Session, turn: Turn
+    ) -> tuple[list[Arrival], list[tuple[Arrival, Joined]]]:
+        """Join what waited in the session and is about this decision."""
+        joined: list[Arrival] = []
+        refused: list[tuple[Arrival, Joined]] = []
+        for arrival in [one for one in session.arrivals.values() if not one.joined]:
+            outcome = self._join(session, arrival)
+            if outcome == "waiting":
+                continue
+            del self._waiting[arrival.offset]
+            if outcome == "joined":
+                joined.append(arrival)
+            else:
+                del session.arrivals[arrival.feedback.id]
+                refused.append((arrival, outcome))
+        return joined, refused
+
+    def _join(self, session: Session, arrival: Arrival) -> Joined:
+        feedback = arrival.feedback
+        reach = self.waits.reach(feedback)
+        turns = session.about(feedback, reach)
+        if not turns:
+            return "waiting"
+        if feedback.time > max(turn.deadline for turn in turns) - self._window + reach:
+            return "late"
+        arrival.joined = True
+        unreleased = [turn for turn in turns if turn.state != "released"]
+        if unreleased:
+            unreleased[-1].held.append(arrival.offset)
+        for turn in turns:
+            if turn.state == "open" and not turn.final and self.waits.is_final(feedback):
+                turn.final = turn.again = True
+                self._final.append(turn)
+            self._touch(turn)
+        return "joined" if unreleased else "revising"
+
+    def _touch(self, turn: Turn) -> None:
+        if turn.state != "open":
+            self._touched[turn.decision.id] = turn
+
+    def _take_due(self, found: list[Turn], turn: Turn) -> None:
+        if turn.state == "open":
+            turn.state = "closing"
+            found.append(turn)
+
+    def _let_go_of_feedback(self, turn: Turn) -> None:
+        """Mark the feedback held with a decision done, unless another one still needs it."""
+        session = self.sessions[turn.decision.session_id]
+        arrivals = {arrival.offset: arrival for arrival in session.arrivals.values()}
+        held, turn.held = turn.held, []
+        for offset in held:
+            feedback = arrivals[offset].feedback
+            about = session.about(feedback, self.waits.reach(feedback))
+            unreleased = [one for one in about if one.state != "released"]
+            if unreleased:
+                unreleased[-1].held.append(offset)
+            else:
+                self.feedback.offsets.done(offset)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
+import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from contracts.codec import Record
 from contracts.settings import Kafka
 from feature_store.writer import FeatureWriter
-from streams.tally import Fact, Tally, closed_at
+from streams.session import Index
+from streams.tally import Fact, Tally
 
 _log = logging.getLogger(__name__)
 
@@ -123,17 +125,15 @@ class FeatureLog:
         """
         return await self._try(lambda: self._write(list(facts), shared), False, FEATURE_ATTEMPTS)
 
-    async def closed(self, decision_ids: Sequence[str]) -> dict[str, int]:
-        """Return, of these decisions, those that were closed, with the offset each was read at.
+    async def indexes(self, session_ids: Collection[str]) -> dict[str, Index]:
+        """Return where these sessions are in the log, of those that are known.
 
         A store that stays away knows of none: rewards do not wait for it.
         """
-        if not decision_ids:
+        if not session_ids:
             return {}
-        ids, none_known = list(decision_ids), dict[str, int]()
-        return await self._try(
-            lambda: closed_at(self._writer.latest("decision", ids)), none_known, LOOK_UP_ATTEMPTS
-        )
+        ids, none_known = list(session_ids), dict[str, Index]()
+        return await self._try(lambda: self._indexes(ids), none_known, LOOK_UP_ATTEMPTS)
 
     async def _try(self, work: Callable[[], T], otherwise: T, attempts: int) -> T:
         for attempt in range(attempts):
@@ -145,6 +145,14 @@ class FeatureLog:
         self.failures += 1
         return otherwise
 
+    def _indexes(self, ids: list[str]) -> dict[str, Index]:
+        rows = self._writer.latest("session", ids)
+        found = {key: values.get("log") for key, (values, _) in rows.items()}
+        return {key: _parse(text) for key, text in found.items() if isinstance(text, str)}
+
     def _write(self, facts: list[Fact], shared: bool) -> bool:
         self._writer.write(self.tally.rows(facts, shared=shared))
         return True
+
+
+_parse = msgspec.json.Decoder(Index).decode

@@ -7,44 +7,30 @@ events with the same ids.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
-from traceback import format_tb
-from typing import Any
-
-import msgspec
-from msgspec import Struct
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from contracts.audit import AuditChain
 from contracts.broker import Received
-from contracts.codec import trace_headers
-from contracts.events import DeadLetter, Decision, Event, Feedback, Message
+from contracts.codec import encode, header, trace_headers
+from contracts.events import DeadLetter, Decision, Event, Feedback
 from contracts.settings import Settings
-from contracts.topics import DEAD_LETTERS, DECISIONS, REWARDS, SAMPLES
+from contracts.topics import DEAD_LETTERS, DECISIONS, FEEDBACK, REWARDS
 from contracts.tracing import span
 from guard.rules import compile_rules
-from streams.admission import admit, dead_letter
-from streams.attribution import Attribution, Joined, Pending
+from streams.admission import RELEASE, admit, dead_letter, is_release
+from streams.attribution import Attribution, Joined
+from streams.facts import closed_fact, opened_fact, revised_fact
 from streams.offsets import Offsets
-from streams.reward import newest, reward_of, sample_of
-from streams.safety import as_if_answered, chosen_action, judge
-from streams.step import Step
-from streams.tally import Fact
-from streams.trail import Trail, rules_of
-
-_log = logging.getLogger(__name__)
-
-
-class Head(Struct, frozen=True):
-    """What identifies and dates an event, read without the rest."""
-
-    id: str
-    time: datetime
-
-
-_heads = msgspec.json.Decoder(Head)
+from streams.quarantine import Quarantine
+from streams.recall import Wanted, session_of, unknown_sessions, wanted_sessions
+from streams.rewarder import Rewarder, tell_failure
+from streams.safety import judge
+from streams.session import Arrival, Index, Turn
+from streams.step import Revision, Step
+from streams.trail import Trail
+from streams.waits import waits_of
 
 
 class Flow:
@@ -52,11 +38,14 @@ class Flow:
 
     def __init__(self, settings: Settings, audit: AuditChain, source: str) -> None:
         self._settings, self.source = settings, source
+        self._waits = waits_of(settings.streams)
         self.trail = Trail(audit)
-        self._judge = judge(compile_rules(settings))
         self.partitions: dict[int, Attribution] = {}
         self.counts: Counter[str] = Counter()
-        self._closed_before: Mapping[str, int] = {}
+        self._judge = judge(compile_rules(settings))
+        self._rewarder = Rewarder(settings.streams, self._judge, self.trail, self.counts)
+        self._quarantine = Quarantine(settings)
+        self._recalled: dict[str, Attribution] = {}
 
     @property
     def open_decisions(self) -> int:
@@ -65,36 +54,28 @@ class Flow:
 
     def assign(self, partitions: Iterable[int]) -> None:
         """Begin anew with these partitions: what was in work elsewhere will be read again."""
-        seconds = self._settings.streams.window_seconds
-        self.partitions = {number: Attribution(seconds) for number in partitions}
+        self._recalled = {}
+        self.partitions = {n: Attribution(self._waits, n) for n in partitions}
 
-    def old(self, records: Iterable[Received], now: datetime) -> list[str]:
-        """Return the decisions among records that are in no window here although theirs is over.
+    def unknown_sessions(self, records: Iterable[Received]) -> dict[str, int]:
+        """Return the sessions of these records that are not in memory, with their partitions."""
+        return unknown_sessions(records, self.partitions)
 
-        They are late, or another run closed them: whoever remembers must be asked before `read`.
-        Fresh decisions never are among them.
-        """
-        window = timedelta(seconds=self._settings.streams.window_seconds)
-        found = []
-        for record in records:
-            partition = self.partitions.get(record.partition)
-            head = _head(record) if record.topic is DECISIONS else None
-            if partition is None or head is None or head.time.tzinfo is None:
-                continue
-            if now - head.time >= window and not partition.holds(head.id):
-                found.append(head.id)
-        return found
+    def wanted(self, records: Iterable[Received], indexes: Mapping[str, Index]) -> list[Wanted]:
+        """Return what must be read again from the log before these records are taken."""
+        return wanted_sessions(records, self.partitions, indexes)
 
-    def read(
-        self, records: Iterable[Received], now: datetime, closed: Mapping[str, int] | None = None
-    ) -> Step:
-        """Take records as they were read; those of partitions not owned are left alone.
+    def recall(self, wanted: Wanted, records: Iterable[Received], now: datetime) -> None:
+        """Take in a session that was forgotten, as it was read again from the log."""
+        partition = self.partitions.get(wanted.partition)
+        if partition is not None:
+            partition.restore(session_of(wanted, records, self._judge, self._waits, now))
+            self._recalled[wanted.session_id] = partition
 
-        ``closed`` holds decisions closed by another run, with the offset each was read at: at
-        that offset it is the decision itself, read again; at any other it is a duplicate.
-        """
-        step = Step(self.source)
-        self._closed_before = closed or {}
+    def read(self, records: Sequence[Received], now: datetime) -> Step:
+        """Take records as they were read; those of partitions not owned are left alone."""
+        step = Step(self.source, sessions=self._recalled)
+        self._recalled = {}
         for record in records:
             partition = self.partitions.get(record.partition)
             if partition is None:
@@ -103,43 +84,52 @@ class Flow:
             reach = partition.decisions if of_decisions else partition.feedback
             if reach.offsets.read(record.offset):
                 self._take(step, partition, reach.offsets, record, now)
+                self._revise(step, record, partition, now)
         return step
 
     def close(self, now: datetime, limit: int) -> Step:
         """Close windows whose feedback has all been read, and drop feedback nobody claimed."""
         step = Step(self.source)
         for partition in self.partitions.values():
-            for pending in partition.due(limit - len(step.closed)):
-                self._reward(step, partition, pending, now)
-            self._drop_unclaimed(step, partition)
+            for turn in partition.due(limit - len(step.closed)):
+                step.sessions[turn.decision.session_id] = partition
+                self._rewarder.close(step, partition, turn, now)
+            self._drop_unclaimed(step, partition, now)
         return step
 
     def settle(self, step: Step) -> None:
         """Note that a step's records were delivered; adds the facts that may now be counted."""
         for offsets, offset in step.done:
             offsets.done(offset)
-        for partition, pending in step.closed:
-            partition.finish(pending)
+        for partition, turn in step.closed:
+            partition.finish(turn)
         for number, partition in self.partitions.items():
-            step.facts += [_closed_fact(number, pending) for pending in partition.release()]
+            for turn in partition.release():
+                step.sessions[turn.decision.session_id] = partition
+                step.facts.append(closed_fact(number, partition, turn))
+        for number, revision in step.revised:
+            if revision.turn.state == "released" and number in self.partitions:
+                step.facts.append(revised_fact(number, self.partitions[number], revision))
+        for session_id, partition in step.sessions.items():
+            partition.forget(session_id)
 
     def _take(
         self, step: Step, partition: Attribution, offsets: Offsets, record: Received, now: datetime
     ) -> None:
         full_name = record.topic.full_name(self._settings.kafka.prefix)
-        trace = trace_headers(record.headers)
-        with span("admit", parent=trace):
+        with span("admit", parent=trace_headers(record.headers)):
             event: Event = admit(record, full_name, now)
             try:
                 if isinstance(event, Decision):
                     self._open(step, partition, record, event, now)
                 elif isinstance(event, Feedback):
-                    self._join(step, partition, offsets, record, event, now)
+                    self._hear(step, partition, record, event, now)
             except Exception as error:  # noqa: BLE001 - a poison record becomes a dead letter
-                _tell_failure(f"{full_name}/{record.partition}@{record.offset}", error)
+                tell_failure(f"{full_name}/{record.partition}@{record.offset}", error)
                 event = dead_letter(record, full_name, "failed", repr(error), now)
             if isinstance(event, DeadLetter):
-                self._refuse(step, offsets, record.offset, event)
+                self._refuse(step, event)
+                step.done.append((offsets, record.offset))
 
     def _open(
         self,
@@ -149,9 +139,8 @@ class Flow:
         decision: Decision,
         now: datetime,
     ) -> None:
-        closed_at = self._closed_before.get(decision.id, record.offset)
-        if partition.holds(decision.id) or closed_at != record.offset:
-            self.counts["duplicates"] += 1
+        step.sessions[decision.session_id] = partition
+        if self._is_known(step, partition, record, decision):
             step.done.append((partition.decisions.offsets, record.offset))
             return
         with span("judge safety"):
@@ -165,149 +154,123 @@ class Flow:
             step.done.append((partition.decisions.offsets, record.offset))
             return
         trace = trace_headers(record.headers)
-        pending = partition.open(decision, safety, offset=record.offset, trace=trace, now=now)
+        turn, joined, refused = partition.open(
+            decision, safety, offset=record.offset, trace=trace, now=now
+        )
         self.counts["decisions"] += 1
-        step.facts.append(_opened_fact(record.partition, pending))
-        for feedback in pending.feedback:
-            self._tell_joined(step, pending, feedback)
-        self.counts["feedback"] -= len(pending.refused)
-        for orphan, outcome in pending.refused:
-            self._let_go(step, partition.feedback.offsets, orphan.offset, orphan.feedback, outcome)
+        step.facts.append(opened_fact(record.partition, turn))
+        for arrival in joined:
+            self._tell_joined(step, turn, arrival.feedback)
+        self.counts["feedback"] -= len(refused)
+        for arrival, outcome in refused:
+            self._let_go(step, partition.feedback.offsets, arrival, outcome)
 
-    def _join(
+    def _is_known(
+        self, step: Step, partition: Attribution, record: Received, decision: Decision
+    ) -> bool:
+        """Say whether a decision came before; one read again after a crash is counted again."""
+        session = partition.sessions.get(decision.session_id)
+        known = {p.decision_id: p.offset for p in session.index.places} if session else {}
+        if partition.holds(decision.id):
+            turn = partition.turn(decision.id)
+            if turn.state == "released" and turn.offset == record.offset:
+                step.facts.append(opened_fact(record.partition, turn))
+                step.facts.append(closed_fact(record.partition, partition, turn))
+                return True
+        elif known.get(decision.id, record.offset) == record.offset:
+            return False
+        self.counts["duplicates"] += 1
+        return True
+
+    def _hear(
         self,
         step: Step,
         partition: Attribution,
-        offsets: Offsets,
         record: Received,
         feedback: Feedback,
         now: datetime,
     ) -> None:
+        step.sessions[feedback.session_id] = partition
+        arrival = Arrival(feedback=feedback, offset=record.offset, drop_at=now)
+        if not is_release(header(record.headers, RELEASE), feedback, self._settings):
+            reason = self._quarantine.reason(feedback)
+            if reason is not None:
+                self._set_apart(step, partition, record, feedback, reason, now)
+                return
         outcome = partition.join(feedback, offset=record.offset, now=now)
-        if outcome in ("joined", "waiting"):
+        if outcome in ("joined", "revising", "waiting"):
             self.counts["feedback"] += 1
-            if outcome == "joined":
-                pending = partition.window(feedback.decision_id)
-                self._tell_joined(step, pending, feedback)
-            self._drop_unclaimed(step, partition)
+        if outcome in ("joined", "revising"):
+            for turn in partition.about(feedback):
+                self._tell_joined(step, turn, feedback)
+        if outcome in ("joined", "waiting"):
+            self._drop_unclaimed(step, partition, now)
             return
-        self._let_go(step, offsets, record.offset, feedback, outcome)
+        if outcome == "foreign":
+            reason = "foreign: its decision is of another session"
+            self._set_apart(step, partition, record, feedback, reason, now)
+            return
+        self._let_go(step, partition.feedback.offsets, arrival, outcome)
 
-    def _tell_joined(self, step: Step, pending: Pending, feedback: Feedback) -> None:
+    def _revise(self, step: Step, record: Received, partition: Attribution, now: datetime) -> None:
+        """Give those rewards anew that a record changed after they had been given."""
+        by_feedback = record.topic is not DECISIONS
+        for turn in partition.touched():
+            before = turn.value
+            # Feedback that changes nothing now may do so later: the index must know of it.
+            if self._rewarder.revise(step, partition, turn, now) or by_feedback:
+                revision = Revision(turn, before, record.offset, by_feedback)
+                step.revised.append((record.partition, revision))
+
+    def _tell_joined(self, step: Step, turn: Turn, feedback: Feedback) -> None:
         """Show the join in the trace of the decision: the feedback came with another."""
         attributes = {
-            "headrace.decision.id": feedback.decision_id,
+            "headrace.decision.id": turn.decision.id,
             "headrace.feedback.id": feedback.id,
         }
-        with span("join", parent=pending.trace, attributes=attributes):
-            self.trail.joined(step, feedback)
+        with span("join", parent=turn.trace, attributes=attributes):
+            self.trail.joined(step, turn.decision.id, feedback)
 
-    def _let_go(
-        self, step: Step, offsets: Offsets, offset: int, feedback: Feedback, outcome: Joined
-    ) -> None:
-        """Be done with feedback that joins no window."""
-        step.done.append((offsets, offset))
+    def _let_go(self, step: Step, offsets: Offsets, arrival: Arrival, outcome: Joined) -> None:
+        """Be done with feedback that is in no open window."""
+        step.done.append((offsets, arrival.offset))
         if outcome == "duplicate":
             self.counts["duplicates"] += 1
-        else:
-            self._set_aside(step, feedback, outcome)
+        elif outcome != "revising":
+            self._set_aside(step, arrival.feedback, outcome)
 
-    def _reward(self, step: Step, partition: Attribution, pending: Pending, now: datetime) -> None:
-        decision, safety = pending.decision, pending.safety
-        with span("reward", parent=pending.trace, attributes={"headrace.decision.id": decision.id}):
-            weights = self._settings.streams.reward
-            correction, withheld = None, None
-            try:
-                reward = reward_of(decision, safety, pending.feedback, weights, now)
-                correction, withheld = self._correction(pending, now)
-            except Exception as error:  # noqa: BLE001 - poison feedback must not stop the others
-                _tell_failure(f"reward of {decision.id}", error)
-                self.trail.failed(step, decision, error)
-                reward = reward_of(decision, safety, (), weights, now)
-            sample = sample_of(decision, reward, safety, pending.feedback, now, correction)
-            sent = sample is not None and step.send(SAMPLES, sample)
-            step.send(REWARDS, reward)
-            sample_id = sample.id if sample is not None and sent else None
-            self.trail.closed(step, pending, reward, sample_id, withheld)
-        pending.reward = reward
-        step.closed.append((partition, pending))
-        self.counts["rewards"] += 1
-        self.counts["samples"] += sent
-        self.counts["corrections_withheld"] += withheld is not None
-
-    def _correction(
-        self, pending: Pending, now: datetime
-    ) -> tuple[Message | None, dict[str, Any] | None]:
-        """Return the answer to imitate, and what the audit says when it may not be.
-
-        A correction is judged as if it had been the answer: the learner imitates no violation.
-        """
-        event = newest(pending.feedback, "correction")
-        if event is None or event.correction is None:
-            return None, None
-        safety = self._judge(as_if_answered(pending.decision, event.correction), now)
-        if not safety.violation:
-            return event.correction, None
-        return None, {"feedback_id": event.id, "findings": rules_of(safety.findings)}
-
-    def _drop_unclaimed(self, step: Step, partition: Attribution) -> None:
-        for orphan in partition.unclaimed():
-            step.done.append((partition.feedback.offsets, orphan.offset))
-            self._set_aside(step, orphan.feedback, "unknown")
+    def _drop_unclaimed(self, step: Step, partition: Attribution, now: datetime) -> None:
+        for arrival in partition.unclaimed():
+            step.sessions[arrival.feedback.session_id] = partition
+            sent = encode(FEEDBACK, arrival.feedback, source=self.source)
+            record = Received(
+                FEEDBACK, partition.number, arrival.offset, sent.key, sent.value, sent.headers
+            )
+            reason = "unknown: no such decision was served"
+            self._set_apart(step, partition, record, arrival.feedback, reason, now)
 
     def _set_aside(self, step: Step, feedback: Feedback, reason: str) -> None:
         """Drop feedback that cannot count any more, leaving a trace of it."""
         self.counts["set_aside"] += 1
         self.trail.dropped(step, feedback, reason)
 
-    def _refuse(self, step: Step, offsets: Offsets, offset: int, letter: DeadLetter) -> None:
+    def _set_apart(
+        self,
+        step: Step,
+        partition: Attribution,
+        record: Received,
+        feedback: Feedback,
+        reason: str,
+        now: datetime,
+    ) -> None:
+        """Keep feedback that is not trusted for a person to look at."""
+        self.counts["quarantined"] += 1
+        full_name = record.topic.full_name(self._settings.kafka.prefix)
+        self.trail.dropped(step, feedback, reason.partition(":")[0])
+        self._refuse(step, dead_letter(record, full_name, "quarantined", reason, now))
+        step.done.append((partition.feedback.offsets, record.offset))
+
+    def _refuse(self, step: Step, letter: DeadLetter) -> None:
         self.counts["dead_letters"] += 1
         step.send(DEAD_LETTERS, letter)
         self.trail.dead_letter(step, letter)
-        step.done.append((offsets, offset))
-
-
-def _head(record: Received) -> Head | None:
-    """Return the head of a record, None of one that admission will refuse."""
-    try:
-        return _heads.decode(record.value or b"")
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _tell_failure(what: str, error: Exception) -> None:
-    """Log where an error arose; its message may quote what people wrote."""
-    frames = "".join(format_tb(error.__traceback__))
-    _log.error("%s failed: %s\n%s", what, type(error).__name__, frames)
-
-
-def _opened_fact(partition: int, pending: Pending) -> Fact:
-    decision, safety = pending.decision, pending.safety
-    return Fact(
-        stage="opened",
-        partition=partition,
-        offset=pending.offset,
-        decision_id=decision.id,
-        user_id=decision.user_id,
-        session_id=decision.session_id,
-        policy_version=decision.assignment.policy_version,
-        action=chosen_action(decision),
-        risk=safety.risk,
-        violation=safety.violation,
-        time=decision.time,
-        trace=pending.trace,
-    )
-
-
-def _closed_fact(partition: int, pending: Pending) -> Fact:
-    reward = pending.reward
-    assert reward is not None
-    return msgspec.structs.replace(
-        _opened_fact(partition, pending),
-        stage="closed",
-        time=max([pending.decision.time, *(event.time for event in pending.feedback)]),
-        status=reward.status,
-        reward=reward.value,
-        revision=reward.revision,
-        reports=sum(event.kind == "report" for event in pending.feedback),
-    )

@@ -1,117 +1,139 @@
 """The reward of a decision: one component per signal, each with its value, weight and origin.
 
-It knows nothing of windows or topics: it is given a decision, its safety and its feedback.
+It knows nothing of windows or topics: it is given the `Evidence` on a decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from statistics import fmean
+from hashlib import sha256
+from typing import Literal
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
-from contracts.events import (
-    Component,
-    Decision,
-    Feedback,
-    Message,
-    Reward,
-    Safety,
-    Sample,
-    text_of,
-)
+from contracts.codec import to_json
+from contracts.events import Component, Decision, Message, Preference, Reward, Sample
 from contracts.ids import derived_id
-from contracts.settings import RewardComponent, RewardSignal
-from streams.safety import chosen_action, replaced_by_guard
+from contracts.settings import RewardComponent, Streams
+from streams.evidence import Evidence
+from streams.safety import chosen_action, chosen_answer, replaced_by_guard
+from streams.signals import (
+    ACCOMPANYING,
+    BUILT_IN,
+    OF_THE_POLICY,
+    Signal,
+    SignalFunction,
+    load_signals,
+)
 
-MAX_WORDS = 2000
-"""Words compared of an answer and its correction: the work grows with their product."""
 
-Signal = tuple[RewardSignal, float, str, tuple[str, ...]]
-"""Name, value in [-1, 1], rule, ids of the events behind it."""
+class Rewarding(Struct, frozen=True):
+    """How rewards are made: the declared components with their functions, and the default."""
+
+    components: Mapping[str, tuple[RewardComponent, SignalFunction]]
+    default: float | None = None
+
+    def built_in(self) -> Rewarding:
+        """Return the same rules without the signals of other packages."""
+        own = {name: part for name, part in self.components.items() if name in BUILT_IN}
+        return Rewarding(own, self.default)
 
 
-def reward_of(
-    decision: Decision,
-    safety: Safety,
-    feedback: Sequence[Feedback],
-    weights: Mapping[RewardSignal, RewardComponent],
-    now: datetime,
-    revision: int = 0,
-) -> Reward:
-    """Return the reward: final when a signal with a weight came, else censored."""
+def rewarding(settings: Streams) -> Rewarding:
+    """Return the rules that settings declare; SettingsError for a signal that does not load."""
+    functions = load_signals(settings.reward)
+    return Rewarding(
+        {name: (component, functions[name]) for name, component in settings.reward.items()},
+        settings.default_reward,
+    )
+
+
+def reward_of(evidence: Evidence, rules: Rewarding, now: datetime, revision: int = 0) -> Reward:
+    """Return the reward: final when a signal came, else the declared default, else censored.
+
+    Its id follows from what it says: the same reward sent twice is the same event.
+    """
     components = tuple(
         Component(
             name=name,
-            value=clip(value, weights[name].clip),
-            weight=weights[name].weight,
-            rule=rule,
-            event_ids=event_ids,
+            value=clip(signal.value, component.clip),
+            weight=component.weight,
+            rule=signal.rule,
+            event_ids=signal.event_ids,
         )
-        for name, value, rule, event_ids in signals(decision, safety, feedback)
-        if name in weights
+        for name, component, signal in _signals(evidence, rules)
     )
-    total = sum(component.value * component.weight for component in components)
-    return Reward(
-        id=derived_id(decision.id, "reward", str(revision)),
+    decision = evidence.decision
+    status: Literal["final", "default", "censored"] = "censored"
+    value: float | None = None
+    if any(component.name not in ACCOMPANYING for component in components):
+        total = sum(component.value * component.weight for component in components)
+        status, value = "final", clip(total, 1.0)
+    elif rules.default is not None and not replaced_by_guard(decision):
+        status, value = "default", rules.default
+    if status != "final":
+        components = ()
+    made = Reward(
+        id="reward",
         time=now,
         decision_id=decision.id,
         session_id=decision.session_id,
         user_id=decision.user_id,
         assignment=decision.assignment,
         revision=revision,
-        status="final" if components else "censored",
-        value=clip(total, 1.0) if components else None,
+        status=status,
+        value=value,
         components=components,
         decided_at=decision.time,
     )
+    return replace(made, id=derived_id(decision.id, "reward", str(revision), content(made)))
 
 
-def signals(decision: Decision, safety: Safety, feedback: Sequence[Feedback]) -> Iterator[Signal]:
-    """Yield the signals of a decision. Of one kind the newest event holds: one vote, not many.
+def content(reward: Reward) -> str:
+    """Return the hash of what a reward says, whatever its revision and time."""
+    said = [reward.status, reward.value, reward.components]
+    return sha256(to_json(said)).hexdigest()[:16]
+
+
+def _signals(evidence: Evidence, rules: Rewarding) -> list[tuple[str, RewardComponent, Signal]]:
+    """Return the signals there are.
 
     Where the guard spoke in the policy's place, what was said about that is not about the policy.
     """
-    if replaced_by_guard(decision):
-        feedback = ()
-    if rating := newest(feedback, "rating"):
-        yield "rating", rating.score or 0.0, "rating: newest score", (rating.id,)
-    correction = newest(feedback, "correction")
-    if correction is not None and correction.correction is not None:
-        kept = similarity(decision.answer, correction.correction)
-        yield "correction", 2 * kept - 1, "correction: 2 * share kept - 1", (correction.id,)
-    outcomes = {event.name: event for event in sorted(_of(feedback, "outcome"), key=_age)}
-    if outcomes:
-        value = fmean(event.score or 0.0 for event in outcomes.values())
-        ids = tuple(event.id for event in outcomes.values())
-        yield "outcome", value, "outcome: mean of newest score per name", ids
-    reports = sorted(_of(feedback, "report"), key=_age)
-    if reports:
-        yield "report", -1.0, "report: -1 when reported", tuple(event.id for event in reports)
-    if safety.violation:
-        yield "safety", -1.0, "safety: -1 on violation", (safety.id,)
+    replaced = replaced_by_guard(evidence.decision)
+    found = []
+    for name, (component, function) in rules.components.items():
+        if replaced and name not in OF_THE_POLICY:
+            continue
+        signal = function(evidence, component)
+        if signal is not None:
+            found.append((name, component, signal))
+    return found
 
 
 def sample_of(
-    decision: Decision,
+    evidence: Evidence,
     reward: Reward,
-    safety: Safety,
-    feedback: Sequence[Feedback],
-    now: datetime,
     correction: Message | None = None,
+    *,
+    withdrawn: bool = False,
 ) -> Sample | None:
     """Return the training sample of a rewarded decision; None when censored or without tokens.
 
     A reply by rule has no tokens: nobody drew it, so nobody learns from it.
 
-    ``correction`` is the answer to imitate, None when there is none that may be.
+    ``correction`` is the answer to imitate, None when there is none that may be. ``withdrawn``: the
+    decision had a reward and has none any more, and whoever learned from it must be told.
     """
-    if reward.value is None or decision.rung == "rule" or not decision.token_ids:
+    decision, now = evidence.decision, reward.time
+    if not is_learnable(decision) or (reward.value is None and not withdrawn):
         return None
-    newest_time = max((event.time for event in feedback), default=decision.time)
+    newest_time = max((heard.event.time for heard in evidence.heard), default=decision.time)
     return Sample(
-        id=derived_id(decision.id, "sample", str(reward.revision)),
+        id=derived_id(reward.id, "sample"),
         time=now,
         decision_id=decision.id,
         reward_id=reward.id,
@@ -125,13 +147,49 @@ def sample_of(
         token_ids=decision.token_ids,
         logprobs=decision.logprobs if logprobs_are_usable(decision) else (),
         temperature=decision.sampling.temperature,
-        reward=reward.value,
-        violation=safety.violation,
+        reward=reward.value or 0.0,
+        withdrawn=withdrawn,
+        violation=evidence.safety.violation,
         correction=correction,
         decided_at=decision.time,
         # Clocks differ: feedback is never older than its decision, nor newer than the present.
         feedback_time=max(decision.time, min(newest_time, now)),
     )
+
+
+def preference_of(evidence: Evidence, reward: Reward, correction: Message) -> Preference | None:
+    """Return the pair that a correction makes: the person's answer over the policy's own.
+
+    None when they are the same, or when nobody drew the answer.
+    """
+    decision, rejected = evidence.decision, chosen_answer(evidence.decision)
+    now = reward.time
+    if not is_learnable(decision) or _says(rejected) == _says(correction):
+        return None
+    event = evidence.newest("correction")
+    return Preference(
+        id=derived_id(reward.id, "preference"),
+        time=now,
+        decision_id=decision.id,
+        feedback_id=event.id if event else "",
+        session_id=decision.session_id,
+        user_id=decision.user_id,
+        assignment=decision.assignment,
+        revision=reward.revision,
+        messages=decision.messages,
+        chosen=correction,
+        rejected=rejected,
+        prompt_token_ids=decision.prompt_token_ids,
+        rejected_token_ids=decision.token_ids,
+        rejected_logprobs=decision.logprobs if logprobs_are_usable(decision) else (),
+        decided_at=decision.time,
+        feedback_time=max(decision.time, min(event.time if event else decision.time, now)),
+    )
+
+
+def is_learnable(decision: Decision) -> bool:
+    """Say whether the policy drew the answer, token by token."""
+    return decision.rung != "rule" and bool(decision.token_ids)
 
 
 def logprobs_are_usable(decision: Decision) -> bool:
@@ -149,68 +207,11 @@ def logprobs_are_usable(decision: Decision) -> bool:
     )
 
 
-def similarity(answer: Message, wanted: Message) -> float:
-    """Return the share of an answer that its correction kept, in [0, 1].
-
-    That is twice the number of words kept in order over the number of words of both. Tool calls of
-    the same names are compared by their arguments; another action keeps nothing.
-    """
-    if [call.function.name for call in answer.tool_calls] != [
-        call.function.name for call in wanted.tool_calls
-    ]:
-        return 0.0
-    said, corrected = _words(answer), _words(wanted)
-    both = len(said) + len(corrected)
-    return 2 * kept_in_order(said, corrected) / both if both else 1.0
-
-
-def kept_in_order(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence.
-
-    Bit-parallel (Hyyrö 2004, "Bit-parallel LCS-length computation revisited"): each word of ``one``
-    costs a few operations on integers of ``len(other)`` bits, so repeated words cost no more.
-    """
-    places: dict[str, int] = {}
-    for place, word in enumerate(other):
-        places[word] = places.get(word, 0) | 1 << place
-    everywhere = (1 << len(other)) - 1
-    unmatched = everywhere
-    for word in one:
-        hits = unmatched & places.get(word, 0)
-        unmatched = ((unmatched + hits) | (unmatched - hits)) & everywhere
-    return len(other) - unmatched.bit_count()
-
-
-def newest(feedback: Sequence[Feedback], kind: str) -> Feedback | None:
-    """Return the newest event of a kind; of simultaneous ones the one with the greatest id."""
-    return max(_of(feedback, kind), key=_age, default=None)
-
-
 def clip(value: float, bound: float) -> float:
     """Return the value limited to [-bound, bound]."""
     return max(-bound, min(bound, value))
 
 
-def _words(message: Message) -> list[str]:
-    words = text_of(message).split()
-    for call in message.tool_calls:
-        words += _canonical(call.function.arguments).split()
-    return words[:MAX_WORDS]
-
-
-def _canonical(arguments: str) -> str:
-    """Return JSON arguments with keys in order and one space after each value."""
-    try:
-        parsed = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
-        return arguments
-    spaced = msgspec.json.encode(parsed, order="sorted").decode()
-    return spaced.replace(",", " , ").replace(":", " : ")
-
-
-def _of(feedback: Sequence[Feedback], kind: str) -> list[Feedback]:
-    return [event for event in feedback if event.kind == kind]
-
-
-def _age(event: Feedback) -> tuple[datetime, str]:
-    return event.time, event.id
+def _says(message: Message) -> bytes:
+    calls = [(call.function.name, call.function.arguments) for call in message.tool_calls]
+    return msgspec.json.encode([message.content, calls])

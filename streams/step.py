@@ -11,11 +11,24 @@ from contracts.errors import CodecError
 from contracts.events import Event
 from contracts.topics import Topic
 from contracts.tracing import current_trace_headers
-from streams.attribution import Attribution, Pending
+from streams.attribution import Attribution
 from streams.offsets import Offsets
+from streams.session import Turn
 from streams.tally import Fact
 
 _log = logging.getLogger(__name__)
+
+
+class Revision(Struct, frozen=True):
+    """A reward sent anew: its turn, the value that was sent before, and the offset that led to it.
+
+    ``by_feedback`` says which of the two topics the offset is of.
+    """
+
+    turn: Turn
+    before: float | None
+    offset: int
+    by_feedback: bool
 
 
 class Step(Struct):
@@ -25,7 +38,9 @@ class Step(Struct):
     records: list[Record] = []
     facts: list[Fact] = []
     done: list[tuple[Offsets, int]] = []
-    closed: list[tuple[Attribution, Pending]] = []
+    closed: list[tuple[Attribution, Turn]] = []
+    revised: list[tuple[int, Revision]] = []
+    sessions: dict[str, Attribution] = {}
 
     def __bool__(self) -> bool:
         return bool(self.records or self.facts or self.done or self.closed)

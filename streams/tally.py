@@ -8,7 +8,7 @@ The newest time counted stands there too, exactly: an online store may keep whol
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -24,12 +24,14 @@ Latest = Callable[[str, Sequence[str]], dict[str, tuple[dict[str, Value], dateti
 
 
 class Fact(Struct, frozen=True, kw_only=True):
-    """What happened to a decision: it was ``opened``, or ``closed`` with its reward.
+    """What happened to a decision: it was ``opened``, ``closed`` with its reward, or ``revised``.
 
-    Facts of one stage come in offset order per partition.
+    Facts of one stage come in offset order per partition; those of a revision have the offset of
+    what led to it, ``by_feedback`` says in which topic. ``before`` is the reward that a revision
+    takes the place of, ``index`` the session's `streams.session.Index` as JSON.
     """
 
-    stage: Literal["opened", "closed"]
+    stage: Literal["opened", "closed", "revised"]
     partition: int
     offset: int
     decision_id: str
@@ -43,12 +45,18 @@ class Fact(Struct, frozen=True, kw_only=True):
     status: str | None = None
     reward: float | None = None
     revision: int | None = None
+    before: float | None = None
+    by_feedback: bool = False
+    index: str = ""
     reports: int = 0
     trace: dict[str, str] = {}
 
 
 class Counts(Struct, array_like=True):
-    """Counts of one entity over one partition; ``opened`` and ``closed`` are next offsets."""
+    """Counts of one entity over one partition.
+
+    ``opened`` and ``closed`` are next offsets, and so are those of what led to revisions, by topic.
+    """
 
     opened: int = 0
     closed: int = 0
@@ -57,6 +65,12 @@ class Counts(Struct, array_like=True):
     rewards: int = 0
     reward_sum: float = 0.0
     reports: int = 0
+    revised_by_decisions: int = 0
+    revised_by_feedback: int = 0
+
+    def is_revised_to(self, fact: Fact) -> int:
+        """Return the next offset to count, of the topic that led to a revision."""
+        return self.revised_by_feedback if fact.by_feedback else self.revised_by_decisions
 
 
 class Counted(Struct, array_like=True):
@@ -94,16 +108,39 @@ class Tally:
         for view, key_of in _KEYS.items():
             self._load(view, {key_of(fact) for fact in facts}, shared=shared)
         rows = []
+        ends = self._ends(facts)
         for fact in facts:
             for view, key_of in _KEYS.items():
                 place = view, key_of(fact)
-                if _count(self._cache[place], fact):
+                entity = self._cache[place]
+                if fact.stage == "revised":
+                    counts = fact.offset >= ends[*place, fact.partition, fact.by_feedback]
+                    counted = counts and _revise(entity, fact)
+                else:
+                    counted = _count(entity, fact)
+                if fact.index and view == "session":
+                    counted = entity.values.get("log") != fact.index or counted
+                    entity.values["log"] = fact.index
+                if counted:
                     touched[place] = None
             rows.append(_decision_row(fact))
         rows += [_entity_row(*place, self._cache[place]) for place in touched]
         while len(self._cache) > MAX_CACHED:
             self._cache.popitem(last=False)
         return rows
+
+    def _ends(self, facts: Sequence[Fact]) -> dict[tuple[str, str, int, bool], int]:
+        """Return up to where revisions were counted before: one offset may lead to several."""
+        return {
+            (view, key_of(fact), fact.partition, fact.by_feedback): (
+                self._cache[view, key_of(fact)]
+                .counted.counts.get(str(fact.partition), Counts())
+                .is_revised_to(fact)
+            )
+            for fact in facts
+            if fact.stage == "revised"
+            for view, key_of in _KEYS.items()
+        }
 
     def _load(self, view: str, keys: Iterable[str], *, shared: bool) -> None:
         keys = list(keys)
@@ -153,10 +190,20 @@ def _count(entity: Entity, fact: Fact) -> bool:
     return True
 
 
-def closed_at(rows: Mapping[str, tuple[dict[str, Value], datetime]]) -> dict[str, int]:
-    """Return, of rows of the view `decision`, the offset each closed decision was read at."""
-    offsets = {key: values.get("offset") for key, (values, _) in rows.items()}
-    return {key: offset for key, offset in offsets.items() if isinstance(offset, int)}
+def _revise(entity: Entity, fact: Fact) -> bool:
+    """Put a reward in the place of the one before."""
+    counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
+    if fact.by_feedback:
+        counts.revised_by_feedback = fact.offset + 1
+    else:
+        counts.revised_by_decisions = fact.offset + 1
+    counts.rewards += (fact.reward is not None) - (fact.before is not None)
+    counts.reward_sum += (fact.reward or 0.0) - (fact.before or 0.0)
+    if fact.reward is not None:
+        entity.values["last_reward"] = fact.reward
+    newest = entity.counted.time
+    entity.counted.time = fact.time if newest is None else max(newest, fact.time)
+    return True
 
 
 def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
@@ -169,6 +216,7 @@ def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
             "turns": decisions,
             "last_action": entity.values.get("last_action"),
             "last_reward": entity.values.get("last_reward"),
+            "log": entity.values.get("log"),
         }
     else:
         reward_sum = sum(counts.reward_sum for counts in total)
@@ -187,17 +235,17 @@ def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
 
 def _decision_row(fact: Fact) -> FeatureRow:
     values: dict[str, Value] = {"risk": fact.risk, "violation": int(fact.violation)}
-    if fact.stage == "closed":
+    if fact.stage != "opened":
         values |= {"reward": fact.reward, "status": fact.status, "revision": fact.revision}
-        values["offset"] = fact.offset
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)
 
 
 def _merged(ours: dict[str, Counts], stored: dict[str, Counts]) -> dict[str, Counts]:
     """Keep, of each partition, the entry that has counted more: counts never fall."""
 
-    def progress(counts: Counts) -> tuple[int, int, int]:
-        return counts.decisions, counts.rewards, counts.closed
+    def progress(counts: Counts) -> tuple[int, int, int, int]:
+        revised = counts.revised_by_decisions + counts.revised_by_feedback
+        return counts.decisions, counts.closed, revised, counts.rewards
 
     merged = {**stored, **ours}
     for partition in ours.keys() & stored.keys():

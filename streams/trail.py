@@ -13,7 +13,8 @@ from contracts.broker import Received
 from contracts.events import DeadLetter, Decision, Feedback, Reward, Safety
 from contracts.findings import Finding
 from contracts.topics import AUDIT
-from streams.attribution import Joined, Pending
+from streams.attribution import Joined
+from streams.evidence import Evidence
 from streams.step import Step
 from streams.tally import Fact
 
@@ -42,13 +43,14 @@ class Trail:
         }
         self._record(step, "safety.judged", safety.decision_id, detail=detail)
 
-    def joined(self, step: Step, feedback: Feedback) -> None:
-        """Feedback is in the window of its decision."""
-        self._record(step, "feedback.joined", feedback.decision_id, detail=_named(feedback))
+    def joined(self, step: Step, decision_id: str, feedback: Feedback) -> None:
+        """Feedback is about a decision and came in time."""
+        self._record(step, "feedback.joined", decision_id, detail=_named(feedback))
 
     def dropped(self, step: Step, feedback: Feedback, reason: Joined | str) -> None:
-        """Feedback can count no more."""
-        self._record(step, "feedback.dropped", feedback.decision_id, reason, _named(feedback))
+        """Feedback does not count."""
+        subject = feedback.decision_id or feedback.session_id
+        self._record(step, "feedback.dropped", subject, reason, _named(feedback))
 
     def failed(self, step: Step, decision: Decision, error: Exception) -> None:
         """The reward could not be computed from the feedback, and was computed without it."""
@@ -57,22 +59,24 @@ class Trail:
     def closed(
         self,
         step: Step,
-        pending: Pending,
+        evidence: Evidence,
         reward: Reward,
         sample_id: str | None,
         withheld: dict[str, Any] | None,
     ) -> None:
-        """A window closed: what the reward is, from which feedback, and for which sample."""
+        """What the reward is, first or anew, from which feedback, and for which sample."""
         detail = {
+            "revision": reward.revision,
             "reward_id": reward.id,
             "status": reward.status,
             "value": reward.value,
-            "policy_version": pending.decision.assignment.policy_version,
-            "feedback": [event.id for event in pending.feedback],
+            "policy_version": reward.assignment.policy_version,
+            "feedback": [heard.event.id for heard in evidence.heard],
             "sample_id": sample_id,
             "correction_withheld": withheld,
         }
-        self._record(step, "reward.closed", reward.decision_id, detail=detail)
+        action = "reward.revised" if reward.revision else "reward.closed"
+        self._record(step, action, reward.decision_id, detail=detail)
 
     def dead_letter(self, step: Step, letter: DeadLetter) -> None:
         """A record was refused."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import faust
@@ -25,6 +26,7 @@ from contracts.tracing import span
 from streams.delivery import Delivery, FeatureLog
 from streams.fetching import pace, rewind_uncommitted
 from streams.flow import Flow
+from streams.log_lookup import LogLookup
 from streams.step import Step
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Worker:
         self.name = f"streams-{number}"
         client_id = f"headrace-{self.name}"
         self.delivery = Delivery(settings.kafka, f"{client_id}-producer")
+        self.lookup = LogLookup(settings.kafka, f"{client_id}-lookup")
         self.flow = Flow(settings, audit, source=f"headrace/{self.name}")
         self.app = make_app(settings, client_id, number)
         self._lock = asyncio.Lock()
@@ -86,13 +89,19 @@ class Worker:
         async for events in _batches(stream, rows):
             async with self._lock:
                 now = self.clock.now()
-                old = self.flow.old(map(self._received, events), now)
-                closed = await self.features.closed(old)
+                await self._recall([self._received(event) for event in events], now)
                 # Partitions may have changed hands meanwhile; no await between this and `read`.
                 current = [event for event in events if self._is_current(event)]
                 for event in current:
                     self._held[event.message.tp].append(event)
-                await self._finish(self.flow.read(map(self._received, current), now, closed))
+                records = [self._received(event) for event in current]
+                await self._finish(self.flow.read(records, now))
+
+    async def _recall(self, records: list[Received], now: datetime) -> None:
+        """Read again what was forgotten of the sessions that these records concern."""
+        indexes = await self.features.indexes(self.flow.unknown_sessions(records))
+        for wanted in self.flow.wanted(records, indexes):
+            self.flow.recall(wanted, await self.lookup.read(wanted), now)
 
     async def close_windows(self) -> None:
         """Close the windows whose feedback has all been read."""
@@ -214,7 +223,7 @@ class Worker:
             ready=bool(self.flow.partitions),
             lag=self._lag,
             counts=counts,
-            note=self.delivery.waiting,
+            note=self.delivery.waiting or self.lookup.waiting,
         )
 
     def is_stalled(self) -> bool:
@@ -254,6 +263,7 @@ class Worker:
 COUNTED = (
     *("decisions", "feedback", "rewards", "samples"),
     *("dead_letters", "duplicates", "set_aside", "corrections_withheld"),
+    *("revisions", "quarantined", "preferences"),
 )
 
 

@@ -22,9 +22,9 @@ from contracts.events.decision import (
     Timings,
 )
 from contracts.events.event import Event, Id, Moment, Score
-from contracts.events.feedback import Feedback, FeedbackKind
+from contracts.events.feedback import NEEDED, Feedback, FeedbackKind
 from contracts.events.release import Candidate, Release
-from contracts.events.reward import Component, Reward, Safety, Sample
+from contracts.events.reward import Component, Preference, Reward, Safety, Sample
 from contracts.events.rollout import (
     CommandOutcome,
     Evidence,
@@ -38,6 +38,7 @@ from contracts.events.rollout import (
 __all__ = [
     "BASE_VERSION",
     "EVENTS",
+    "NEEDED",
     "RULE_VERSION",
     "Arm",
     "Assignment",
@@ -58,6 +59,7 @@ __all__ = [
     "Id",
     "Message",
     "Moment",
+    "Preference",
     "Release",
     "Reward",
     "Rollout",
@@ -80,6 +82,7 @@ EVENTS: tuple[type[Event], ...] = (
     Safety,
     Reward,
     Sample,
+    Preference,
     Release,
     Rollout,
     RolloutCommand,

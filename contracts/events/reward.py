@@ -45,10 +45,11 @@ class Component(Struct, frozen=True, kw_only=True):
 
 
 class Reward(Event, frozen=True, kw_only=True):
-    """The reward of a decision when its attribution window closed.
+    """The reward of a decision: when its attribution window closed, and when it changed after that.
 
-    ``final``: at least one component, ``value`` is their clipped weighted sum. ``censored``: no
-    signal came, ``value`` is None. A later ``revision`` of the same decision supersedes this one.
+    ``final``: at least one component, ``value`` is their clipped weighted sum. ``default``: no
+    signal came, ``value`` is the one declared for that. ``censored``: no signal came, ``value`` is
+    None. Of the rewards of one decision the last in the log holds; ``revision`` counts them.
     """
 
     TYPE: ClassVar[str] = "headrace.reward"
@@ -58,7 +59,7 @@ class Reward(Event, frozen=True, kw_only=True):
     user_id: Id
     assignment: Assignment
     revision: Annotated[int, Meta(ge=0)] = 0
-    status: Literal["final", "censored"]
+    status: Literal["final", "default", "censored"]
     value: Score | None
     components: tuple[Component, ...] = ()
     decided_at: Moment
@@ -69,7 +70,9 @@ class Sample(Event, frozen=True, kw_only=True):
 
     ``prompt_token_ids`` and ``token_ids`` are the engine's own; ``logprobs`` has one value per
     token of ``token_ids`` and is empty when they are not usable for importance weights.
-    ``feedback_time`` is the event time of the newest signal behind the reward.
+    ``feedback_time`` is the event time of the newest signal behind the reward. Of the samples of
+    one decision the last in the log holds; ``withdrawn``: it has no reward any more, since what
+    was said was taken back.
     """
 
     TYPE: ClassVar[str] = "headrace.sample"
@@ -87,7 +90,34 @@ class Sample(Event, frozen=True, kw_only=True):
     logprobs: tuple[float, ...]
     temperature: float
     reward: Score
+    withdrawn: bool = False
     violation: bool
     correction: Message | None = None
+    decided_at: Moment
+    feedback_time: Moment
+
+
+class Preference(Event, frozen=True, kw_only=True):
+    """A correction as a pair: a person's answer, ``chosen``, over the policy's own, ``rejected``.
+
+    Tokens and ``rejected_logprobs`` are those the rejected answer was drawn with; the log
+    probabilities are empty when they are not usable for importance weights. Of the preferences of
+    one decision the last in the log holds.
+    """
+
+    TYPE: ClassVar[str] = "headrace.preference"
+
+    decision_id: Id
+    feedback_id: Id
+    session_id: Id
+    user_id: Id
+    assignment: Assignment
+    revision: Annotated[int, Meta(ge=0)] = 0
+    messages: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    prompt_token_ids: tuple[int, ...]
+    rejected_token_ids: tuple[int, ...]
+    rejected_logprobs: tuple[float, ...]
     decided_at: Moment
     feedback_time: Moment

@@ -13,10 +13,12 @@ from contracts.settings.loading import PREFIX, SECRETS, load_settings, to_enviro
 from contracts.settings.rollout import Rollout
 from contracts.settings.serving import Engine, Gateway, Key, Policy, PolicyName, Segment
 from contracts.settings.streams import (
+    SIGNALS,
+    SIGNALS_GROUP,
     DisallowedTopic,
     Features,
+    Quarantine,
     RewardComponent,
-    RewardSignal,
     Streams,
 )
 from contracts.settings.tree import Kafka, Settings, Tracing, policies_of, process_for, settings_for
@@ -24,6 +26,8 @@ from contracts.settings.tree import Kafka, Settings, Tracing, policies_of, proce
 __all__ = [
     "PREFIX",
     "SECRETS",
+    "SIGNALS",
+    "SIGNALS_GROUP",
     "DisallowedTopic",
     "Engine",
     "Features",
@@ -34,8 +38,8 @@ __all__ = [
     "Learner",
     "Policy",
     "PolicyName",
+    "Quarantine",
     "RewardComponent",
-    "RewardSignal",
     "Rollout",
     "Segment",
     "Settings",

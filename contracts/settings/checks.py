@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,7 +12,13 @@ import msgspec
 
 from contracts.errors import SettingsError
 from contracts.settings.guard import check_guard
-from contracts.settings.streams import DisallowedTopic, Features
+from contracts.settings.streams import (
+    SIGNALS,
+    SIGNALS_GROUP,
+    DisallowedTopic,
+    Features,
+    Streams,
+)
 from contracts.settings.tree import Settings, policies_of
 
 _NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
@@ -22,6 +29,7 @@ def check_settings(settings: Settings) -> None:
     """Raise SettingsError with the place, the value and what is allowed."""
     _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
     _check_patterns(settings.streams.disallowed_topics)
+    _check_signals(settings.streams)
     check_guard(settings.guard)
     _check_room(settings)
     check_addresses(settings)
@@ -87,6 +95,19 @@ def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
                     f"{pattern!r} of topic {topic.name!r} is no regular expression: {error} "
                     "- at `$.streams.disallowed_topics`; write it in the syntax of Python's re"
                 ) from error
+
+
+def _check_signals(streams: Streams) -> None:
+    """Every signal is built in, or brought by a package."""
+    unknown = streams.reward.keys() - SIGNALS
+    if unknown:
+        unknown -= {point.name for point in entry_points(group=SIGNALS_GROUP)}
+    if unknown:
+        raise SettingsError(
+            f"{min(unknown)!r} - at `$.streams.reward`; signals are "
+            f"{', '.join(sorted(SIGNALS))}, and those of installed packages with an entry point "
+            f"of the group {SIGNALS_GROUP}"
+        )
 
 
 def _check_room(settings: Settings) -> None:

@@ -69,6 +69,8 @@ def to_environment(settings: Settings) -> dict[str, str]:
     for name, value in msgspec.to_builtins(settings, enc_hook=str).items():
         if isinstance(value, dict):
             for inner, leaf in value.items():
+                if leaf is None:
+                    continue  # the default of every setting that may be null
                 found[f"{PREFIX}{name}__{inner}".upper()] = _text(leaf)
         else:
             found[f"{PREFIX}{name}".upper()] = _text(value)

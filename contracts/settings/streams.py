@@ -6,16 +6,44 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from contracts.settings.section import Count, Positive, Section
+from contracts.settings.section import Count, Positive, Section, Share
 
-RewardSignal = Literal["rating", "correction", "outcome", "report", "safety"]
+Score = Annotated[float, Meta(ge=-1.0, le=1.0)]
+FinalSignal = Annotated[
+    str,
+    Meta(pattern=r"^(rating|correction|report|acceptance|dwell|outcome|outcome:[^\s:]{1,64})\Z"),
+]
+
+SIGNALS = frozenset(
+    {
+        *("rating", "acceptance", "correction", "report", "dwell", "outcome", "tool", "build"),
+        *("re-ask", "follow-up", "escalation", "safety", "cost", "latency"),
+    }
+)
+"""Signals that are built in; `streams.signals` says what each is."""
+
+SIGNALS_GROUP = "headrace.signals"
+"""Entry point group of signals that other packages bring."""
+
+DAY = 86_400.0
 
 
 class RewardComponent(Section, frozen=True):
-    """Weight of one signal in the reward; ``clip`` bounds the signal's own value."""
+    """Weight of one signal in the reward; ``clip`` bounds the signal's own value.
+
+    A signal counts when it came within ``delay_seconds`` of the decision in event time, None: the
+    window. What comes after the window and within the delay makes a new revision of the reward.
+    ``scale`` is what counts as full: seconds of dwell or latency, tokens of cost. Feedback on a
+    session is credited to its "last" decision before it, to "all", or to each by ``decay`` to the
+    power of the number of decisions after it.
+    """
 
     weight: float
     clip: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    delay_seconds: Positive | None = None
+    scale: Positive = 1.0
+    credit: Literal["last", "all", "decay"] = "last"
+    decay: Share = 0.5
 
 
 class DisallowedTopic(Section, frozen=True):
@@ -25,21 +53,50 @@ class DisallowedTopic(Section, frozen=True):
     patterns: tuple[str, ...]
 
 
-def _default_reward() -> dict[RewardSignal, RewardComponent]:
+def _default_reward() -> dict[str, RewardComponent]:
     return {
         "rating": RewardComponent(weight=1.0),
-        "correction": RewardComponent(weight=0.5),
+        "acceptance": RewardComponent(weight=0.5),
+        "correction": RewardComponent(weight=0.5, delay_seconds=DAY),
         "outcome": RewardComponent(weight=0.6),
+        "tool": RewardComponent(weight=0.6),
+        "build": RewardComponent(weight=0.6),
+        "re-ask": RewardComponent(weight=0.6),
         "report": RewardComponent(weight=1.0),
         "safety": RewardComponent(weight=1.0),
     }
 
 
+class Quarantine(Section, frozen=True):
+    """Which feedback is set aside for a person to look at, instead of learned from.
+
+    ``proof`` "required": it needs the token of the answer it is about, or the gateway's own mark.
+    ``max_feedback`` is what one user may say in a window, ``max_alike`` how many users may send the
+    same text of at least ``alike_characters`` in a window.
+    """
+
+    proof: Literal["required", "optional"] = "required"
+    max_feedback: Count = 200
+    max_alike: Count = 5
+    alike_characters: Count = 40
+
+
 class Streams(Section, frozen=True):
-    """The stream processors. ``safe_actions`` never count as acting on a disallowed topic."""
+    """The stream processors. ``safe_actions`` never count as acting on a disallowed topic.
+
+    A reward is first given when the window has passed, or when one of ``final_signals`` came: a
+    kind of feedback, or ``outcome:NAME``. Feedback can be taken back for ``revision_seconds``.
+    ``default_reward`` is that of a decision nobody said anything about; None: it is censored.
+    Feedback whose decision has not come yet waits for it for ``unclaimed_seconds``.
+    """
 
     window_seconds: Positive = 600.0
-    reward: dict[RewardSignal, RewardComponent] = field(default_factory=_default_reward)
+    revision_seconds: Positive = 7 * DAY
+    unclaimed_seconds: Positive = 600.0
+    reward: dict[str, RewardComponent] = field(default_factory=_default_reward)
+    default_reward: Score | None = None
+    final_signals: tuple[FinalSignal, ...] = ()
+    quarantine: Quarantine = Quarantine()
     disallowed_topics: tuple[DisallowedTopic, ...] = ()
     safe_actions: tuple[str, ...] = ("refuse", "escalate", "clarify")
     flush_seconds: Positive = 0.5

@@ -26,7 +26,7 @@ from contracts.settings import Engine, Policy, Segment, Settings, load_settings
 from contracts.signing import key_id, signing_key, trusted_keys
 
 
-def test_only_the_gateway_gets_the_feedback_secret(
+def test_only_gateway_and_streams_get_the_feedback_secret(
     state_dir: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FEEDBACK_SECRET, "s" * 64)
@@ -39,7 +39,7 @@ def test_only_the_gateway_gets_the_feedback_secret(
         for program in stack_programs(given, settings, 2)
         if program.environment.get(FEEDBACK_SECRET)
     ]
-    assert holders == ["gateway"]
+    assert holders == ["streams-1", "streams-2", "gateway"]
 
 
 def test_only_the_learner_knows_where_the_signing_key_lies(state_dir: Path, shown: Shown) -> None:

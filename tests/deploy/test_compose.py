@@ -149,7 +149,7 @@ def test_secrets_come_from_the_environment_and_must_be_given() -> None:
 @pytest.mark.parametrize(
     ("secret", "knowing"),
     [
-        ("HEADRACE_GATEWAY__FEEDBACK_SECRET", ["gateway"]),
+        ("HEADRACE_GATEWAY__FEEDBACK_SECRET", ["streams", "gateway"]),
         ("HEADRACE_ENGINE__KEY", ["vllm-cpu", "vllm-gpu", "rollout", "gateway"]),
         ("HEADRACE_ENGINE__ADMIN_KEY", ["vllm-cpu", "vllm-gpu", "rollout"]),
     ],

@@ -38,12 +38,14 @@ def run(name: str, kafka: Kafka, *arguments: str) -> subprocess.CompletedProcess
 
 def test_rating_of_a_foreign_producer_is_a_valid_feedback_event(kafka: Kafka) -> None:
     arguments = ["--decision", "d1", "--session", "s1", "--user", "anna", "--score", "-0.5"]
+    arguments += ["--token", "5f0a"]
     done = run("feedback_producer.py", kafka, *arguments)
     assert done.returncode == 0, done.stderr
     ((record, event),) = events_to_end(kafka, (FEEDBACK,), "test-reader")
     assert isinstance(event, Feedback)
     assert (event.id, event.decision_id, event.session_id) == (done.stdout.strip(), "d1", "s1")
     assert (event.user_id, event.kind, event.score) == ("anna", "rating", -0.5)
+    assert event.token == "5f0a"
     assert record.key == b"s1"
     assert header(record.headers, "ce_type") == "headrace.feedback.v1"
     assert header(record.headers, "ce_id") == event.id

@@ -296,6 +296,35 @@ def test_a_checkpoint_of_another_base_is_refused(settings: Settings, tmp_path: P
         checkpoint.restore(tmp_path, train)
 
 
+def test_a_newer_sample_takes_the_place_of_one_not_learned_yet_and_a_withdrawn_one_teaches_nothing(
+    settings: Settings,
+    kafka: Kafka,
+    make_sample: MakeSample,
+    open_learner: OpenLearner,
+) -> None:
+    batch = settings.learner.batch_samples
+    first = [make_sample(number) for number in range(batch + 2)]
+    again = make_sample(0, id="again", revision=1, reward=-0.75)
+    taken_back = make_sample(1, id="taken-back", revision=1, withdrawn=True)
+    publish(kafka, SAMPLES, *first[:2], again, taken_back, *first[2:])
+    learner = _read_on(open_learner(settings))
+    assert learner.progress.batches == 1
+    outcomes = {line.sample_id: line.outcome for line in learner.progress.ledger}
+    assert outcomes[first[0].id] == outcomes[first[1].id] == "superseded"
+    assert outcomes["taken-back"] == "withdrawn"
+    assert outcomes["again"] == "used"
+    learned = {e.decision_id: e.reward for e in learner.progress.replay.recent}
+    assert learned[first[0].decision_id] == -0.75
+    assert first[1].decision_id not in learned
+    assert len(outcomes) == batch + 3  # the two superseded, the one withdrawn, and the batch
+
+    later = make_sample(0, id="later", revision=2, withdrawn=True)
+    publish(kafka, SAMPLES, later, *[make_sample(100 + number) for number in range(batch)])
+    learner = _read_on(open_learner(settings))
+    assert learner.progress.batches == 2
+    assert first[0].decision_id not in {e.decision_id for e in learner.progress.replay.recent}
+
+
 def test_samples_of_another_policy_are_left_to_its_own_learner(
     settings: Settings,
     kafka: Kafka,

@@ -14,7 +14,8 @@ from contracts.clock import ManualClock
 from contracts.events import text_of
 from contracts.settings.guard import Guard, GuardLayers
 from guard.rules import compile_rules
-from streams.reward import reward_of, sample_of
+from streams.evidence import Evidence
+from streams.reward import reward_of, rewarding, sample_of
 from streams.safety import judge
 from tests.serving.rollout_states import canary_state, user_of
 from tests.serving.scripted_gateway import ScriptedGateway
@@ -106,8 +107,8 @@ async def test_what_was_kept_back_is_still_the_versions_violation_and_its_lesson
     safety = judge(compile_rules(s.Settings()))(decision, now)
     assert safety.violation
     assert decision.assignment.policy_version == "old"
-    reward = reward_of(decision, safety, (), s.Streams().reward, now)
-    sample = sample_of(decision, reward, safety, (), now)
+    evidence = Evidence(decision=decision, safety=safety, window_seconds=1.0)
+    sample = sample_of(evidence, reward_of(evidence, rewarding(s.Streams()), now))
     assert sample is not None
     assert (sample.reward, sample.action) == (-1.0, "answer")
     assert sample.token_ids == decision.token_ids != ()

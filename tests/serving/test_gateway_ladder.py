@@ -15,7 +15,8 @@ from guard.rules import compile_rules
 from serving.budget import BUDGET_HEADER
 from serving.rollout_guardrails import assigned_arm, charged_arm
 from serving.rungs import least_arguments
-from streams.reward import reward_of, sample_of
+from streams.evidence import Evidence
+from streams.reward import reward_of, rewarding, sample_of
 from streams.safety import judge
 from tests.serving.rollout_states import canary_state, user_of
 from tests.serving.scripted_gateway import ScriptedGateway
@@ -122,13 +123,10 @@ def _answered_by_a_model(decision: Decision) -> Decision:
 def _sample(decision: Decision) -> object:
     now = ManualClock().now()
     safety = judge(compile_rules(Settings()))(decision, now)
-    reward = reward_of(decision, safety, (), Streams().reward, now)
-    rated = type(reward)(**{**_fields(reward), "status": "final", "value": 1.0})
-    return sample_of(decision, rated, safety, (), now)
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__struct_fields__}
+    evidence = Evidence(decision=decision, safety=safety, window_seconds=1.0)
+    reward = reward_of(evidence, rewarding(Streams(default_reward=1.0)), now)
+    assert reward.value == 1.0
+    return sample_of(evidence, reward)
 
 
 async def test_a_stream_that_breaks_before_any_text_is_answered_by_the_next_rung(

@@ -21,12 +21,14 @@ from contracts.codec import Record, encode
 from contracts.events import Assignment, Decision, Event, Feedback, Message, Sampling, Timings
 from contracts.heartbeat import Heartbeat, read_heartbeat
 from contracts.ids import uuid7_ids
-from contracts.settings import Kafka, Settings, Streams, to_environment
+from contracts.settings import Kafka, Quarantine, Settings, Streams, to_environment
 from contracts.topics import DECISIONS, FEEDBACK
 from tests.messages import says
 from tests.until import until
 
 DEADLINE_SECONDS = 120.0
+UNPROVEN = Quarantine(proof="optional")
+"""Feedback made by hand has no token."""
 
 
 class MakeDecision(Protocol):
@@ -79,6 +81,9 @@ def feedback() -> MakeFeedback:
             "outcome": {"score": 1.0, "name": "ticket"},
             "correction": {"correction": decision.answer},
             "report": {"reason": "rude"},
+            "acceptance": {"score": 1.0},
+            "dwell": {"seconds": 5.0},
+            "retraction": {},
         }
         values = {
             "id": new_id(),
@@ -195,6 +200,7 @@ def streams(
     def make(kafka: Kafka | None = None, **section: Any) -> RunningStreams:
         folder = tmp_path_factory.mktemp("streams")
         kafka = msgspec.structs.replace(kafka or broker.kafka, prefix=f"t-{new_id()}-")
+        section = {"quarantine": UNPROVEN, **section}
         settings = Settings(state_dir=folder / "state", kafka=kafka, streams=Streams(**section))
         made.append(RunningStreams(settings, folder / "log"))
         return made[-1]

@@ -25,7 +25,7 @@ from contracts.events import (
     Safety,
     Sample,
 )
-from contracts.settings import DisallowedTopic, Settings, Streams
+from contracts.settings import DisallowedTopic, Gateway, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.views import FeatureRow
 from guard.layers import MAX_FINDINGS
@@ -33,19 +33,25 @@ from streams import attribution, delivery, flow
 from streams.delivery import FeatureLog
 from streams.flow import Flow
 from streams.safety import judge
+from streams.session import MAX_FEEDBACK
 from streams.step import Step
 from tests.messages import calls, says
+from tests.streams.conftest import UNPROVEN
 
 WINDOW = 60.0
+SECRET = "a secret of the tests, long enough for it"
 MEDICAL = DisallowedTopic(name="medical", patterns=(r"\bdos(e|age)\b",))
 
 
 class Run:
     """A flow over partition 0, given events one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self, **section: Any) -> None:
         self.clock = ManualClock()
-        settings = Settings(streams=Streams(window_seconds=WINDOW, disallowed_topics=(MEDICAL,)))
+        streams = Streams(
+            window_seconds=WINDOW, disallowed_topics=(MEDICAL,), quarantine=UNPROVEN, **section
+        )
+        settings = Settings(streams=streams, gateway=Gateway(feedback_secret=SECRET))
         audit = AuditChain("test", self.clock, lambda: "id")
         self.flow = Flow(settings, audit, source="test")
         self.flow.assign([0])
@@ -115,6 +121,7 @@ def test_feedback_dropped_for_want_of_room_leaves_a_record(
     dropped = run.audit("feedback.dropped")
     assert [record.detail["feedback_id"] for record in dropped] == [e.id for e in events[:2]]
     assert {record.reason for record in dropped} == {"unknown"}
+    assert [letter.reason for letter in run.of(DeadLetter)] == 2 * ["quarantined"]
     assert run.flow.partitions[0].feedback.offsets.committable == 2
 
 
@@ -206,7 +213,7 @@ def test_feedback_that_gives_no_reward_is_told_and_the_reward_goes_without_it(
     run = Run()
     made = msgspec.structs.replace(decision(time=run.clock.now()), answer=calls("search"))
     too_deep = calls("search", f'{{"{POISON}":' + "[" * 100_000)
-    sound = decision(time=run.clock.now())
+    sound = decision(session_id="other", time=run.clock.now())
     for event in (made, sound):
         run.read(event, run.flow.counts["decisions"])
     run.read(feedback(made, "correction", correction=too_deep), 0)
@@ -239,10 +246,10 @@ def test_audit_records_of_the_longest_values_fit_so_that_their_chain_has_no_gap(
     assignment = Assignment(policy=_longest(0), policy_version=_longest(0))
     made = decision(answer=leaks, time=run.clock.now(), assignment=assignment, **ids)
     (opened,) = run.read(made, 0).facts
-    for number in range(attribution.MAX_FEEDBACK - 1):
+    for number in range(MAX_FEEDBACK - 1):
         run.read(feedback(made, id=_longest(number)), number)
     wanted = feedback(made, "correction", correction=says(leaks), id=_longest(99))
-    run.read(wanted, attribution.MAX_FEEDBACK)
+    run.read(wanted, MAX_FEEDBACK)
     run.close()
     facts = [msgspec.structs.replace(opened, decision_id=_longest(n)) for n in range(2_000)]
     step = Step("test")
@@ -251,7 +258,7 @@ def test_audit_records_of_the_longest_values_fit_so_that_their_chain_has_no_gap(
 
     (judged,), (closed,) = run.audit("safety.judged"), run.audit("reward.closed")
     assert len(judged.detail["findings"]) == MAX_FINDINGS
-    assert len(closed.detail["feedback"]) == attribution.MAX_FEEDBACK
+    assert len(closed.detail["feedback"]) == MAX_FEEDBACK
     assert len(closed.detail["correction_withheld"]["findings"]) == MAX_FINDINGS
     assert sum(len(r.detail["decisions"]) for r in run.audit("features.written")) == len(facts)
     assert broken_links(run.of(AuditRecord)) == []

@@ -9,11 +9,13 @@ from typing import Any
 from console.local_broker import LocalBroker
 from contracts.clock import SystemClock
 from contracts.events import Reward, Sample
+from contracts.settings import RewardComponent
 from contracts.topics import REWARDS, SAMPLES
 from feature_store.writer import FeatureWriter
 from tests.topic_log import events
 
 WINDOW_SECONDS = 2.0
+RATED = {"rating": RewardComponent(weight=1.0)}  # the same question comes often in a session
 
 
 def _send_rated(worker: Any, decision: Any, feedback: Any, first: int, last: int) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _assert_one_reward_each(worker: Any, expected: dict[str, float]) -> None:
 def test_a_killed_worker_is_replaced_without_loss_or_double_counting(
     streams: Any, decision: Any, feedback: Any
 ) -> None:
-    worker = streams(window_seconds=WINDOW_SECONDS)
+    worker = streams(window_seconds=WINDOW_SECONDS, reward=RATED)
     worker.start()
     again = decision(session_id="again", user_id="again")
     worker.send(again, feedback(again, score=0.5))
@@ -74,7 +76,7 @@ def test_a_worker_outlives_a_restart_of_the_broker(
 ) -> None:
     broker = LocalBroker(tmp_path / "broker").start()
     try:
-        worker = streams(kafka=broker.kafka, window_seconds=WINDOW_SECONDS)
+        worker = streams(kafka=broker.kafka, window_seconds=WINDOW_SECONDS, reward=RATED)
         worker.start()
         expected = _send_rated(worker, decision, feedback, 0, 20)
         worker.until("open windows", lambda: worker.count("decisions") >= 20)

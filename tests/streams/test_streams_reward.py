@@ -8,61 +8,51 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.clock import ManualClock
-from contracts.events import Feedback, GuardReport, Reward, Safety, Sampling
-from contracts.settings import RewardComponent, Settings, Streams
-from guard.rules import compile_rules
-from streams.reward import (
-    MAX_WORDS,
-    kept_in_order,
-    logprobs_are_usable,
-    reward_of,
-    sample_of,
-    similarity,
-)
-from streams.safety import judge
+from contracts.events import GuardReport, Sampling
+from contracts.settings import RewardComponent, Streams
+from streams.reward import logprobs_are_usable, preference_of, sample_of
+from streams.similarity import MAX_WORDS, kept_in_order, similarity
 from tests.messages import calls, says
-
-NOW = ManualClock().now()
-WEIGHTS = Streams().reward
-
-
-def _safety(decision: Any) -> Safety:
-    return judge(compile_rules(Settings()))(decision, NOW)
-
-
-def _reward(decision: Any, *feedback: Feedback, **weights: RewardComponent) -> Reward:
-    chosen: Any = weights or WEIGHTS
-    return reward_of(decision, _safety(decision), feedback, chosen, NOW)
+from tests.streams.rewarding_by_hand import NOW, evidence_on, rewarded, safety_of
 
 
 def test_without_a_signal_the_reward_is_censored(decision: Any) -> None:
-    reward = _reward(decision())
+    reward = rewarded(decision())
     assert (reward.status, reward.value, reward.components) == ("censored", None, ())
+
+
+def test_without_a_signal_the_declared_default_holds_and_says_so(
+    decision: Any, feedback: Any
+) -> None:
+    made, streams = decision(), Streams(default_reward=0.25)
+    reward = rewarded(made, streams=streams)
+    assert (reward.status, reward.value, reward.components) == ("default", 0.25, ())
+    told = rewarded(made, feedback(made, score=-1.0), streams=streams)
+    assert (told.status, told.value) == ("final", -1.0)
 
 
 def test_the_newest_rating_holds_whatever_the_order(decision: Any, feedback: Any) -> None:
     made = decision()
     first = feedback(made, score=1.0)
     second = feedback(made, score=-0.5, time=made.time + timedelta(seconds=1))
-    assert _reward(made, first, second).value == _reward(made, second, first).value == -0.5
-    assert _reward(made, first, second).components[0].event_ids == (second.id,)
+    assert rewarded(made, first, second).value == rewarded(made, second, first).value == -0.5
+    assert rewarded(made, first, second).components[0].event_ids == (second.id,)
 
 
 def test_outcomes_are_averaged_over_names(decision: Any, feedback: Any) -> None:
     made = decision()
     events = [
-        feedback(made, "outcome", name="tool", score=-1.0),
-        feedback(made, "outcome", name="tool", score=1.0, time=made.time + timedelta(seconds=1)),
-        feedback(made, "outcome", name="re-ask", score=0.0),
+        feedback(made, "outcome", name="ticket", score=-1.0),
+        feedback(made, "outcome", name="ticket", score=1.0, time=made.time + timedelta(seconds=1)),
+        feedback(made, "outcome", name="sale", score=0.0),
     ]
-    assert _reward(made, *events).components[0].value == 0.5
+    assert rewarded(made, *events).components[0].value == 0.5
 
 
 def test_many_reports_count_once_and_are_all_named(decision: Any, feedback: Any) -> None:
     made = decision()
     reports = [feedback(made, "report") for _ in range(3)]
-    (component,) = _reward(made, *reports).components
+    (component,) = rewarded(made, *reports).components
     assert component.value == -1.0
     assert set(component.event_ids) == {report.id for report in reports}
 
@@ -71,28 +61,28 @@ def test_the_sum_is_weighted_clipped_per_signal_and_in_total(decision: Any, feed
     made = decision()
     events = feedback(made, score=1.0), feedback(made, "outcome", score=1.0)
     part = RewardComponent(weight=0.5, clip=0.4)
-    assert _reward(made, *events, rating=part).value == pytest.approx(0.2)
-    assert _reward(made, *events).value == 1.0
+    assert rewarded(made, *events, rating=part).value == pytest.approx(0.2)
+    assert rewarded(made, *events).value == 1.0
 
 
-def test_a_violation_alone_makes_a_final_reward(decision: Any) -> None:
+def test_a_violation_alone_makes_a_finalrewarded(decision: Any) -> None:
     made = decision(answer="Write to jane.doe@example.org")
-    reward = _reward(made)
+    reward = rewarded(made)
     assert (reward.status, reward.value) == ("final", -1.0)
-    assert reward.components[0].event_ids == (_safety(made).id,)
+    assert reward.components[0].event_ids == (safety_of(made).id,)
 
 
 def test_a_signal_without_a_weight_does_not_count(decision: Any, feedback: Any) -> None:
     made = decision()
-    only_rating = {"rating": RewardComponent(weight=1.0)}
-    assert _reward(made, feedback(made, "report"), **only_rating).status == "censored"
+    only_rating: dict[str, Any] = {"rating": RewardComponent(weight=1.0)}
+    assert rewarded(made, feedback(made, "report"), **only_rating).status == "censored"
 
 
 def test_a_correction_is_worth_what_it_kept_of_the_answer(decision: Any, feedback: Any) -> None:
     made = decision(answer="one two three four")
     for text, kept in (("one two three four", 1.0), ("one two", 2 / 3), ("none of it", 0.0)):
         wanted = says(text)
-        (component,) = _reward(made, feedback(made, "correction", correction=wanted)).components
+        (component,) = rewarded(made, feedback(made, "correction", correction=wanted)).components
         assert component.value == pytest.approx(2 * kept - 1)
 
 
@@ -157,7 +147,7 @@ def test_logprobs_of_another_distribution_are_not_usable(
     made = decision(**changed)
     assert not logprobs_are_usable(made)
     rating = feedback(made)
-    sample = sample_of(made, _reward(made, rating), _safety(made), [rating], NOW)
+    sample = sample_of(evidence_on(made, rating), rewarded(made, rating))
     assert sample is not None
     assert sample.logprobs == ()
 
@@ -165,7 +155,7 @@ def test_logprobs_of_another_distribution_are_not_usable(
 def test_equal_input_gives_equal_ids(decision: Any, feedback: Any) -> None:
     made = decision()
     rating = feedback(made)
-    assert _reward(made, rating) == _reward(made, rating)
+    assert rewarded(made, rating) == rewarded(made, rating)
 
 
 def test_the_time_of_feedback_lies_between_its_decision_and_the_present(
@@ -174,7 +164,7 @@ def test_the_time_of_feedback_lies_between_its_decision_and_the_present(
     made = decision(time=NOW - timedelta(seconds=60))
     for seconds, wanted in ((-3600, made.time), (20, made.time + timedelta(seconds=20)), (90, NOW)):
         rating = feedback(made, time=made.time + timedelta(seconds=seconds))
-        sample = sample_of(made, _reward(made, rating), _safety(made), [rating], NOW)
+        sample = sample_of(evidence_on(made, rating), rewarded(made, rating))
         assert sample is not None
         assert sample.feedback_time == wanted
 
@@ -185,6 +175,32 @@ def test_what_people_say_of_the_guards_words_is_not_said_of_the_policy(
     drawn = decision(answer="Her address is jane.doe@example.org.")
     report = GuardReport(action="blocked", where="answer", drawn=drawn.answer)
     served = msgspec.structs.replace(drawn, answer=says("Sorry."), action="refuse", guard=report)
-    praised = _reward(served, feedback(served, "rating", score=1.0))
+    praised = rewarded(served, feedback(served, "rating", score=1.0))
     assert [component.name for component in praised.components] == ["safety"]
     assert praised.value == -1.0
+
+
+def test_a_correction_becomes_a_pair_of_the_persons_answer_over_ours(
+    decision: Any, feedback: Any
+) -> None:
+    made, wanted = decision(answer="one two"), says("one three")
+    event = feedback(made, "correction", correction=wanted)
+    pair = preference_of(evidence_on(made, event), rewarded(made, event), wanted)
+    assert pair is not None
+    assert (pair.chosen, pair.rejected, pair.feedback_id) == (wanted, made.answer, event.id)
+    assert (pair.rejected_token_ids, pair.rejected_logprobs) == (made.token_ids, made.logprobs)
+    same = feedback(made, "correction", correction=made.answer)
+    assert preference_of(evidence_on(made, same), rewarded(made, same), made.answer) is None
+
+
+def test_what_was_taken_back_leaves_a_sample_that_says_so(decision: Any, feedback: Any) -> None:
+    made = decision()
+    rating = feedback(made)
+    taken_back = feedback(made, "retraction", retracts=rating.id)
+    reward = rewarded(made, rating, taken_back)
+    assert (reward.status, reward.value) == ("censored", None)
+    evidence = evidence_on(made, rating, taken_back)
+    assert sample_of(evidence, reward) is None
+    sample = sample_of(evidence, reward, withdrawn=True)
+    assert sample is not None
+    assert (sample.withdrawn, sample.reward) == (True, 0.0)

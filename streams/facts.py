@@ -1,0 +1,58 @@
+"""What happened to a decision, for the feature store: opened, closed with its reward, revised."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from contracts.codec import to_json
+from streams.attribution import Attribution
+from streams.safety import chosen_action
+from streams.session import Turn
+from streams.step import Revision
+from streams.tally import Fact
+
+
+def opened_fact(partition: int, turn: Turn) -> Fact:
+    """Return that a decision was read and judged."""
+    decision, safety = turn.decision, turn.safety
+    return Fact(
+        stage="opened",
+        partition=partition,
+        offset=turn.offset,
+        decision_id=decision.id,
+        user_id=decision.user_id,
+        session_id=decision.session_id,
+        policy_version=decision.assignment.policy_version,
+        action=chosen_action(decision),
+        risk=safety.risk,
+        violation=safety.violation,
+        time=decision.time,
+        trace=turn.trace,
+    )
+
+
+def closed_fact(number: int, partition: Attribution, turn: Turn) -> Fact:
+    """Return that a decision has its reward and will not be read again."""
+    session = partition.sessions[turn.decision.session_id]
+    index = session.indexed(number, partition.waits.reach)
+    return replace(
+        opened_fact(number, turn),
+        stage="closed",
+        time=session.newest_time(turn),
+        status=turn.status,
+        reward=turn.value,
+        revision=turn.revision,
+        reports=session.reports(turn),
+        index=to_json(index).decode(),
+    )
+
+
+def revised_fact(number: int, partition: Attribution, revision: Revision) -> Fact:
+    """Return that a reward was sent anew after the decision had been counted."""
+    return replace(
+        closed_fact(number, partition, revision.turn),
+        stage="revised",
+        offset=revision.offset,
+        before=revision.before,
+        by_feedback=revision.by_feedback,
+    )
