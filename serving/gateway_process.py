@@ -229,24 +229,32 @@ def _exit(*_: object) -> None:
 
 
 async def _heartbeat(running: Running) -> None:
+    """Beat and take in changed keys once a second; a full disk must end neither."""
     gateway, frozen = running.gateway, False
     while True:
         gateway.door.refresh()
         if not frozen and not gateway.features.note:
             _freeze()
             frozen = True
-        undelivered = running.outbox.undelivered
-        notes = running.status()["notes"]
-        beat(
-            gateway.settings.state_dir,
-            PROCESS,
-            gateway.clock,
-            ready=True,
-            lag=undelivered,
-            counts={**gateway.metrics.counts, "undelivered": undelivered},
-            note="; ".join(notes) if isinstance(notes, list) else "",
-        )
+        try:
+            _beat(running)
+        except OSError as error:
+            log.warning("cannot write the heartbeat: %s", error)
         await asyncio.sleep(BEAT_SECONDS)
+
+
+def _beat(running: Running) -> None:
+    gateway, undelivered = running.gateway, running.outbox.undelivered
+    notes = running.status()["notes"]
+    beat(
+        gateway.settings.state_dir,
+        PROCESS,
+        gateway.clock,
+        ready=True,
+        lag=undelivered,
+        counts={**gateway.metrics.counts, "undelivered": undelivered},
+        note="; ".join(notes) if isinstance(notes, list) else "",
+    )
 
 
 def _freeze() -> None:

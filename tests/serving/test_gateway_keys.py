@@ -10,14 +10,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from console.local_broker import free_port
 from console.main import main
 from contracts.clock import ManualClock
 from contracts.errors import SettingsError
-from contracts.settings import Gateway
+from contracts.heartbeat import heartbeat_path
+from contracts.settings import Gateway, Kafka
 from serving.api_keys import KeyEntry, entry_of, key_hash, line_of, make_key, read_keys, write_keys
 from serving.key_door import KeyDoor, check_openness
 from serving.wire_errors import Refusal
+from tests.serving.http_server import Server
 from tests.serving.scripted_gateway import ScriptedGateway
+from tests.until import until
 
 Open = Callable[..., tuple[ScriptedGateway, dict[str, str]]]
 
@@ -155,6 +159,24 @@ def test_a_changed_file_is_taken_in_and_a_broken_one_is_not(
     assert door.note == ""
     with pytest.raises(Refusal):
         door.identify(f"Bearer {key}")
+
+
+def test_a_removed_key_is_refused_although_no_heartbeat_can_be_written(
+    start_gateway: Callable[..., Server], tmp_path: Path
+) -> None:
+    keys, state_dir = tmp_path / "keys", tmp_path / "state"
+    key, _ = make_key("shop")
+    write_keys(keys, {"shop": entry("shop", key)})
+    broker, engine = Kafka(bootstrap=f"127.0.0.1:{free_port()}"), "http://127.0.0.1:1"
+    gateway = start_gateway(broker, engine, state_dir=state_dir, api_keys_file=str(keys))
+    beats = heartbeat_path(state_dir, "gateway")
+    until("a heartbeat", beats.exists)
+    beats.parent.rename(tmp_path / "away")
+    beats.parent.open("x").close()  # a file: no folder can be made there again
+    until("a beat in vain", lambda: "cannot write the heartbeat" in gateway.log())
+    assert gateway.request("GET", "/v1/models", key=key)[0].status == 200
+    write_keys(keys, {})
+    until("a 401", lambda: gateway.request("GET", "/v1/models", key=key)[0].status == 401)
 
 
 def test_a_key_is_found_by_its_name_and_fits_only_whole() -> None:
