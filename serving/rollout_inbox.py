@@ -73,9 +73,12 @@ class Inbox:
         self.release = Pending(release, record.offset, trace_headers(record.headers))
         return True
 
-    def put_command(self, record: Received, command: RolloutCommand) -> None:
-        """Keep a command for this policy."""
-        if command.policy == self._policy:
+    def put_command(self, record: Received, command: RolloutCommand, state: Rollout) -> None:
+        """Keep a command for this policy, unless it waits already or was the last one done."""
+        known = {asked.command.id for asked in self._commands}
+        if state.last_command is not None:
+            known.add(state.last_command.command_id)
+        if command.policy == self._policy and command.id not in known:
             self._commands.append(Asked(command, record.offset, trace_headers(record.headers)))
 
     def drop(self, done: Pending | Asked, state: Rollout) -> None:

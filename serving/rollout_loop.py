@@ -150,7 +150,7 @@ class RolloutLoop:
             elif isinstance(event, Release):
                 self._inbox.put_release(record, event, self.state)
             elif isinstance(event, RolloutCommand):
-                self._inbox.put_command(record, event)
+                self._inbox.put_command(record, event, self.state)
             else:
                 self._trial.count(event)
         while self._inbox.superseded:

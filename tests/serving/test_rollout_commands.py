@@ -87,11 +87,12 @@ def test_what_served_before_can_be_gone_back_to_and_what_was_gone_back_from_cann
     assert (back.last_command.action, back.last_command.operator) == ("rollback", "mara")
 
 
-def ask(stage: Stage, action: RolloutAction, version: str = "") -> str:
-    """Send a command and return its id."""
+def ask(stage: Stage, action: RolloutAction, version: str = "", *, records: int = 1) -> str:
+    """Send a command, in so many records, and return its id."""
     asked = replace(command(action, version, ident=stage.new_id()), policy="desk")
     producer = make_producer(stage.kafka, "test-operator")
-    send_and_wait(producer, stage.kafka, encode(ROLLOUT_COMMANDS, asked, source="test"))
+    for _ in range(records):
+        send_and_wait(producer, stage.kafka, encode(ROLLOUT_COMMANDS, asked, source="test"))
     producer.close()
     return asked.id
 
@@ -168,6 +169,22 @@ def test_a_command_is_done_once_although_the_controller_is_killed(stage: Stage) 
             stage.state("canary", stage.released())
     done = [r.detail["command_id"] for r in stage.audits() if "command_id" in r.detail]
     assert sorted(done) == sorted([asked, resumed])
+
+
+def test_a_command_that_comes_twice_is_done_once(stage: Stage) -> None:
+    with stage.controller():
+        _first, second, _third = (stage.promote() for _ in range(3))
+        back = ask(stage, "rollback", records=2)
+        answer(stage, ask(stage, "pause", records=2))
+        answer(stage, ask(stage, "resume"))
+    done = [(r.detail["command_id"], r.action) for r in stage.audits() if "command_id" in r.detail]
+    assert [action for _, action in done] == [
+        "rollout.rolled-back",
+        "rollout.paused",
+        "rollout.resumed",
+    ]
+    assert done[0][0] == back
+    assert stage.states()[-1].stable.version == second
 
 
 def test_a_way_back_needs_neither_learner_nor_the_files_of_what_failed(stage: Stage) -> None:
