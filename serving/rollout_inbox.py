@@ -59,6 +59,11 @@ class Inbox:
         """The command to be done first, None when none waits."""
         return self._commands[0] if self._commands else None
 
+    @property
+    def overtaken(self) -> bool:
+        """Whether another command waits behind the first one."""
+        return len(self._commands) > 1
+
     def put_release(self, record: Received, release: Release, state: Rollout) -> bool:
         """Keep a release unless it is known; a newer one supersedes. Return whether it is kept."""
         known = {state.judged, state.stable.version}

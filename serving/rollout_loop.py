@@ -77,6 +77,7 @@ class RolloutLoop:
         self._inbox = Inbox(self._policy)
         self._trial = Trial(settings, clock)
         self._beginning: Identity | None = None
+        self._loading = ""
         self._engine_at: float | None = None
         self._listened_at: float | None = None
 
@@ -198,8 +199,7 @@ class RolloutLoop:
         order = order_of(command, state, pending.candidate if pending else None)
         with span("rollout.command", links=[asked.trace], attributes=self._attributes(state)):
             if order.target is not None:
-                self._status.waiting(f"loading {order.target.version[:12]} for {command.operator}")
-                refusal = self._admission.load(order.target, self._needed())
+                refusal = self._load_asked(asked, order.target)
                 order = Order(refusal=refusal[:REASON_CHARS]) if refusal else order
             detail: dict[str, object] = {"command_id": command.id, "operator": command.operator}
             if order.refusal:
@@ -212,6 +212,26 @@ class RolloutLoop:
             if order.target is not None and command.action != "rollback":
                 detail |= self._admission.found(order.target)
             self._act(Act(action, about, reason, detail), after, asked)
+
+    def _load_asked(self, asked: Asked, target: Candidate) -> str:
+        """Have the engine take the version a person asked for; return why it cannot be served.
+
+        It is tried again while the engine is slow or away, until another command comes: that may be
+        a rollback, which needs no engine.
+        """
+        command = asked.command
+        again, self._loading = self._loading == command.id, command.id
+        if again and self._inbox.overtaken:
+            return (
+                f"the engine did not take {target.version[:12]} before another command came; "
+                "ask again when the engine is well"
+            )
+        self._status.waiting(f"loading {target.version[:12]} for {command.operator}")
+        self._listened_at = self._clock.monotonic()
+        try:
+            return self._admission.load(target, self._needed())
+        finally:
+            self._listened_at = None
 
     # --- engine ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from serving.rollout_log import RolloutLog
 from serving.weight_swap import Weights
 from tests.serving.rollout_stage import RULES, Stage, TinyEngine
 from tests.serving.test_rollout_commands import answer, ask, command
+from tests.serving.test_rollout_controller import beat_note
 from tests.until import until
 
 
@@ -91,6 +92,28 @@ def test_a_command_does_not_wait_for_an_engine_that_hangs(stage: Stage) -> None:
         until("the engine is asked in vain", lambda: engine.ignored)
         assert answer(stage, ask(stage, "rollback")).action == "rollout.rolled-back"
         stage.state("rolled-back", version)
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["away", "slow"])
+def test_a_rollback_does_not_wait_for_a_promotion_that_the_engine_does_not_take(
+    stage: Stage, away: bool
+) -> None:
+    stage.engine = engine = HeldEngine()
+    engine.held = False
+    with stage.controller():
+        first = stage.released()
+        stage.state("canary", first)
+        engine.up, engine.held = not away, True
+        promotion = ask(stage, "promote", first)
+        tried = "nothing listens there" if away else f"loading {first[:12]} for mara"
+        until("the promotion is tried", lambda: tried in beat_note(stage))
+        assert answer(stage, ask(stage, "rollback")).action == "rollout.rolled-back"
+        refused = next(r for r in stage.audits() if r.detail.get("command_id") == promotion)
+        assert refused.action == "rollout.command-refused"
+        assert "before another command came; ask again" in refused.reason
+        stage.state("rolled-back", first)
+        engine.up, engine.held = True, False
+        assert answer(stage, ask(stage, "promote", first)).action == "rollout.promoted"
 
 
 def test_while_the_engine_is_waited_for_the_state_is_published_again(stage: Stage) -> None:
