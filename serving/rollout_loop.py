@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, UnavailableError
-from contracts.events import Candidate, Release, Rollout, RolloutCommand
+from contracts.events import BASE_VERSION, Candidate, Release, Rollout, RolloutCommand
 from contracts.ids import NewId
 from contracts.settings import Settings
 from contracts.tracing import span
@@ -303,6 +303,8 @@ class RolloutLoop:
 
     def _admit(self, candidate: Candidate) -> str:
         """Return why no user may meet this version, "" when they may."""
+        if candidate.version == BASE_VERSION:
+            return "the base model is no version, and nobody signed it; rollout rollback serves it"
         if candidate.form == "full":
             return "full weights take the whole engine: a person serves them, by rollout promote"
         if self.state.stable.form == "full":

@@ -150,6 +150,17 @@ def test_a_version_that_no_trusted_key_signed_is_refused_and_audited(
     assert re.search(said, record.reason)
 
 
+def test_a_release_that_names_the_base_model_is_refused_and_audited(stage: Stage) -> None:
+    with stage.controller():
+        version = stage.promote()
+        stage.release(stage.versions, BASE_VERSION)
+        refused = stage.state("refused", BASE_VERSION)
+        assert (refused.stable.version, refused.candidate) == (version, None)
+        assert "nobody signed it" in refused.reason
+        stage.state("canary", stage.released())
+    assert ("rollout.refused", BASE_VERSION) in {(r.action, r.subject) for r in stage.audits()}
+
+
 def test_after_a_rotation_versions_of_both_keys_are_loaded_without_a_restart(stage: Stage) -> None:
     path, version = stage.version()
     sign_manifest(path, signing_key(new_key(stage.settings.state_dir, "next")))
