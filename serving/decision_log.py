@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from msgspec.structs import replace
+
 from contracts.audit import AuditChain
 from contracts.codec import Record, encode
 from contracts.errors import CodecError
@@ -29,10 +31,14 @@ class DecisionLog:
         self.losing = False
 
     def decision(self, decision: Decision) -> None:
-        """Write a decision; one that finds no room is counted as lost, its answer stands."""
+        """Write a decision; one that finds no room is counted as lost, its answer stands.
+
+        One that is too large for a topic is written without its tokens: it is judged and audited
+        like any other, and nobody learns from it.
+        """
         trace = current_trace_headers()
         try:
-            record = encode(DECISIONS, decision, source=SOURCE, trace=trace)
+            record = _record(decision, trace)
             self._append(record, "decision.served", decision.id, _summary(decision), trace)
             self.losing = False
         except (OutboxFullError, CodecError) as error:
@@ -68,6 +74,18 @@ class DecisionLog:
     ) -> None:
         with self._audit.kept(action, subject, detail=detail) as audited:
             self._outbox.append([record, encode(AUDIT, audited, source=SOURCE, trace=trace)])
+
+
+def _record(decision: Decision, trace: dict[str, str]) -> Record:
+    """Return the record of a decision; CodecError when its texts alone are too large."""
+    try:
+        return encode(DECISIONS, decision, source=SOURCE, trace=trace)
+    except CodecError as error:
+        if error.reason != "oversized":
+            raise
+        log.warning("decision %s is written without its tokens: %s", decision.id, error)
+    decision = replace(decision, prompt_token_ids=(), token_ids=(), logprobs=())
+    return encode(DECISIONS, decision, source=SOURCE, trace=trace)
 
 
 def _summary(decision: Decision) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a full disk does not take leaves the chain of audit records whole."""
+"""What a full disk or a record does not take leaves decisions audited and the chain whole."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from contracts.audit import AuditChain, broken_links
 from contracts.clock import ManualClock
 from contracts.events import AuditRecord, Feedback
 from contracts.ids import NewId
 from serving.decision_log import DecisionLog
+from serving.engine import EngineAnswer, EngineRequest
 from serving.metrics import Metrics
 from serving.outbox import Outbox, OutboxFullError
+from tests.serving.scripted_gateway import ScriptedEngine, ScriptedGateway
 
 
 def audited(outbox: Outbox) -> list[AuditRecord]:
@@ -81,3 +84,29 @@ def test_an_outbox_at_its_bound_leaves_no_gap_in_the_chain(
     assert refused > 0
     assert [record.sequence for record in left] == [kept - 1, kept]
     outbox.close()
+
+
+class LongEngine(ScriptedEngine):
+    """An engine that was asked with more tokens than a record holds."""
+
+    async def complete(self, request: EngineRequest) -> EngineAnswer:
+        answer = await super().complete(request)
+        return replace(answer, prompt_token_ids=tuple(range(100_000, 240_000)))
+
+
+async def test_an_answer_whose_tokens_are_too_many_is_logged_and_audited_without_them(
+    tmp_path: Path,
+) -> None:
+    gateway = ScriptedGateway(tmp_path, engine_is=LongEngine())
+    given = (await gateway.ask()).json()
+    [kept] = gateway.decisions()
+    assert kept.id == given["headrace"]["decision_id"]
+    assert (kept.text, kept.prompt_token_ids, kept.token_ids, kept.logprobs) == (
+        "I am base.",
+        (),
+        (),
+        (),
+    )
+    assert [record.subject for record in gateway.audit()] == [kept.id]
+    assert gateway.running.gateway.metrics.counts["lost"] == 0
+    await gateway.close()
