@@ -125,7 +125,7 @@ def assemble(
         new_id=new_id,
         engine=HttpEngine(url, settings.engine.timeout_seconds, settings.engine.key),
         rollout=lambda policy: followers[policy].current,
-        features=FeatureLookup(settings, open_reader),
+        features=FeatureLookup(settings, open_reader, clock),
         log=decisions,
         metrics=metrics,
         guard=Guard.of(settings),
