@@ -43,6 +43,7 @@ from serving.metrics import CONTENT_TYPE, Metrics
 from serving.outbox import Outbox
 from serving.outbox_delivery import Delivery
 from serving.overload import Load
+from serving.request_head import BoundedHead
 from serving.rollout_lease import Lease
 from serving.rollout_state import RolloutFollower
 from serving.rungs import RuleReply
@@ -210,6 +211,8 @@ def main() -> None:
         make_app(running),
         host=settings.gateway.host,
         port=settings.gateway.port,
+        http=BoundedHead,
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
