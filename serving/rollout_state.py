@@ -100,14 +100,14 @@ class RolloutFollower:
                 reader = Reader(
                     self._kafka, (ROLLOUTS,), self._client_id, pause_seconds=PAUSE_SECONDS
                 )
-            except (KafkaError, HeadraceError, OSError) as error:
-                _log.warning("rollout state: %s; going on with the last one", error)
+            except Exception as error:  # noqa: BLE001 - edge of the thread: without it no roll-back would be heard of
+                _tell(error, "going on with the last one")
                 self._stopping.wait(RETRY_SECONDS)
                 continue
             try:
                 self._read(reader)
-            except (KafkaError, OSError) as error:
-                _log.warning("rollout state: %s; connecting again", error)
+            except Exception as error:  # noqa: BLE001 - edge of the thread, as above
+                _tell(error, "connecting again")
                 self._stopping.wait(RETRY_SECONDS)
             finally:
                 self.fresh = False
@@ -150,6 +150,12 @@ class RolloutFollower:
             write_cache(self._cache_path, state)
         except OSError as error:
             _log.warning("rollout state: cannot write %s: %s", self._cache_path, error)
+
+
+def _tell(error: Exception, then: str) -> None:
+    """Log what went wrong, with its trace where it is a fault and no outage."""
+    expected = isinstance(error, KafkaError | HeadraceError | OSError)
+    _log.warning("rollout state: %s; %s", str(error) or repr(error), then, exc_info=not expected)
 
 
 def write_cache(path: Path, state: Rollout) -> None:

@@ -77,6 +77,26 @@ def test_what_is_no_state_is_passed_over(kafka: Kafka, tmp_path: Path) -> None:
         until("epoch 1", lambda: epoch_of(follower) == 1)
 
 
+class FaultyLease(Lease):
+    """A lease with a fault that shows at its first word of the controller."""
+
+    faults = 0
+
+    def heard(self) -> None:
+        self.faults += 1
+        if self.faults == 1:
+            raise TypeError("a fault of ours")
+        super().heard()
+
+
+def test_a_fault_does_not_end_the_following(kafka: Kafka, tmp_path: Path) -> None:
+    publish(kafka, ROLLOUTS, state(1))
+    lease = FaultyLease(ManualClock(), 600.0)
+    with following(kafka, tmp_path / "cache.json", lease) as follower:
+        until("epoch 1", lambda: epoch_of(follower) == 1)
+    assert lease.faults > 1
+
+
 def test_with_the_broker_down_the_last_good_state_serves(kafka: Kafka, tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
     publish(kafka, ROLLOUTS, state(4, "good"))
