@@ -6,7 +6,7 @@ Consumers here are assigned partitions and seek by themselves; only the Faust wo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -225,14 +225,14 @@ def _before(record: Received, ends: Mapping[str, int]) -> bool:
     return record.offset < ends[f"{record.topic.name}/{record.partition}"]
 
 
-def create_topics(kafka: Kafka) -> list[str]:
-    """Create the topics of the table that are missing and return their names."""
+def create_topics(kafka: Kafka, topics: Sequence[Topic] = TOPICS) -> list[str]:
+    """Create those of the topics that are missing and return their names."""
     admin = KafkaAdminClient(
         bootstrap_servers=kafka.bootstrap, client_id="headrace-topics", **_PATIENCE
     )
     try:
         existing = set(admin.list_topics())
-        missing = [t for t in TOPICS if t.full_name(kafka.prefix) not in existing]
+        missing = [t for t in topics if t.full_name(kafka.prefix) not in existing]
         for topic in missing:
             new = NewTopic(
                 name=topic.full_name(kafka.prefix),

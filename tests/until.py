@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -23,4 +24,19 @@ def until(
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s {state()}"
         time.sleep(POLL_SECONDS)
+    return found
+
+
+async def until_async(
+    what: str,
+    condition: Callable[[], Found | None],
+    seconds: float = 30.0,
+    *,
+    state: Callable[[], object] = str,
+) -> Found:
+    """Wait as `until` does, for what other tasks of the running event loop do."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s {state()}"
+        await asyncio.sleep(POLL_SECONDS)
     return found

@@ -1,4 +1,5 @@
-"""The Kafka clients against the real development broker."""
+"""The Kafka clients against the real development broker; what the broker itself must keep is in
+tests/broker_contract."""
 
 from __future__ import annotations
 
@@ -6,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType
 
 from console.local_broker import LocalBroker, free_port
 from contracts.broker import (
@@ -23,7 +22,7 @@ from contracts.codec import Record, encode
 from contracts.errors import DeadlineError, UnavailableError
 from contracts.events import Feedback
 from contracts.settings import Kafka
-from contracts.topics import FEEDBACK, SAMPLES, TOPICS
+from contracts.topics import FEEDBACK, SAMPLES
 from tests import topic_log
 from tests.stream_events import NOON
 from tests.until import until
@@ -71,31 +70,8 @@ def read_ids(reader: Reader, wanted: int) -> list[str]:
     return [record.event().id for record in read(reader, wanted)]
 
 
-def test_topics_are_made_as_the_table_says(kafka: Kafka) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    try:
-        for topic in TOPICS:
-            name = topic.full_name(kafka.prefix)
-            (described,) = admin.describe_topics([name])
-            assert len(described["partitions"]) == (topic.partitions or kafka.partitions)
-    finally:
-        admin.close()
-
-
 def test_making_topics_again_makes_none(kafka: Kafka) -> None:
     assert create_topics(kafka) == []
-
-
-def test_session_keeps_its_partition_and_order(kafka: Kafka, reader: Reader) -> None:
-    write(kafka, range(70))
-    places: dict[bytes | None, set[int]] = {}
-    order: dict[bytes | None, list[int]] = {}
-    for record in read(reader, 70):
-        places.setdefault(record.key, set()).add(record.partition)
-        order.setdefault(record.key, []).append(int(record.event().id[1:]))
-    assert len(places) == 7
-    assert all(len(partitions) == 1 for partitions in places.values())
-    assert all(numbers == sorted(numbers) for numbers in order.values())
 
 
 def test_reader_that_resumes_from_its_positions_sees_each_record_once(
@@ -191,13 +167,3 @@ def test_undelivered_record_is_reported_and_still_delivered_later(tmp_path: Path
         broker.start()
         producer.close()
         assert ids_at_the_end(broker.kafka) == ["f0"]
-
-
-@pytest.mark.parametrize("name", ["releases", "rollouts"])
-def test_state_topics_are_compacted(kafka: Kafka, name: str) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    try:
-        resource = ConfigResource(ConfigResourceType.TOPIC, kafka.prefix + name)
-        assert "compact" in str(admin.describe_configs([resource]))
-    finally:
-        admin.close()
