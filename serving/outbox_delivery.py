@@ -35,8 +35,13 @@ BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0)
 BOOKMARK_SECONDS = 30.0
 STOP_SECONDS = 2.0  # a thread that waits for a dead broker is left behind: all is on disk
 TOPICS = (DECISIONS, FEEDBACK, AUDIT)
+REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 log = logging.getLogger("headrace.outbox")
+
+
+class _RefusedError(Exception):
+    """The broker refused a record for its size: the producer fails all that is sent after it."""
 
 
 class Delivery:
@@ -48,6 +53,9 @@ class Delivery:
         self._outbox = outbox
         self._kafka = kafka
         self._client_id = client_id
+        self._alone = 0
+        """So many entries go one by one: one of them was refused, and it is not known which."""
+
         self._stopping = Flag()
         self._thread = Thread(target=self._run, name="outbox-delivery", daemon=True)
 
@@ -69,6 +77,8 @@ class Delivery:
             try:
                 self._connection()
                 attempt = 0
+            except _RefusedError:
+                continue  # with a new producer; an entry is settled each time, or a batch split
             except Exception as error:  # noqa: BLE001 - edge of the thread: any failure is an outage to wait out
                 attempt = 0 if not self.note else attempt + 1
                 self._outage(error)
@@ -108,38 +118,67 @@ class Delivery:
         bookmarked = time.monotonic()
         while not self._stopping.is_set():
             if self._outbox.wait(0.2):
-                if self._outbox.undelivered < BATCH:
+                if self._outbox.undelivered < BATCH and not self._alone:
                     self._stopping.wait(GATHER_SECONDS)
-                batch = self._outbox.pending(BATCH)
-                fresh = [entry for entry in batch if entry.event_id not in arrived]
-                self._outbox.advance(batch, self._send(producer, fresh))
-                arrived = set()
+                batch = self._outbox.pending(1 if self._alone else BATCH)
+                self._deliver_batch(producer, batch, arrived)
+                if not self._alone:
+                    arrived = set()
             if time.monotonic() - bookmarked > BOOKMARK_SECONDS:
                 self._outbox.advance([], reader.ends())
                 bookmarked = time.monotonic()
 
+    def _deliver_batch(
+        self, producer: KafkaProducer, batch: list[Entry], arrived: set[str]
+    ) -> None:
+        """Deliver what has not arrived; _RefusedError when the broker refused some of it."""
+        fresh = [entry for entry in batch if entry.event_id not in arrived]
+        try:
+            bookmarks = self._send(producer, fresh)
+        except REFUSED as error:
+            if len(batch) > 1:
+                self._alone = len(batch)
+            else:
+                self._refuse(batch[0], error)
+                self._settle(batch, {})
+            raise _RefusedError from error
+        self._settle(batch, bookmarks)
+
+    def _settle(self, batch: list[Entry], bookmarks: dict[str, int]) -> None:
+        self._outbox.advance(batch, bookmarks)
+        self._alone = max(0, self._alone - len(batch))
+
     def _send(self, producer: KafkaProducer, entries: list[Entry]) -> dict[str, int]:
-        """Send and wait for all acknowledgements; return the next offsets they imply."""
-        sent: list[tuple[Entry, Any]] = []
+        """Send and wait for all acknowledgements; return the next offsets they imply.
+
+        The producer is not flushed: that would wait for a batch which the client has split. When
+        the error of a refusal is raised, nothing is under way any more.
+        """
+        sent: list[Any] = []
+        too_large: list[tuple[Entry, Exception]] = []
         for entry in entries:
             if entry.record is None:
                 log.error("outbox: skipped a damaged line before %s", entry.end)
                 continue
             try:
-                sent.append((entry, send(producer, self._kafka, entry.record)))
+                sent.append(send(producer, self._kafka, entry.record))
             except MessageSizeTooLargeError as error:
-                self._refuse(entry, error)
-        producer.flush(timeout=ACK_SECONDS)
+                too_large.append((entry, error))
         deadline = time.monotonic() + ACK_SECONDS
         bookmarks: dict[str, int] = {}
-        for entry, future in sent:
+        errors: list[KafkaError] = []
+        for future in sent:
             try:
                 placed = future.get(timeout=max(0.0, deadline - time.monotonic()))
-            except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
-                self._refuse(entry, error)
+            except KafkaError as error:
+                errors.append(error)
                 continue
             name = f"{placed.topic.removeprefix(self._kafka.prefix)}/{placed.partition}"
             bookmarks[name] = max(bookmarks.get(name, 0), placed.offset + 1)
+        if errors:
+            raise next((error for error in errors if isinstance(error, REFUSED)), errors[0])
+        for entry, reason in too_large:
+            self._refuse(entry, reason)
         return bookmarks
 
     def _refuse(self, entry: Entry, error: Exception) -> None:
