@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +33,7 @@ class Record(Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder()
+_YEARS = "give a year from 2 to 9998: in the first and the last some moments have no UTC"
 _TYPE = re.compile(r"^(?P<name>[a-z.-]+)\.v(?P<version>\d{1,4})$")
 
 
@@ -51,12 +53,16 @@ def encode(
     """Encode an event for a topic.
 
     ``source`` is the CloudEvents source (the process that writes); ``trace`` holds W3C trace
-    headers. Raises CodecError when the event does not belong in the topic or is too large.
+    headers. Raises CodecError when the event does not belong in the topic, is too large or nested
+    too deeply.
     """
     if not isinstance(event, topic.events):
         allowed = ", ".join(kind.TYPE for kind in topic.events)
         raise CodecError("unknown-type", f"{event.TYPE} in topic {topic.name}; allowed: {allowed}")
-    value = _encoder.encode(event)
+    try:
+        value = _encoder.encode(event)
+    except RecursionError as error:
+        raise CodecError("invalid", f"{error}; nest objects and lists less deeply") from error
     if len(value) > MAX_VALUE_BYTES:
         raise CodecError(
             "oversized", f"{len(value)} bytes, allowed {MAX_VALUE_BYTES}; shorten the messages"
@@ -91,6 +97,8 @@ def decode(topic: Topic, value: bytes | None, headers: Iterable[tuple[str, bytes
         raise CodecError("invalid", str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CodecError("malformed", str(error)) from error
+    if not datetime.min.year < event.time.year < datetime.max.year:
+        raise CodecError("invalid", f"time {event.time}; {_YEARS}")
     return event
 
 

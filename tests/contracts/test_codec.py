@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
@@ -39,7 +39,7 @@ RATING = Feedback(
 )
 DEEP = b'{"unknown": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-moments = st.datetimes(timezones=st.just(UTC))
+moments = st.datetimes(datetime(2, 1, 1), datetime(9998, 12, 31), timezones=st.just(UTC))
 scores = st.floats(-1, 1)
 messages = st.builds(
     Message,
@@ -169,6 +169,24 @@ def test_event_above_the_limit_is_not_written() -> None:
         encode(AUDIT, audit, source="tests")
 
 
+def test_event_nested_too_deeply_is_not_written() -> None:
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    audit = AuditRecord(
+        id="a",
+        time=NOON,
+        producer="p",
+        sequence=0,
+        previous="",
+        action="x",
+        subject="y",
+        detail={"deep": deep},
+    )
+    with pytest.raises(CodecError, match="less deeply"):
+        encode(AUDIT, audit, source="tests")
+
+
 @pytest.mark.parametrize(
     "declared",
     ["headrace.decision.v1", "com.example.click", "headrace.feedback", "", "HEADRACE.FEEDBACK.v1"],
@@ -240,6 +258,12 @@ def test_correction_that_says_or_calls_something_is_valid(correction: dict[str, 
 def test_nested_time_without_offset_is_invalid() -> None:
     raw = {**msgspec.to_builtins(reward("d1", None)), "decided_at": "2026-11-22T12:00:00"}
     assert reason_of(REWARDS, to_json(raw)) == "invalid"
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_a_moment_that_does_not_exist_in_utc_is_invalid(time: str) -> None:
+    raw = {**msgspec.to_builtins(RATING), "time": time}
+    assert reason_of(FEEDBACK, to_json(raw)) == "invalid"
 
 
 def test_event_in_the_wrong_topic_is_not_written() -> None:
