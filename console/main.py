@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from console.command_line import AS_JSON, command, write
+from console.dead_letters import dead_letters
 from console.drill import drill
 from console.keys import keys
 from console.rollout import rollout
@@ -37,6 +38,7 @@ def main(context: click.Context, settings_path: Path | None) -> None:
 main.add_command(rollout)
 main.add_command(keys)
 main.add_command(drill)
+main.add_command(dead_letters)
 
 
 @main.command()

@@ -7,17 +7,17 @@ be alive for it to take effect, and one that finds no controller is done by the 
 from __future__ import annotations
 
 import time
-from getpass import getuser
 from typing import Any, Literal
 
 from msgspec import Struct
 
+from console.operators import checked_reason, operator_name
 from console.rollout_history import command_of
 from console.stack_file import read_stack, supervisor_runs
 from contracts.broker import Reader, Received, make_producer, send
 from contracts.clock import SystemClock
 from contracts.codec import encode
-from contracts.errors import CodecError, SettingsError, UnavailableError
+from contracts.errors import CodecError, UnavailableError
 from contracts.events import AuditRecord, Event, Rollout, RolloutAction, RolloutCommand
 from contracts.ids import uuid7_ids
 from contracts.settings import Kafka, Settings
@@ -28,7 +28,6 @@ SOURCE = "headrace/console"
 SEND_SECONDS = 10.0
 POLL_SECONDS = 0.2
 REFUSED = "refused"
-LONGEST_REASON = 2000
 
 Outcome = Literal["done", "refused", "no answer"]
 
@@ -87,25 +86,15 @@ def make_command(
     SettingsError when the reason says nothing or too much.
     """
     clock = SystemClock()
-    reason = reason.strip()
-    if not 1 <= len(reason) <= LONGEST_REASON:
-        raise SettingsError(f"--reason has {len(reason)} characters; give 1 to {LONGEST_REASON}")
     return RolloutCommand(
         id=uuid7_ids(clock)(),
         time=clock.now(),
         policy=policy,
         action=action,
         version=version,
-        reason=reason,
-        operator=operator.strip() or _login_name(),
+        reason=checked_reason(reason, "--reason"),
+        operator=operator_name(operator),
     )
-
-
-def _login_name() -> str:
-    try:
-        return getuser()
-    except (KeyError, OSError) as error:
-        raise SettingsError("this process has no login name; give --operator NAME") from error
 
 
 def ask(kafka: Kafka, command: RolloutCommand, seconds: float) -> Answer:

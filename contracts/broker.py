@@ -84,6 +84,25 @@ def send_and_wait(
         ) from error
 
 
+def send_again(
+    producer: KafkaProducer, kafka: Kafka, record: Received, seconds: float = 30.0
+) -> int:
+    """Send a record that was read to its own partition again and return its new offset.
+
+    The client can send neither headers without a value, which are left out, nor a record with
+    neither key nor value, which gets an empty value. KafkaError when the broker does not take it.
+    """
+    empty = record.key is None and record.value is None
+    sent = producer.send(
+        record.topic.full_name(kafka.prefix),
+        value=b"" if empty else record.value,
+        key=record.key,
+        headers=[(name, raw) for name, raw in record.headers if raw is not None],
+        partition=record.partition,
+    )
+    return int(sent.get(timeout=seconds).offset)
+
+
 class Reader:
     """Reads all partitions of some topics from given offsets, without a consumer group.
 
@@ -144,14 +163,7 @@ class Reader:
             time.sleep(self._pause)
             batches = self._consumer.poll(timeout_ms=0)
         return [
-            Received(
-                self._topics[record.topic],
-                record.partition,
-                record.offset,
-                record.key,
-                record.value,
-                list(record.headers or ()),
-            )
+            _received(self._topics[record.topic], record)
             for batch in batches.values()
             for record in batch
         ]
@@ -187,6 +199,60 @@ class Reader:
     def close(self) -> None:
         """Close the connection."""
         self._consumer.close()
+
+
+class Lookup:
+    """Fetches single records by their place, where a `Reader` follows a log."""
+
+    def __init__(self, kafka: Kafka, client_id: str) -> None:
+        self._kafka = kafka
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=kafka.bootstrap,
+            client_id=client_id,
+            group_id=None,
+            enable_auto_commit=False,
+            **_PATIENCE,
+        )
+
+    def record(
+        self, topic: Topic, partition: int, offset: int, seconds: float = 10.0
+    ) -> Received | None:
+        """Return the record at an offset, None when it is not there, or no longer.
+
+        DeadlineError when the broker does not give it within ``seconds``.
+        """
+        name = topic.full_name(self._kafka.prefix)
+        place = TopicPartition(name, partition)
+        if partition not in (self._consumer.partitions_for_topic(name) or ()):
+            return None
+        begin = self._consumer.beginning_offsets([place])[place]
+        if not begin <= offset < self._consumer.end_offsets([place])[place]:
+            return None
+        self._consumer.assign([place])
+        self._consumer.seek(place, offset)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for found in self._consumer.poll(timeout_ms=200, max_records=1).get(place, ()):
+                return _received(topic, found) if found.offset == offset else None
+        raise DeadlineError(
+            f"{name}/{partition}: offset {offset} did not come within {seconds} s; "
+            "look at the broker with 'headrace doctor'"
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
+
+
+def _received(topic: Topic, record: Any) -> Received:
+    return Received(
+        topic,
+        record.partition,
+        record.offset,
+        record.key,
+        record.value,
+        list(record.headers or ()),
+    )
 
 
 def read_to_end(

@@ -118,7 +118,7 @@ DEAD_LETTERS = Topic(
     key=lambda event: f"{event.topic}/{event.partition}/{event.offset}",
     key_name="origin",
     writers="streams, learner",
-    readers="operators",
+    readers="headrace dead-letters",
 )
 AUDIT = Topic(
     name="audit",
@@ -126,7 +126,7 @@ AUDIT = Topic(
     key=lambda event: str(event.producer),
     key_name="producer",
     writers="all",
-    readers="explain, headrace rollout",
+    readers="explain, headrace rollout, headrace dead-letters",
     kept_for_ever=True,
 )
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from console.local_broker import LocalBroker, free_port
 from contracts.broker import (
+    Lookup,
     Reader,
     Received,
     create_topics,
     make_producer,
     read_to_end,
+    send_again,
     send_and_wait,
     wait_for_broker,
 )
@@ -167,3 +170,32 @@ def test_undelivered_record_is_reported_and_still_delivered_later(tmp_path: Path
         broker.start()
         producer.close()
         assert ids_at_the_end(broker.kafka) == ["f0"]
+
+
+def test_a_record_is_found_by_its_place_and_nothing_where_there_is_none(kafka: Kafka) -> None:
+    write(kafka, range(20))
+    lookup = Lookup(kafka, "test-lookup")
+    records = list(read_to_end(kafka, (FEEDBACK,), "test-reader"))
+    for record in reversed(records):
+        assert lookup.record(FEEDBACK, record.partition, record.offset) == record
+    end = sum(record.partition == records[0].partition for record in records)
+    for partition, offset in ((records[0].partition, end), (0, -1), (kafka.partitions, 0)):
+        assert lookup.record(FEEDBACK, partition, offset) is None
+    lookup.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sent"), [(b"k", b"v", b"v"), (None, b"v", b"v"), (None, None, b"")]
+)
+def test_a_record_is_sent_again_to_its_own_partition(
+    kafka: Kafka, key: bytes | None, value: bytes | None, sent: bytes
+) -> None:
+    producer = make_producer(kafka, "test-writer")
+    headers: list[tuple[str, Any]] = [("a", b"1"), ("a", b"2"), ("none", None)]
+    for partition in range(kafka.partitions):
+        send_again(producer, kafka, Received(FEEDBACK, partition, 7, key, value, headers))
+    producer.close()
+    found = list(read_to_end(kafka, (FEEDBACK,), "test-reader"))
+    assert sorted(record.partition for record in found) == list(range(kafka.partitions))
+    assert {(record.offset, record.key, record.value) for record in found} == {(0, key, sent)}
+    assert all(record.headers == [("a", b"1"), ("a", b"2")] for record in found)
