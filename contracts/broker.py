@@ -17,6 +17,7 @@ from msgspec import Struct
 from contracts.codec import Headers, Record, decode
 from contracts.errors import CodecError, DeadlineError, UnavailableError
 from contracts.events import Event
+from contracts.header_names import read_any_header_name
 from contracts.settings import Kafka
 from contracts.topics import TOPICS, Topic
 
@@ -27,6 +28,8 @@ _PATIENCE: dict[str, int] = {
     "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
     "reconnect_backoff_max_ms": 1000,  # a broker that comes back is found within a second
 }
+
+read_any_header_name()
 
 
 class Received(Struct, frozen=True):

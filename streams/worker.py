@@ -26,6 +26,7 @@ from contracts.tracing import span
 from streams.delivery import Delivery, FeatureLog
 from streams.fetching import pace, rewind_uncommitted
 from streams.flow import Flow
+from streams.header_names import read_any_header_name
 from streams.log_lookup import LogLookup
 from streams.step import Step
 
@@ -57,6 +58,7 @@ class Worker:
         self.delivery = Delivery(settings.kafka, f"{client_id}-producer")
         self.lookup = LogLookup(settings.kafka, f"{client_id}-lookup")
         self.flow = Flow(settings, audit, source=f"headrace/{self.name}")
+        read_any_header_name()
         self.app = make_app(settings, client_id, number)
         self._lock = asyncio.Lock()
         self._held: dict[Any, deque[Any]] = defaultdict(deque)

@@ -77,6 +77,21 @@ MARK = "\u2063poison\u2063"
 """Stands in the JSON for raw bytes that no JSON encoder writes."""
 
 
+class RawName(str):
+    """A header name that is sent as these bytes: the client would refuse what is no UTF-8."""
+
+    def __new__(cls, raw: bytes) -> RawName:
+        made = super().__new__(cls, raw.decode("latin-1"))
+        made.raw = raw
+        return made
+
+    raw: bytes
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        del encoding, errors
+        return self.raw
+
+
 def poison_seed() -> int:
     """Return the seed of this run and print it; set the variable to repeat a run."""
     given = os.environ.get(SEED_VARIABLE)

@@ -27,6 +27,7 @@ from contracts.events import Feedback
 from contracts.settings import Kafka
 from contracts.topics import FEEDBACK, SAMPLES
 from tests import topic_log
+from tests.poison import RawName
 from tests.stream_events import NOON
 from tests.until import until
 
@@ -199,3 +200,21 @@ def test_a_record_is_sent_again_to_its_own_partition(
     assert sorted(record.partition for record in found) == list(range(kafka.partitions))
     assert {(record.offset, record.key, record.value) for record in found} == {(0, key, sent)}
     assert all(record.headers == [("a", b"1"), ("a", b"2")] for record in found)
+
+
+def test_a_header_name_that_is_no_utf8_stops_no_reader(kafka: Kafka) -> None:
+    """Clients in other languages can send any bytes."""
+    producer = make_producer(kafka, "test-writer")
+    name = FEEDBACK.full_name(kafka.prefix)
+    sent = []
+    for number in range(30):  # many in one batch
+        headers = [("good", b"1"), (RawName(b"odd\xff"), b"2")] if number % 3 == 1 else []
+        value = f"{number} é".encode()
+        sent.append(producer.send(name, value=value, headers=headers, partition=0))
+    producer.flush(30)
+    producer.close()
+    found = list(read_to_end(kafka, (FEEDBACK,), "test-reader"))
+    assert [record.value for record in found] == [f"{n} é".encode() for n in range(30)]
+    assert [record.offset for record in found] == [one.get(0).offset for one in sent]
+    assert found[0].headers == []
+    assert found[1].headers == [("good", b"1"), ("odd\\xff", b"2")]
