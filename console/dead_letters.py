@@ -94,38 +94,57 @@ def replay(
 
     An id may be a prefix that is unique. What was sent once is not sent again without --again.
     """
-    from console.letter_log import named, read_rows
-    from console.letter_replay import Replayer, replays_text
-    from console.operators import checked_reason, operator_name
-    from contracts.clock import SystemClock
-    from contracts.ids import uuid7_ids
-
     if bool(letter_ids) == bool(reason):
         raise click.UsageError("give LETTER_IDS, or --reason with --topic and --since as you like")
     if letter_ids and (topic or since):
         raise click.UsageError("--topic and --since go with --reason, not with LETTER_IDS")
+    from console.letter_log import named, read_rows
+
     with _log(settings) as kafka:
-        who = "" if dry_run else operator_name(operator)
-        why = "" if dry_run else checked_reason(because, "--because")
         rows = (
             named(read_rows(kafka), letter_ids)
             if letter_ids
             else _matching(kafka, reason, topic, since)
         )
-        done: list[Replay] = []
-        clock = SystemClock()
-        replayer = Replayer(kafka, clock, uuid7_ids(clock), operator=who, because=why)
-        try:
-            for one in replayer.replay(rows, again=again, dry_run=dry_run):
-                done.append(one)  # noqa: PERF402 - what was sent is told when the broker goes away
-        finally:
-            replayer.close()
-            if done or as_json:
-                write(done) if as_json else click.echo(replays_text(done))
+        who = ("", "") if dry_run else _person(operator, because)
+        done = _replayed(kafka, rows, who, again=again, dry_run=dry_run, as_json=as_json)
     if not rows:
         click.echo(f"no dead letter was refused for {reason!r} there; see 'list'", err=True)
     failed = any(one.outcome == "failed" for one in done)
     raise click.exceptions.Exit(FAILED if failed else DONE)
+
+
+def _person(operator: str, because: str) -> tuple[str, str]:
+    from console.operators import checked_reason, operator_name
+
+    return operator_name(operator), checked_reason(because, "--because")
+
+
+def _replayed(
+    kafka: Kafka,
+    rows: list[LetterRow],
+    who: tuple[str, str],
+    *,
+    again: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> list[Replay]:
+    """Replay and tell what became of each letter, also when the broker goes away in between."""
+    from console.letter_replay import Replayer, replays_text
+    from contracts.clock import SystemClock
+    from contracts.ids import uuid7_ids
+
+    clock = SystemClock()
+    replayer = Replayer(kafka, clock, uuid7_ids(clock), operator=who[0], because=who[1])
+    done: list[Replay] = []
+    try:
+        for one in replayer.replay(rows, again=again, dry_run=dry_run):
+            done.append(one)  # noqa: PERF402 - what was sent is told when the broker goes away
+    finally:
+        replayer.close()
+        if done or as_json:
+            write(done) if as_json else click.echo(replays_text(done))
+    return done
 
 
 def _matching(kafka: Kafka, reason: str, topic: str, since: str) -> list[LetterRow]:
@@ -141,19 +160,20 @@ def _matching(kafka: Kafka, reason: str, topic: str, since: str) -> list[LetterR
 def _log(settings: Settings) -> Iterator[Kafka]:
     """Give the broker that has the log; wrong words exit with 2, a broker that is away with 3."""
     from console.log_access import newest, open_log
-    from contracts.errors import SettingsError
+    from contracts.errors import DeadlineError, SettingsError
 
     try:
         with open_log(newest(settings)) as kafka:
             yield kafka
     except SettingsError as error:
         raise click.UsageError(str(error)) from error
-    except _unanswered() as error:
+    except DeadlineError as error:
         click.echo(f"Error: {error}", err=True)
         raise click.exceptions.Exit(NO_ANSWER) from error
-
-
-def _unanswered() -> tuple[type[Exception], ...]:
-    from contracts.errors import DeadlineError
-
-    return (DeadlineError, *kafka_errors())
+    except kafka_errors() as error:
+        click.echo(
+            f"Error: the broker refused or is away: {error}; look at it with 'headrace doctor', "
+            "then run this again: what was sent above is not sent twice",
+            err=True,
+        )
+        raise click.exceptions.Exit(NO_ANSWER) from error
