@@ -201,7 +201,7 @@ class Poisoner:
         declared: list[bytes | None] = [name.encode()] * 30
         declared += [rng.choice(list(self._golden)).encode(), None, b"", b"\xff\xfe"]
         declared += [name.replace(".v1", version).encode() for version in (".v0", ".v2", ".v9999")]
-        declared += [name.upper().encode(), name.encode() + b"\n", name.encode() * 2000]
+        declared += [name.upper().encode(), name.encode() + b"\n", b"\x01" * 300_000]
         odd: list[tuple[str, bytes | None]] = [
             ("traceparent", b"00-" + b"ab" * 16 + b"-" + b"cd" * 8 + b"-01"),
             ("traceparent", rng.choice((b"\xff", b"", b"00-0-0-0", b"x" * 5000, None))),
