@@ -12,7 +12,7 @@ from console.command_line import AS_JSON, command, kafka_errors, write
 
 if TYPE_CHECKING:
     from console.letter_log import LetterRow
-    from console.letter_replay import Replay
+    from console.letter_replay import Replay, Replayer
     from contracts.settings import Kafka, Settings
 
 DONE, FAILED, NO_ANSWER = 0, 1, 3
@@ -107,7 +107,8 @@ def replay(
             else _matching(kafka, reason, topic, since)
         )
         who = ("", "") if dry_run else _person(operator, because)
-        done = _replayed(kafka, rows, who, again=again, dry_run=dry_run, as_json=as_json)
+        replayer = _replayer(settings, kafka, who)
+        done = _replayed(replayer, rows, again=again, dry_run=dry_run, as_json=as_json)
     if not rows:
         click.echo(f"no dead letter was refused for {reason!r} there; see 'list'", err=True)
     failed = any(one.outcome == "failed" for one in done)
@@ -120,22 +121,24 @@ def _person(operator: str, because: str) -> tuple[str, str]:
     return operator_name(operator), checked_reason(because, "--because")
 
 
-def _replayed(
-    kafka: Kafka,
-    rows: list[LetterRow],
-    who: tuple[str, str],
-    *,
-    again: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> list[Replay]:
-    """Replay and tell what became of each letter, also when the broker goes away in between."""
-    from console.letter_replay import Replayer, replays_text
+def _replayer(settings: Settings, kafka: Kafka, who: tuple[str, str]) -> Replayer:
+    from console.letter_replay import Replayer
+    from console.log_access import newest
+    from console.stack import FEEDBACK_SECRET_FILE
     from contracts.clock import SystemClock
     from contracts.ids import uuid7_ids
 
-    clock = SystemClock()
-    replayer = Replayer(kafka, clock, uuid7_ids(clock), operator=who[0], because=who[1])
+    clock, kept = SystemClock(), newest(settings).state_dir / "secrets" / FEEDBACK_SECRET_FILE
+    secret = settings.gateway.feedback_secret or (kept.read_text().strip() if kept.exists() else "")
+    return Replayer(kafka, clock, uuid7_ids(clock), operator=who[0], because=who[1], secret=secret)
+
+
+def _replayed(
+    replayer: Replayer, rows: list[LetterRow], *, again: bool, dry_run: bool, as_json: bool
+) -> list[Replay]:
+    """Replay and tell what became of each letter, also when the broker goes away in between."""
+    from console.letter_replay import replays_text
+
     done: list[Replay] = []
     try:
         for one in replayer.replay(rows, again=again, dry_run=dry_run):

@@ -22,14 +22,16 @@ from contracts.broker import Lookup, Received, make_producer, send_again, send_a
 from contracts.clock import Clock
 from contracts.codec import Headers, encode
 from contracts.dead_letters import KEPT_TEXT
-from contracts.errors import UnavailableError
+from contracts.errors import DeadLetterReason, UnavailableError
 from contracts.events import DeadLetter
 from contracts.ids import NewId
 from contracts.settings import Kafka
+from contracts.tokens import RELEASE_HEADER, release_mark
 from contracts.topics import AUDIT, TOPICS, Topic
 
 SOURCE = "headrace/console"
 SEND_SECONDS = 30.0
+QUARANTINED: DeadLetterReason = "quarantined"
 
 Outcome = Literal["sent", "would be sent", "replayed already", "failed"]
 
@@ -51,12 +53,23 @@ class Replay(Struct, frozen=True, kw_only=True):
 
 
 class Replayer:
-    """Sends records again in an operator's name; each replay is audited with their reason."""
+    """Sends records again in an operator's name; each replay is audited with their reason.
+
+    ``secret`` is that of feedback: with it, what was quarantined is let out of the quarantine.
+    """
 
     def __init__(
-        self, kafka: Kafka, clock: Clock, new_id: NewId, *, operator: str = "", because: str = ""
+        self,
+        kafka: Kafka,
+        clock: Clock,
+        new_id: NewId,
+        *,
+        operator: str = "",
+        because: str = "",
+        secret: str = "",
     ) -> None:
         self._kafka, self._operator, self._because = kafka, operator, because
+        self._secret = secret.encode()
         self._chain = AuditChain("dead-letters", clock, new_id)
         self._lookup = Lookup(kafka, CLIENT_ID)
         self._producer: KafkaProducer | None = None
@@ -90,6 +103,11 @@ class Replayer:
 
     def _original(self, row: LetterRow) -> tuple[str, Received]:
         topic = self._topic(row)
+        if row.reason == QUARANTINED and not self._secret:
+            raise UnavailableError(
+                "feedback leaves the quarantine by the feedback secret alone; set "
+                "HEADRACE_GATEWAY__FEEDBACK_SECRET to what gateway and streams have"
+            )
         letter = whole_letter(self._lookup, row)
         found = self._lookup.record(topic, row.partition, row.offset)
         if found is not None and _is_of(found, letter):
@@ -106,8 +124,12 @@ class Replayer:
         )
 
     def _send(self, row: LetterRow, source: str, record: Received) -> Replay:
-        headers: Headers = [pair for pair in record.headers if pair[0] != REPLAY_HEADER]
+        ours = (REPLAY_HEADER, RELEASE_HEADER)
+        headers: Headers = [pair for pair in record.headers if pair[0] not in ours]
         headers.append((REPLAY_HEADER, row.id.encode()))
+        if row.reason == QUARANTINED:
+            event = record.event()
+            headers.append((RELEASE_HEADER, release_mark(self._secret, event.id).encode()))
         marked = Received(
             record.topic, record.partition, record.offset, record.key, record.value, headers
         )

@@ -8,6 +8,9 @@ from hashlib import sha256
 from contracts.codec import to_json
 from contracts.events import Feedback
 
+RELEASE_HEADER = "headrace_release"
+"""Header of feedback that a person let go on out of the quarantine; it holds a `release_mark`."""
+
 
 def feedback_token(secret: bytes, decision_id: str, session_id: str, user_id: str) -> str:
     """Return the token the gateway hands out with an answer (HMAC-SHA256, RFC 2104, hex).
@@ -35,7 +38,12 @@ def release_mark(secret: bytes, feedback_id: str) -> str:
 
 
 def is_proven(secret: bytes, feedback: Feedback) -> bool:
-    """Say whether feedback carries the token of its decision, or the gateway's mark."""
+    """Say whether feedback carries the token of its decision, or the gateway's mark.
+
+    Without a secret nothing is proven.
+    """
+    if not secret:
+        return False
     event, token = feedback, feedback.token or ""
     try:
         mark = acceptance_mark(secret, event.id, event.decision_id, event.session_id, event.user_id)

@@ -12,10 +12,7 @@ from contracts.events import DeadLetter, Event, Feedback
 from contracts.settings import Settings
 from contracts.tokens import release_mark
 
-__all__ = ["RELEASE", "admit", "dead_letter", "is_release"]
-
-RELEASE = "headrace_release"
-"""Header of feedback that a person let go on out of the quarantine."""
+__all__ = ["admit", "dead_letter", "is_release"]
 
 
 def is_release(mark: str | None, feedback: Feedback, settings: Settings) -> bool:

@@ -16,10 +16,11 @@ from contracts.broker import Received
 from contracts.codec import encode, header, trace_headers
 from contracts.events import DeadLetter, Decision, Event, Feedback
 from contracts.settings import Settings
+from contracts.tokens import RELEASE_HEADER
 from contracts.topics import DEAD_LETTERS, DECISIONS, FEEDBACK, REWARDS
 from contracts.tracing import span
 from guard.rules import compile_rules
-from streams.admission import RELEASE, admit, dead_letter, is_release
+from streams.admission import admit, dead_letter, is_release
 from streams.attribution import Attribution, Joined
 from streams.facts import closed_fact, opened_fact, revised_fact
 from streams.offsets import Offsets
@@ -192,7 +193,7 @@ class Flow:
     ) -> None:
         step.sessions[feedback.session_id] = partition
         arrival = Arrival(feedback=feedback, offset=record.offset, drop_at=now)
-        if not is_release(header(record.headers, RELEASE), feedback, self._settings):
+        if not is_release(header(record.headers, RELEASE_HEADER), feedback, self._settings):
             reason = self._quarantine.reason(feedback)
             if reason is not None:
                 self._set_apart(step, partition, record, feedback, reason, now)

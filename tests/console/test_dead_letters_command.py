@@ -18,7 +18,7 @@ from contracts.codec import Headers, encode, header, to_json
 from contracts.dead_letters import dead_letter
 from contracts.events import AuditRecord, DeadLetter, Feedback
 from contracts.ids import NewId
-from contracts.settings import Kafka, Settings
+from contracts.settings import Gateway, Kafka, Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, FEEDBACK, TOPICS, Topic
 from streams.flow import Flow
 from tests.topic_log import events, publish, write
@@ -26,6 +26,7 @@ from tests.topic_log import events, publish, write
 Run = Callable[..., Result]
 NOW = datetime.now(UTC)
 WORDS = "my number is 555"
+SECRET = "0123456789abcdef" * 4
 BAD = to_json({"id": "f1", "kind": "rating", "reason": WORDS, "score": 2})
 TYPE: Headers = [("ce_type", b"headrace.feedback.v1")]
 WHY = ("--because", "the producer is cured", "--operator", "ada")
@@ -50,7 +51,7 @@ class Log:
     def __init__(self, kafka: Kafka, new_id: NewId) -> None:
         self.kafka = kafka
         self._producer = make_producer(kafka, "test-writer")
-        settings = Settings(kafka=kafka)
+        settings = Settings(kafka=kafka, gateway=Gateway(feedback_secret=SECRET))
         self.flow = Flow(settings, AuditChain("streams", SystemClock(), new_id), source="test")
         self.flow.assign(range(kafka.partitions))
 
@@ -249,19 +250,38 @@ def test_a_record_that_is_still_bad_gets_a_letter_of_its_own_place_and_no_loop(
     ]
 
 
-def test_a_record_refused_for_a_reason_nobody_knows_counts_once_after_its_replays(
-    headrace: Run, log: Log
+def test_feedback_that_is_let_out_of_the_quarantine_counts_once_after_its_replays(
+    headrace: Run, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = rating()
     sent = encode(FEEDBACK, event, source="test")
-    record = log.send(sent.value, sent.headers, sent.key)
-    log.refuse(record, "quarantined")
+    log.send(sent.value, sent.headers, sent.key)
+    log.stream()
+    (letter,) = log.letters()
+    assert (letter.reason, letter.detail.partition(":")[0]) == ("quarantined", "unproven")
+    assert log.flow.counts["feedback"] == 0
+
     arguments = ("replay", "--reason", "quarantined", *WHY, "--again", "--json")
+    (failed,) = told(headrace(*arguments), 1)
+    assert "set HEADRACE_GATEWAY__FEEDBACK_SECRET" in failed["error"]
+    monkeypatch.setenv("HEADRACE_GATEWAY__FEEDBACK_SECRET", SECRET)
     assert outcomes(headrace(*arguments)) == outcomes(headrace(*arguments)) == ["sent"]
     log.stream()
     assert log.flow.counts["feedback"] == 1
-    assert log.flow.counts["duplicates"] == 2
-    assert len(log.of(FEEDBACK)) == 3
+    assert log.flow.counts["duplicates"] == 1
+    assert len(log.letters()) == 1
+
+
+def test_a_mark_made_with_another_secret_lets_nothing_out_of_the_quarantine(
+    headrace: Run, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = encode(FEEDBACK, rating(), source="test")
+    log.send(sent.value, sent.headers, sent.key)
+    log.stream()
+    monkeypatch.setenv("HEADRACE_GATEWAY__FEEDBACK_SECRET", SECRET[::-1])
+    assert outcomes(headrace("replay", log.letters()[0].id, *WHY, "--json")) == ["sent"]
+    log.stream()
+    assert [letter.reason for letter in log.letters()] == 2 * ["quarantined"]
 
 
 def test_a_letter_that_holds_a_part_is_replayed_whole_while_the_topic_has_the_record(
