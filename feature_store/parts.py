@@ -1,62 +1,170 @@
-"""Immutable parquet parts of the offline store: written whole or not at all, merged when many.
+"""Immutable parquet parts of the offline store: written whole or not at all, merged in levels.
 
 A part appears by rename, so a reader never sees half of one. Parts are derived from the log and
-are not synced to disk one by one.
+are not synced to disk one by one. A part's name begins with the moment it was written and ends
+with its level: so many parts of one level and one day become one of the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_store.views import FeatureRow, View
 
-MERGE_AFTER = 64
-"""Merge a writer's parts once it has this many: readers open every file."""
+MERGE_AFTER = 32
+"""Parts of a level that become one of the next; readers open every file."""
+
+MAX_BYTES = 16 << 20
+"""Nothing larger is merged, so that a write that merges stays short."""
+
+EMPTY = "empty.parquet"
 
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 _MOMENT = pa.timestamp("us", tz="UTC")
+_LEVEL = re.compile(r"-L(\d+)$")
+_DAY = 8  # digits that a part's name begins with
+
+
+class PartFolder:
+    """One view's parts. ``writer`` sets those of this process apart from those of others."""
+
+    def __init__(self, folder: Path, view: View, writer: str) -> None:
+        self._folder, self._view, self._writer = folder, view, writer
+        self._count = 0
+
+    def write(self, rows: Sequence[FeatureRow], created: datetime) -> Path:
+        """Write rows as one part, and merge now and then; ``created`` is when they are known."""
+        self._count += 1
+        name = f"{created:%Y%m%dT%H%M%S}-{self._writer}-{self._count:06d}-L0.parquet"
+        path = self._folder / name
+        _write(path, _table(self._view, rows, created))
+        if self._count % MERGE_AFTER == 0 or self._count == 1:  # at 1: what past processes left
+            merge_parts(self._folder, self._view, f"{created:%Y%m%d}")
+        return path
+
+    def remove_before(self, moment: datetime) -> int:
+        """Remove the parts of the days before a moment's; return how many."""
+        first = f"{moment:%Y%m%d}"
+        with _merging(self._folder):
+            old = [part for part in _parts(self._folder) if part.name[:_DAY] < first]
+            for part in old:
+                part.unlink(missing_ok=True)
+        return len(old)
 
 
 def ensure_parts(folder: Path, view: View) -> None:
     """Make the folder and an empty part, so that a join works before the first row."""
     folder.mkdir(parents=True, exist_ok=True)
-    empty = folder / "empty.parquet"
+    empty = folder / EMPTY
     if not empty.exists():
         _write(empty, pa.Table.from_pylist([], schema=_schema(view)))
 
 
-def write_part(
-    folder: Path, view: View, rows: Sequence[FeatureRow], created: datetime, name: str
-) -> Path:
-    """Write rows as one part; ``created`` is the moment they became known."""
-    table = pa.Table.from_pylist(
-        [
-            {
-                view.join_key: row.key,
-                "event_timestamp": row.event_time,
-                "created": created,
-                **row.values,
-            }
-            for row in rows
-        ],
-        schema=_schema(view),
-    )
-    path = folder / f"{name}.parquet"
-    _write(path, table)
-    return path
+def adapt_parts(folder: Path, view: View) -> int:
+    """Give all parts the view's columns, null where they had none; return how many changed.
+
+    Readers take one schema for all.
+    """
+    schema, changed = _schema(view), 0
+    with _merging(folder):
+        for part in sorted(folder.glob("*.parquet")):
+            if not pq.read_schema(part).equals(schema):
+                _write(part, _read(part, schema))
+                changed += 1
+    return changed
 
 
-def merge_parts(parts: Sequence[Path], into: Path) -> None:
-    """Replace parts by one. Between rename and removal a row may be read twice, which the
-    point-in-time join does not see."""
-    _write(into, pa.concat_tables([pq.read_table(part) for part in parts]))
+def merge_parts(folder: Path, view: View, today: str) -> None:
+    """Merge the oldest parts of each level that has enough, and one past day as far as it goes.
+
+    A day is eight digits. Between rename and removal a row may be read twice, which the
+    point-in-time join does not see. What another writer merges at the same time is left to it.
+    """
+    with _merging(folder):
+        past: dict[str, list[Path]] = defaultdict(list)
+        levels: dict[int, list[Path]] = defaultdict(list)
+        for part in _parts(folder):
+            if part.name[:_DAY] < today:
+                past[part.name[:_DAY]].append(part)
+            else:
+                levels[_level(part)].append(part)
+        for level in sorted(levels):
+            oldest = levels[level][:MERGE_AFTER]
+            if len(oldest) == MERGE_AFTER and _size(oldest) <= MAX_BYTES:
+                _merge(oldest, level + 1, view)
+        for day in sorted(past):
+            some = _fitting(past[day])
+            if len(some) > 1:
+                _merge(some, max(map(_level, some)), view)
+                break
+
+
+def _merge(parts: Sequence[Path], level: int, view: View) -> None:
+    schema = _schema(view)
+    stem = _LEVEL.sub("", parts[-1].stem)
+    into = parts[-1].with_name(f"{stem}-L{level}.parquet")
+    _write(into, pa.concat_tables([_read(part, schema) for part in parts]))
     for part in parts:
-        part.unlink(missing_ok=True)
+        if part != into:
+            part.unlink(missing_ok=True)
+
+
+def _fitting(parts: Sequence[Path]) -> list[Path]:
+    """Return small parts, as many as fit into one and into one turn, oldest first."""
+    found: list[Path] = []
+    left = MAX_BYTES
+    for part in parts:
+        size = _size([part])
+        if size <= MAX_BYTES // 2 and size <= left and len(found) < 8 * MERGE_AFTER:
+            found.append(part)
+            left -= size
+    return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the parts, oldest first."""
+    return sorted(part for part in folder.glob("*.parquet") if part.name != EMPTY)
+
+
+def _level(part: Path) -> int:
+    found = _LEVEL.search(part.stem)
+    return int(found[1]) if found else 0
+
+
+def _size(parts: Sequence[Path]) -> int:
+    return sum(part.stat().st_size for part in parts)
+
+
+@contextmanager
+def _merging(folder: Path) -> Iterator[None]:
+    """Only one process merges or removes a folder's parts; others write and read meanwhile."""
+    with (folder / "merge.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _table(view: View, rows: Sequence[FeatureRow], created: datetime) -> pa.Table:
+    schema = _schema(view)
+    columns: list[list[Any]] = [
+        [row.key for row in rows],
+        [row.event_time for row in rows],
+        [created] * len(rows),
+    ]
+    for name, kind in view.columns.items():  # of the declared type, as online
+        values = (row.values.get(name) for row in rows)
+        columns.append([None if value is None else kind(value) for value in values])
+    arrays = [pa.array(data, each.type) for data, each in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def _schema(view: View) -> pa.Schema:
@@ -64,6 +172,18 @@ def _schema(view: View) -> pa.Schema:
     return pa.schema(
         [(view.join_key, pa.string()), ("event_timestamp", _MOMENT), ("created", _MOMENT), *fields]
     )
+
+
+def _read(part: Path, schema: pa.Schema) -> pa.Table:
+    """Return a part with just these columns; those it has not are null."""
+    table = pq.read_table(part)
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _write(path: Path, table: pa.Table) -> None:

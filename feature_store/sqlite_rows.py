@@ -7,19 +7,18 @@ Feast's own encodings; `tests/feature_store` holds both reads equal, and Feast's
 from __future__ import annotations
 
 import sqlite3
-import struct
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from feature_store.encoding import decode, entity_key, key_prefix, utc_seconds
+from feature_store.rows import Stored
 from feature_store.views import Value, View
 
 BUSY_SECONDS = 0.05  # readers do not wait for writers in WAL mode; for a checkpoint, this long
-STRING = 2  # feast.ValueType.STRING
 
 
 class SqliteRows:
@@ -28,10 +27,10 @@ class SqliteRows:
     ``tables`` maps each view to be read to its table's name.
     """
 
-    def __init__(self, path: Path, tables: Mapping[str, str], views: tuple[View, ...]) -> None:
+    def __init__(self, path: Path, tables: Mapping[str, str], views: Iterable[View]) -> None:
         from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
-        self._proto: Any = ValueProto
+        self._parse: Any = ValueProto.FromString
         self._lock = Lock()
         self._connection = sqlite3.connect(
             f"{path.as_uri()}?mode=ro",
@@ -41,9 +40,9 @@ class SqliteRows:
             check_same_thread=False,
         )
         self._views = [(view.name, view.join_key, key_prefix(view.join_key)) for view in views]
-        self._statement = _statement([tables[view.name] for view in views])
+        self._statement = _statement([tables[name] for name, _, _ in self._views])
 
-    def read(self, keys: Mapping[str, str]) -> dict[str, tuple[dict[str, Value], int]]:
+    def read(self, keys: Mapping[str, str]) -> dict[str, Stored]:
         """Return view name to (values, event time in epoch seconds) of the rows that are there.
 
         ``keys`` are the entities by join key. Raises sqlite3.Error.
@@ -51,39 +50,19 @@ class SqliteRows:
         wanted = [entity_key(prefix, keys[join_key]) for _, join_key, prefix in self._views]
         with self._lock:
             rows = self._connection.execute(self._statement, wanted).fetchall()
-        found: dict[str, tuple[dict[str, Value], int]] = {}
-        parse = self._proto.FromString
+        found: dict[str, Stored] = {}
         for place, group in groupby(rows, itemgetter(0)):
             values: dict[str, Value] = {}
             seconds = 0
             for _, name, data, seconds in group:  # noqa: B007 - Feast takes the time it reads last
-                proto = parse(data)
-                field = proto.WhichOneof("val")
-                values[name] = getattr(proto, field) if field else None
-            found[self._views[place][0]] = values, _utc(seconds)
+                values[name] = decode(data, self._parse)
+            found[self._views[place][0]] = values, utc_seconds(seconds)
         return found
 
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
             self._connection.close()
-
-
-def key_prefix(join_key: str) -> bytes:
-    """Return Feast's entity key (serialization version 3) up to the length of its value."""
-    name = join_key.encode()
-    return struct.pack("<III", 1, STRING, len(name)) + name + struct.pack("<I", STRING)
-
-
-def entity_key(prefix: bytes, value: str) -> bytes:
-    """Return the key of one entity from its view's `key_prefix`."""
-    text = value.encode()
-    return prefix + struct.pack("<I", len(text)) + text
-
-
-def _utc(seconds: int) -> int:
-    """Undo how Feast writes a time: UTC without its zone, as epoch seconds of local time."""
-    return int(datetime.fromtimestamp(seconds).replace(tzinfo=UTC).timestamp())
 
 
 def _statement(tables: list[str]) -> str:

@@ -7,26 +7,33 @@ from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from contracts.clock import Clock
 from contracts.settings import Settings
-from feature_store.parts import ensure_parts
+from feature_store import encoding
+from feature_store.feast_rows import FeastRows
+from feature_store.parts import adapt_parts, ensure_parts
+from feature_store.redis_rows import RedisRows
+from feature_store.rows import ReadableRows, WritableRows
 from feature_store.sqlite_rows import SqliteRows
-from feature_store.views import VIEWS, View
+from feature_store.sqlite_writes import SqliteWrites
+from feature_store.views import SERVED, VIEWS, View
 
 # Feast imports torch, where installed, for one annotation: 180 MB in every process that serves.
 _hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # None: "not installed"
 try:
+    import feast
     from feast import FeatureStore, RepoConfig
     from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
-    from feast.infra.online_stores.helpers import compute_table_id
-    from feast.repo_config import RegistryConfig
+    from feast.infra.online_stores.helpers import compute_table_id, compute_versioned_name
 
     from feature_store.definitions import SERVICE, definitions
 finally:
@@ -62,6 +69,8 @@ def open_store(settings: Settings) -> FeatureStore:
         marker, wanted = folder / "applied", _fingerprint(settings)
         if not marker.exists() or marker.read_text() != wanted:
             store.apply(list(definitions(settings, folder)))
+            for view in VIEWS.values():
+                adapt_parts(offline_folder(settings, view.name), view)
             marker.write_text(wanted)
     if settings.features.online == "sqlite":
         _set_journal(store)
@@ -73,16 +82,49 @@ def service_of(store: FeatureStore) -> Any:
     return store.get_feature_service(SERVICE)
 
 
-def online_rows(settings: Settings, store: FeatureStore, views: tuple[View, ...]) -> Any:
-    """Return the `SqliteRows` of these views, None for an online store of another kind."""
-    if settings.features.online != "sqlite":
-        return None
+def readable_rows(settings: Settings, store: FeatureStore) -> ReadableRows:
+    """Return the served rows, read in the shortest way known for the store and Feast's version."""
+    if feast.__version__ != encoding.FEAST:
+        return feast_rows(store, SERVED)
+    if settings.features.online == "redis":
+        return _redis_rows(settings, store, SERVED)
+    return SqliteRows(_sqlite_file(settings), _stored_as(store, SERVED, table=True), SERVED)
+
+
+def writable_rows(settings: Settings, store: FeatureStore, clock: Clock) -> WritableRows:
+    """Return the rows of all views, written in the shortest way known likewise."""
+    views = tuple(VIEWS.values())
+    if feast.__version__ != encoding.FEAST:
+        return feast_rows(store, views)
+    if settings.features.online == "redis":
+        return _redis_rows(settings, store, views)
+    tables = _stored_as(store, views, table=True)
+    return SqliteWrites(_sqlite_file(settings), tables, views, clock)
+
+
+def feast_rows(store: FeatureStore, views: Iterable[View]) -> FeastRows:
+    """Return the rows of views, read and written through Feast itself."""
+    return FeastRows(store, service_of(store), views)
+
+
+def _redis_rows(settings: Settings, store: FeatureStore, views: tuple[View, ...]) -> RedisRows:
+    provider: Any = store.provider
+    client = provider.online_store._get_client(store.config.online_store)
+    keep = settings.gateway.feature_max_age_seconds
+    return RedisRows(client, PROJECT, _stored_as(store, views, table=False), views, keep)
+
+
+def _stored_as(store: FeatureStore, views: Iterable[View], *, table: bool) -> dict[str, str]:
+    """Return the name that each view's rows are stored under, or of their table."""
     versioned = store.config.registry.enable_online_feature_view_versioning
-    tables = {
-        view.name: compute_table_id(PROJECT, store.get_feature_view(view.name), versioned)
-        for view in views
-    }
-    return SqliteRows(repository(settings) / "online.db", tables, views)
+    defined = {view.name: store.get_feature_view(view.name) for view in views}
+    if table:
+        return {name: compute_table_id(PROJECT, of, versioned) for name, of in defined.items()}
+    return {name: compute_versioned_name(of, versioned) for name, of in defined.items()}
+
+
+def _sqlite_file(settings: Settings) -> Path:
+    return repository(settings) / "online.db"
 
 
 def _config(settings: Settings, folder: Path) -> RepoConfig:
@@ -90,15 +132,16 @@ def _config(settings: Settings, folder: Path) -> RepoConfig:
     online: dict[str, Any] = {"type": "sqlite", "path": str(folder / "online.db")}
     if settings.features.online == "redis":
         redis = f"{REDIS_LIMITS},{settings.features.redis}"  # the last of equal names counts
-        online = {"type": "redis", "connection_string": redis}
+        keep = ceil(settings.gateway.feature_max_age_seconds)
+        online = {"type": "redis", "connection_string": redis, "key_ttl_seconds": keep}
     return RepoConfig(
         project=PROJECT,
         provider="local",
-        registry=RegistryConfig(
-            registry_type="sql" if "://" in registry else "file",
-            path=registry or str(folder / "registry.db"),
-            cache_ttl_seconds=0,  # the definitions change only with the code: never re-read
-        ),
+        registry={  # a dictionary: then Feast takes the settings class of the type
+            "registry_type": "sql" if "://" in registry else "file",
+            "path": registry or str(folder / "registry.db"),
+            "cache_ttl_seconds": 0,  # the definitions change only with the code: never re-read
+        },
         online_store=online,
         offline_store=DuckDBOfflineStoreConfig(),
         entity_key_serialization_version=3,

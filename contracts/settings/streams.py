@@ -105,8 +105,13 @@ class Streams(Section, frozen=True):
 
 
 class Features(Section, frozen=True):
-    """The Feast store. Paths are below ``state_dir`` unless absolute."""
+    """The Feast store. Paths are below ``state_dir`` unless absolute.
+
+    Online, a key that is not written for ``gateway.feature_max_age_seconds`` is removed; offline,
+    rows are kept ``retention_days``, in whole days.
+    """
 
     online: Literal["sqlite", "redis"] = "sqlite"
     redis: str = "127.0.0.1:6379"
     registry: str = ""
+    retention_days: Count = 90

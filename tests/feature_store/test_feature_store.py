@@ -1,58 +1,18 @@
-"""The real Feast store: one set of definitions, read online and as of a past moment."""
+"""What holds on every online store and registry: one set of definitions, read online and as of a
+past moment."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
 
-from contracts.clock import ManualClock
 from contracts.events import FeatureValue
-from contracts.settings import Gateway, Settings
-from feature_store.history import Moment, OfflineReader
-from feature_store.reader import OnlineReader
-from feature_store.store import open_store
+from feature_store.history import Moment
 from feature_store.views import SERVED, VIEWS, FeatureRow, Value, served_names
-from feature_store.writer import FeatureWriter
-
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
-MAX_AGE = 3600.0
-
-
-class Store:
-    """Both ends of one store, with a clock turned by hand."""
-
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(state_dir=folder, gateway=Gateway(feature_max_age_seconds=MAX_AGE))
-        self.clock = ManualClock(START)
-        self.writer = FeatureWriter(self.settings, self.clock)
-        self.online = OnlineReader(self.settings)
-        self.offline = OfflineReader(self.settings)
-
-    def write(self, key: str, at: float, view: str = "user", **values: Value) -> int:
-        """Write a row of an event ``at`` seconds after the start."""
-        moment = START + timedelta(seconds=at)
-        return self.writer.write([FeatureRow(view=view, key=key, values=values, event_time=moment)])
-
-    def read(self, key: str, at: float, name: str = "user.decisions") -> Value:
-        now = START + timedelta(seconds=at)
-        return self.online.read(key, f"session of {key}", "base", now)[name].value
-
-    def recall(self, key: str, *at: float, name: str = "user.decisions") -> list[Value]:
-        moments = [
-            Moment(user_id=key, session_id=f"session of {key}", at=START + timedelta(seconds=s))
-            for s in at
-        ]
-        return [row[name] for row in self.offline.at(moments)]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    yield Store(tmp_path_factory.mktemp("features"))
+from tests.feature_store.stores import MAX_AGE, START, Store, feast_of
 
 
 def test_importing_the_package_does_not_import_feast() -> None:
@@ -64,7 +24,7 @@ def test_importing_the_package_does_not_import_feast() -> None:
 
 
 def test_definitions_apply_and_hold_every_view(store: Store) -> None:
-    again = open_store(store.settings)
+    again = feast_of(store)
     assert {view.name for view in again.list_feature_views()} == VIEWS.keys()
     assert len(served_names()) == sum(len(view.features) for view in SERVED)
 
@@ -131,9 +91,8 @@ def test_simultaneous_rows_are_all_taken(store: Store) -> None:
 
 def test_a_writer_that_starts_anew_still_refuses_older_events(store: Store) -> None:
     store.write("hal", 100, decisions=2)
-    second = FeatureWriter(store.settings, store.clock, "second")
-    older = FeatureRow(view="user", key="hal", values={"decisions": 1}, event_time=START)
-    assert second.write([older]) == 1
+    second = store.another_writer()
+    assert second.write([store.row("hal", 0, decisions=1)]) == 1
     assert store.read("hal", 101) == 2
 
 
@@ -152,14 +111,3 @@ def test_online_and_offline_agree_for_every_served_feature(store: Store) -> None
     (offline,) = store.offline.at([moment])
     assert {name: value.value for name, value in online.items()} == offline
     assert offline == {f"{v}.{f}": value for v, row in written.items() for f, value in row.items()}
-
-
-def test_many_small_parts_are_merged_and_nothing_is_lost(store: Store) -> None:
-    folder = store.settings.state_dir / "features" / "offline" / "decision"
-    for number in range(130):
-        store.write(f"d{number}", number, "decision", risk=0.5, violation=0)
-    import pyarrow.parquet as pq
-
-    parts = list(folder.glob("*.parquet"))
-    assert len(parts) < 10
-    assert sum(pq.read_metadata(part).num_rows for part in parts) == 130
