@@ -17,6 +17,7 @@ from console.environments import vllm_missing
 from console.local_broker import broker_command
 from console.stack import port_is_taken
 from console.status import running_stack
+from console.store_servers import INSTALL, missing_servers
 from console.system_libraries import loader_environment
 from console.table import table
 from contracts.errors import HeadraceError
@@ -49,6 +50,7 @@ def examine(settings: Settings) -> list[Check]:
         _engine,
         _gateway_port,
         _feature_store,
+        _store_servers,
         _disk,
         _memory,
     ]
@@ -204,6 +206,18 @@ def _feature_store(settings: Settings) -> Check:
             cure="start Redis, correct features.redis, or set features.online to sqlite",
         )
     return Check(name="feature store", ok=True, found=found)
+
+
+def _store_servers(_settings: Settings) -> Check:
+    lacking = missing_servers()
+    return Check(
+        name="servers for tests",
+        ok=not lacking,
+        needed=False,
+        found=f"no {', no '.join(lacking)}" if lacking else "Redis and PostgreSQL",
+        cure=f"{INSTALL}; without them the tests of the feature store on Redis and of its "
+        "registry in PostgreSQL are skipped",
+    )
 
 
 def _disk(settings: Settings) -> Check:

@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from console.store_servers import INSTALL, missing_servers
 from console.system_libraries import lacking_libraries, unpack_lacking
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +182,8 @@ def make_platform(machine: Machine = THIS_MACHINE) -> None:
     require([python, "-m", "pip", "install", "-e", ".[dev]", "-c", "constraints.txt"])
     (directory / STAMP).write_text(stamp)
     say(".venv is ready")
+    if lacking := missing_servers():
+        say(f"no {', no '.join(lacking)}: tests that need one are skipped; {INSTALL}")
 
 
 def make_vllm(machine: Machine = THIS_MACHINE) -> None:

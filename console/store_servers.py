@@ -1,7 +1,8 @@
 """Redis and PostgreSQL servers of one's own, for tests and benchmarks, and where to get them.
 
 Each runs from a folder of its own until its block ends, keeps nothing, and listens where no one
-else does. PostgreSQL refuses to run as root, so root starts it as the user nobody.
+else does. PostgreSQL refuses to run as root, so root starts it as the user nobody. Set-up asks
+what is missing before anything is installed: importing this takes the standard library only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from console.local_broker import free_port
 from contracts.errors import DeadlineError, UnavailableError
 
 START_SECONDS = 60.0
@@ -56,6 +56,8 @@ def redis_server() -> Iterator[tuple[str, int]]:
 
     Raises UnavailableError when it is not installed or does not start.
     """
+    from console.local_broker import free_port
+
     program = redis_program()
     if program is None:
         raise UnavailableError(f"redis-server is not installed: {INSTALL}")
