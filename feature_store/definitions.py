@@ -11,24 +11,24 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueT
 from feast.types import Float64, Int64, String
 
 from contracts.settings import Settings
-from feature_store.views import SERVED, VIEWS, View
+from feature_store.views import View, ViewTable
 
 SERVICE = "served"
 
 _TYPES: dict[type, Any] = {int: Int64, float: Float64, str: String}
 
 
-def definitions(settings: Settings, folder: Path) -> Iterator[Any]:
+def definitions(settings: Settings, folder: Path, table: ViewTable) -> Iterator[Any]:
     """Yield every object to apply. The ttl of the offline join is the gateway's maximum age, so
     that a value is missing for the learner exactly when it was for the gateway."""
     ttl = timedelta(seconds=settings.gateway.feature_max_age_seconds)
-    entities = {view.name: _entity(view) for view in VIEWS.values()}
-    views = {view.name: _view(view, entities[view.name], folder, ttl) for view in VIEWS.values()}
+    entities = {name: _entity(view) for name, view in table.views.items()}
+    views = {name: _view(of, entities[name], folder, ttl) for name, of in table.views.items()}
     yield from entities.values()
     yield from views.values()
     yield FeatureService(
         name=SERVICE,
-        features=[views[view.name][list(view.features)] for view in SERVED],
+        features=[views[view.name][list(view.features)] for view in table.served],
     )
 
 

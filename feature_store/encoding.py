@@ -105,7 +105,9 @@ def _int64(value: Value) -> bytes:
 
 
 def _double(value: Value) -> bytes:
-    return b"" if value is None else _DOUBLE.pack(_DOUBLE_TAG, float(value))
+    if value is None or (number := float(value)) != number:  # not a number: unknown
+        return b""
+    return _DOUBLE.pack(_DOUBLE_TAG, number)
 
 
 def _string(value: Value) -> bytes:

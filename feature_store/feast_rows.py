@@ -132,7 +132,7 @@ class FeastRows:
         return {name: self._proto_of(columns[name], value) for name, value in values.items()}
 
     def _proto_of(self, kind: type, value: Value) -> Any:
-        if value is None:
+        if value is None or value != value:  # noqa: PLR0124 - NaN alone differs from itself
             return self._proto()
         if kind is int:
             return self._proto(int64_val=int(value))

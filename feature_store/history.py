@@ -15,9 +15,7 @@ from msgspec import Struct
 from contracts.errors import UnavailableError
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
-from feature_store.views import SERVED, Value
-
-ATTEMPTS = 3
+from feature_store.views import TABLE, Value, ViewTable
 
 
 class Moment(Struct, frozen=True, kw_only=True):
@@ -32,11 +30,13 @@ class Moment(Struct, frozen=True, kw_only=True):
 class OfflineReader:
     """Opening imports Feast (seconds)."""
 
-    def __init__(self, settings: Settings) -> None:
-        from feature_store.store import open_store, service_of
+    def __init__(self, settings: Settings, table: ViewTable = TABLE) -> None:
+        from feature_store.store import offline_folder, open_store, service_of
 
-        self._store: Any = open_store(settings)
+        self._served = table.served
+        self._store: Any = open_store(settings, table)
         self._service = service_of(self._store)
+        self._folders = [offline_folder(settings, view.name) for view in self._served]
 
     def at(self, moments: Sequence[Moment]) -> list[dict[str, Value]]:
         """Return the served features by name for each moment, in order; None where none was known.
@@ -61,29 +61,30 @@ class OfflineReader:
         return [
             {
                 f"{view.name}.{feature}": _plain(kind, row[f"{view.name}__{feature}"])
-                for view in SERVED
+                for view in self._served
                 for feature, kind in view.features.items()
             }
             for row in rows
         ]
 
     def _join(self, entities: Any) -> Any:
-        for attempt in range(ATTEMPTS):
-            try:
+        import duckdb
+
+        from feature_store.parts import unchanged_parts
+
+        try:
+            with unchanged_parts(self._folders):
                 return self._store.get_historical_features(
                     entity_df=entities,
                     features=self._service,
                     full_feature_names=True,
                     filter_by_created_timestamp=True,
                 ).to_df()
-            except OSError as error:
-                # A writer merged parts between the listing of the folder and the reading.
-                if attempt == ATTEMPTS - 1:
-                    raise UnavailableError(
-                        f"offline features: parts could not be read ({error}); "
-                        "is the state directory complete?"
-                    ) from error
-        raise AssertionError("unreachable")
+        except (OSError, duckdb.Error) as error:
+            raise UnavailableError(
+                f"offline features: parts could not be read ({error}); "
+                "is the state directory complete?"
+            ) from error
 
 
 def _plain(kind: type, value: Any) -> Value:

@@ -11,7 +11,7 @@ import fcntl
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ MAX_BYTES = 16 << 20
 """Nothing larger is merged, so that a write that merges stays short."""
 
 EMPTY = "empty.parquet"
+MERGING, READING = "merge.lock", "read.lock"
+"""One process merges a folder's parts at a time, and none while somebody reads them."""
 
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 _MOMENT = pa.timestamp("us", tz="UTC")
@@ -47,24 +49,26 @@ class PartFolder:
         self._count += 1
         name = f"{created:%Y%m%dT%H%M%S}-{self._writer}-{self._count:06d}-L0.parquet"
         path = self._folder / name
-        _write(path, _table(self._view, rows, created))
+        # Dictionaries and statistics of a few rows cost more than they save.
+        _write(path, _table(self._view, rows, created), lean=True)
         if self._count % MERGE_AFTER == 0 or self._count == 1:  # at 1: what past processes left
             merge_parts(self._folder, self._view, f"{created:%Y%m%d}")
         return path
 
     def remove_before(self, moment: datetime) -> int:
-        """Remove the parts of the days before a moment's; return how many."""
+        """Remove parts of the days before a moment; return how many: 0 while parts are read."""
         first = f"{moment:%Y%m%d}"
-        with _merging(self._folder):
+        with _alone_in(self._folder) as alone:
             old = [part for part in _parts(self._folder) if part.name[:_DAY] < first]
-            for part in old:
+            for part in old if alone else []:
                 part.unlink(missing_ok=True)
-        return len(old)
+        return len(old) if alone else 0
 
 
 def ensure_parts(folder: Path, view: View) -> None:
     """Make the folder and an empty part, so that a join works before the first row."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / READING).touch()
     empty = folder / EMPTY
     if not empty.exists():
         _write(empty, pa.Table.from_pylist([], schema=_schema(view)))
@@ -76,7 +80,7 @@ def adapt_parts(folder: Path, view: View) -> int:
     Readers take one schema for all.
     """
     schema, changed = _schema(view), 0
-    with _merging(folder):
+    with _alone_in(folder, wait=True):
         for part in sorted(folder.glob("*.parquet")):
             if not pq.read_schema(part).equals(schema):
                 _write(part, _read(part, schema))
@@ -87,26 +91,38 @@ def adapt_parts(folder: Path, view: View) -> int:
 def merge_parts(folder: Path, view: View, today: str) -> None:
     """Merge the oldest parts of each level that has enough, and one past day as far as it goes.
 
-    A day is eight digits. Between rename and removal a row may be read twice, which the
-    point-in-time join does not see. What another writer merges at the same time is left to it.
+    A day is eight digits. While parts are read nothing happens: the next call does more. Were this
+    process to end between rename and removal, rows would be there twice, which the point-in-time
+    join does not see.
     """
-    with _merging(folder):
+    with _alone_in(folder) as alone:
         past: dict[str, list[Path]] = defaultdict(list)
         levels: dict[int, list[Path]] = defaultdict(list)
-        for part in _parts(folder):
+        for part in _parts(folder) if alone else []:
             if part.name[:_DAY] < today:
                 past[part.name[:_DAY]].append(part)
             else:
                 levels[_level(part)].append(part)
         for level in sorted(levels):
-            oldest = levels[level][:MERGE_AFTER]
-            if len(oldest) == MERGE_AFTER and _size(oldest) <= MAX_BYTES:
-                _merge(oldest, level + 1, view)
+            for start in range(0, len(levels[level]) - MERGE_AFTER + 1, MERGE_AFTER)[:2]:
+                oldest = levels[level][start : start + MERGE_AFTER]
+                if _size(oldest) <= MAX_BYTES:
+                    _merge(oldest, level + 1, view)
         for day in sorted(past):
             some = _fitting(past[day])
             if len(some) > 1:
                 _merge(some, max(map(_level, some)), view)
                 break
+
+
+@contextmanager
+def unchanged_parts(folders: Sequence[Path]) -> Iterator[None]:
+    """Keep the parts of folders from being merged or removed; writers go on adding meanwhile."""
+    with ExitStack() as stack:
+        for folder in folders:
+            file = stack.enter_context((folder / READING).open())
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 def _merge(parts: Sequence[Path], level: int, view: View) -> None:
@@ -146,11 +162,16 @@ def _size(parts: Sequence[Path]) -> int:
 
 
 @contextmanager
-def _merging(folder: Path) -> Iterator[None]:
-    """Only one process merges or removes a folder's parts; others write and read meanwhile."""
-    with (folder / "merge.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _alone_in(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Wait until nobody else merges; tell whether nobody reads either, until the block ends."""
+    with (folder / MERGING).open("w") as merging, (folder / READING).open("w") as reading:
+        fcntl.flock(merging, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(reading, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def _table(view: View, rows: Sequence[FeatureRow], created: datetime) -> pa.Table:
@@ -176,7 +197,9 @@ def _schema(view: View) -> pa.Schema:
 
 def _read(part: Path, schema: pa.Schema) -> pa.Table:
     """Return a part with just these columns; those it has not are null."""
-    table = pq.read_table(part)
+    table = pq.ParquetFile(part).read(use_threads=False)
+    if table.schema.equals(schema):
+        return table
     columns = [
         table[field.name].cast(field.type)
         if field.name in table.column_names
@@ -186,7 +209,7 @@ def _read(part: Path, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _write(path: Path, table: pa.Table, *, lean: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary)
+    pq.write_table(table, temporary, use_dictionary=not lean, write_statistics=not lean)
     temporary.replace(path)

@@ -11,7 +11,7 @@ from datetime import datetime
 from contracts.errors import HeadraceError
 from contracts.events import BASE_VERSION, FeatureValue
 from contracts.settings import Settings
-from feature_store.views import SERVED, Value
+from feature_store.views import TABLE, Value, ViewTable
 
 
 class FeatureReadError(HeadraceError, RuntimeError):
@@ -24,16 +24,16 @@ class OnlineReader:
     Rows are read at the level of the store itself (`redis_rows`, `sqlite_rows`).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, table: ViewTable = TABLE) -> None:
         from feature_store.store import open_store, readable_rows
 
         self._max_age = settings.gateway.feature_max_age_seconds
         self._names = {
             view.name: [(f"{view.name}.{feature}", feature) for feature in view.features]
-            for view in SERVED
+            for view in table.served
         }
         try:
-            self._rows = readable_rows(settings, open_store(settings))
+            self._rows = readable_rows(settings, open_store(settings, table), table.served)
         except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"the feature store does not open: {error}") from error
         self.read("", "", BASE_VERSION, datetime.fromtimestamp(0).astimezone())
@@ -53,9 +53,9 @@ class OnlineReader:
         except Exception as error:  # Feast raises even bare Exception, stores their own
             raise FeatureReadError(f"online features could not be read: {error}") from error
         moment, found = now.timestamp(), {}
-        for view in SERVED:
-            values, age = self._fresh(rows.get(view.name), moment)
-            for name, feature in self._names[view.name]:
+        for view, names in self._names.items():
+            values, age = self._fresh(rows.get(view), moment)
+            for name, feature in names:
                 found[name] = FeatureValue(value=values.get(feature), age_seconds=age)
         return found
 

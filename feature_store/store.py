@@ -25,7 +25,7 @@ from feature_store.redis_rows import RedisRows
 from feature_store.rows import ReadableRows, WritableRows
 from feature_store.sqlite_rows import SqliteRows
 from feature_store.sqlite_writes import SqliteWrites
-from feature_store.views import SERVED, VIEWS, View
+from feature_store.views import TABLE, View, ViewTable
 
 # Feast imports torch, where installed, for one annotation: 180 MB in every process that serves.
 _hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # None: "not installed"
@@ -58,18 +58,18 @@ def offline_folder(settings: Settings, view: str) -> Path:
     return repository(settings) / "offline" / view
 
 
-def open_store(settings: Settings) -> FeatureStore:
+def open_store(settings: Settings, table: ViewTable = TABLE) -> FeatureStore:
     """Return a store with all definitions applied; safe when several processes start at once."""
     folder = repository(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    for view in VIEWS.values():
+    for view in table.views.values():
         ensure_parts(offline_folder(settings, view.name), view)
     store = FeatureStore(config=_config(settings, folder))
     with _locked(folder / "apply.lock"):
-        marker, wanted = folder / "applied", _fingerprint(settings)
+        marker, wanted = folder / "applied", _fingerprint(settings, table)
         if not marker.exists() or marker.read_text() != wanted:
-            store.apply(list(definitions(settings, folder)))
-            for view in VIEWS.values():
+            store.apply(list(definitions(settings, folder, table)))
+            for view in table.views.values():
                 adapt_parts(offline_folder(settings, view.name), view)
             marker.write_text(wanted)
     if settings.features.online == "sqlite":
@@ -82,18 +82,19 @@ def service_of(store: FeatureStore) -> Any:
     return store.get_feature_service(SERVICE)
 
 
-def readable_rows(settings: Settings, store: FeatureStore) -> ReadableRows:
-    """Return the served rows, read in the shortest way known for the store and Feast's version."""
+def readable_rows(settings: Settings, store: FeatureStore, views: tuple[View, ...]) -> ReadableRows:
+    """Return the rows of views, read in the shortest way known of this store and Feast."""
     if feast.__version__ != encoding.FEAST:
-        return feast_rows(store, SERVED)
+        return feast_rows(store, views)
     if settings.features.online == "redis":
-        return _redis_rows(settings, store, SERVED)
-    return SqliteRows(_sqlite_file(settings), _stored_as(store, SERVED, table=True), SERVED)
+        return _redis_rows(settings, store, views)
+    return SqliteRows(_sqlite_file(settings), _stored_as(store, views, table=True), views)
 
 
-def writable_rows(settings: Settings, store: FeatureStore, clock: Clock) -> WritableRows:
-    """Return the rows of all views, written in the shortest way known likewise."""
-    views = tuple(VIEWS.values())
+def writable_rows(
+    settings: Settings, store: FeatureStore, clock: Clock, views: tuple[View, ...]
+) -> WritableRows:
+    """Return the rows of views, written in the shortest way known likewise."""
     if feast.__version__ != encoding.FEAST:
         return feast_rows(store, views)
     if settings.features.online == "redis":
@@ -149,11 +150,14 @@ def _config(settings: Settings, folder: Path) -> RepoConfig:
     )
 
 
-def _fingerprint(settings: Settings) -> str:
+def _fingerprint(settings: Settings, table: ViewTable) -> str:
     """Return what the applied definitions depend on, as one hash."""
-    views = {name: [list(view.columns), view.join_key] for name, view in VIEWS.items()}
     parts = [
-        views,
+        [
+            (name, of.join_key, [(column, kind.__name__) for column, kind in of.columns.items()])
+            for name, of in table.views.items()
+        ],
+        [(view.name, list(view.features)) for view in table.served],
         settings.features.online,
         settings.features.registry,
         settings.gateway.feature_max_age_seconds,

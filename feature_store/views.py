@@ -31,7 +31,7 @@ class View(Struct, frozen=True, kw_only=True):
 class FeatureRow(Struct, frozen=True, kw_only=True):
     """New values of one entity. ``event_time`` is when the newest fact behind them happened.
 
-    A row may hold some columns only: the others keep their values.
+    A row may hold some columns only: the others keep their values. None and NaN are unknown.
     """
 
     view: str
@@ -84,6 +84,16 @@ VIEWS: dict[str, View] = {view.name: view for view in (USER, SESSION, DECISION, 
 
 SERVED = (USER, SESSION, POLICY_VERSION)
 """Views whose features the gateway reads for a request and the learner for a past decision."""
+
+
+class ViewTable(Struct, frozen=True):
+    """The views of a store by name, and those of them that are served."""
+
+    views: dict[str, View]
+    served: tuple[View, ...]
+
+
+TABLE = ViewTable(VIEWS, SERVED)
 
 
 def served_names() -> tuple[str, ...]:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec.structs import replace
+
 from contracts.clock import Clock
 from contracts.settings import Settings
 from feature_store.parts import PartFolder
 from feature_store.rows import Latest, WritableRows
-from feature_store.views import VIEWS, FeatureRow
+from feature_store.views import TABLE, FeatureRow, View, ViewTable
 
 PRUNE_SECONDS = 60.0
 PRUNE_LIMIT = 1000
@@ -28,15 +30,19 @@ class FeatureWriter:
     ``gateway.feature_max_age_seconds``, parts older than ``features.retention_days``.
     """
 
-    def __init__(self, settings: Settings, clock: Clock, name: str = "writer") -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, name: str = "writer", table: ViewTable = TABLE
+    ) -> None:
         from feature_store.store import offline_folder, open_store, writable_rows
 
-        store: Any = open_store(settings)
-        self._rows: WritableRows = writable_rows(settings, store, clock)
+        store: Any = open_store(settings, table)
+        self._views, self._served = table.views, {view.name for view in table.served}
+        views = tuple(table.views.values())
+        self._rows: WritableRows = writable_rows(settings, store, clock, views)
         writer = f"{name}-{os.getpid()}"
         self._parts = {
             view.name: PartFolder(offline_folder(settings, view.name), view, writer)
-            for view in VIEWS.values()
+            for view in views
         }
         self._clock, self._pruned = clock, clock.now()
         self._online_age = timedelta(seconds=settings.gateway.feature_max_age_seconds)
@@ -50,8 +56,9 @@ class FeatureWriter:
         late, now = 0, self._clock.now()
         for view in {row.view: None for row in rows}:
             of_view = [row for row in rows if row.view == view]
-            late += self._rows.write(VIEWS[view], of_view)
-            self._parts[view].write(of_view, created=now)
+            whole = self._whole(self._views[view], of_view) if view in self._served else of_view
+            late += self._rows.write(self._views[view], of_view)
+            self._parts[view].write(whole, created=now)
         if now - self._pruned >= timedelta(seconds=PRUNE_SECONDS):
             self._pruned = now
             self.prune(now - self._online_age, PRUNE_LIMIT)
@@ -61,9 +68,27 @@ class FeatureWriter:
 
     def latest(self, view: str, keys: Sequence[str]) -> dict[str, Latest]:
         """Return the online values and event time of each key that is there."""
-        return self._rows.latest(VIEWS[view], keys)
+        return self._rows.latest(self._views[view], keys)
 
     def prune(self, before: datetime, limit: int) -> int:
         """Remove from sqlite at most ``limit`` keys per view that were last written before a
         moment, oldest first; return how many. Redis lets keys expire by itself."""
         return self._rows.prune(before, limit)
+
+    def _whole(self, view: View, rows: Sequence[FeatureRow]) -> list[FeatureRow]:
+        """Fill the columns that rows lack with what holds online, so that a past moment knows of
+        them what the gateway knew. A late row is left as it is: what held then is not online."""
+        partial = {row.key: None for row in rows if len(row.values) < len(view.columns)}
+        if not partial:
+            return list(rows)
+        known = self._rows.latest(view, list(partial))
+        found = []
+        for row in sorted(rows, key=lambda row: row.event_time):
+            values, moment = known.get(row.key, ({}, row.event_time))
+            if row.event_time >= moment:
+                values = {**values, **row.values}
+                known[row.key] = values, row.event_time
+                found.append(replace(row, values=values))
+            else:
+                found.append(row)
+        return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from console import store_servers
 from contracts.clock import ManualClock
@@ -67,6 +68,13 @@ def feast_of(store: Store) -> Any:
     from feature_store.store import open_store
 
     return open_store(store.settings)
+
+
+def redis_of(store: Store) -> Redis:
+    """Return a client of the store's own database."""
+    host, _, rest = store.settings.features.redis.partition(":")
+    port, _, db = rest.partition(",db=")
+    return Redis(host, int(port), int(db))
 
 
 def settings_of(
