@@ -15,7 +15,7 @@ from msgspec import Struct
 from contracts.errors import UnavailableError
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
-from feature_store.views import TABLE, Value, ViewTable
+from feature_store.views import TABLE, Value, View, ViewTable, without_stale
 
 
 class Moment(Struct, frozen=True, kw_only=True):
@@ -24,6 +24,7 @@ class Moment(Struct, frozen=True, kw_only=True):
     user_id: str
     session_id: str
     policy_version: str = BASE_VERSION
+    topic: str = ""
     at: datetime
 
 
@@ -34,6 +35,7 @@ class OfflineReader:
         from feature_store.store import offline_folder, open_store, service_of
 
         self._served = table.served
+        self._window = settings.features.window_seconds
         self._store: Any = open_store(settings, table)
         self._service = service_of(self._store)
         self._folders = [offline_folder(settings, view.name) for view in self._served]
@@ -53,6 +55,7 @@ class OfflineReader:
                 "user_id": [moment.user_id for moment in moments],
                 "session_id": [moment.session_id for moment in moments],
                 "policy_version": [moment.policy_version for moment in moments],
+                "topic": [moment.topic for moment in moments],
                 "event_timestamp": [moment.at for moment in moments],
             }
         )
@@ -60,12 +63,20 @@ class OfflineReader:
         rows: list[dict[str, Any]] = frame.reindex(range(len(moments))).to_dict("records")
         return [
             {
-                f"{view.name}.{feature}": _plain(kind, row[f"{view.name}__{feature}"])
+                f"{view.name}.{feature}": value
                 for view in self._served
-                for feature, kind in view.features.items()
+                for feature, value in self._values(view, row, moment.at.timestamp()).items()
             }
-            for row in rows
+            for row, moment in zip(rows, moments, strict=True)
         ]
+
+    def _values(self, view: View, row: dict[str, Any], at: float) -> dict[str, Value]:
+        found = {
+            feature: _plain(kind, row[f"{view.name}__{feature}"])
+            for feature, kind in view.features.items()
+        }
+        fresh = without_stale(found, at, self._window)
+        return {feature: fresh[feature] for feature in view.shown}
 
     def _join(self, entities: Any) -> Any:
         import duckdb

@@ -11,7 +11,7 @@ from datetime import datetime
 from contracts.errors import HeadraceError
 from contracts.events import BASE_VERSION, FeatureValue
 from contracts.settings import Settings
-from feature_store.views import TABLE, Value, ViewTable
+from feature_store.views import TABLE, Value, ViewTable, without_stale
 
 
 class FeatureReadError(HeadraceError, RuntimeError):
@@ -28,8 +28,9 @@ class OnlineReader:
         from feature_store.store import open_store, readable_rows
 
         self._max_age = settings.gateway.feature_max_age_seconds
+        self._window = settings.features.window_seconds
         self._names = {
-            view.name: [(f"{view.name}.{feature}", feature) for feature in view.features]
+            view.name: [(f"{view.name}.{feature}", feature) for feature in view.shown]
             for view in table.served
         }
         try:
@@ -39,15 +40,21 @@ class OnlineReader:
         self.read("", "", BASE_VERSION, datetime.fromtimestamp(0).astimezone())
 
     def read(
-        self, user_id: str, session_id: str, policy_version: str, now: datetime
+        self, user_id: str, session_id: str, policy_version: str, now: datetime, topic: str = ""
     ) -> dict[str, FeatureValue]:
         """Return every served feature by name.
 
         A value is None when the store has none (age None) or it is older than
-        ``gateway.feature_max_age_seconds`` (its age is given). Blocks for about a
-        tenth of a millisecond. Raises FeatureReadError when the store cannot be read.
+        ``gateway.feature_max_age_seconds``, or than the window that it is over (its age is given).
+        Blocks for about a tenth of a millisecond. Raises FeatureReadError when the store cannot be
+        read.
         """
-        keys = {"user_id": user_id, "session_id": session_id, "policy_version": policy_version}
+        keys = {
+            "user_id": user_id,
+            "session_id": session_id,
+            "policy_version": policy_version,
+            "topic": topic,
+        }
         try:
             rows = self._rows.read(keys)
         except Exception as error:  # Feast raises even bare Exception, stores their own
@@ -66,4 +73,7 @@ class OnlineReader:
         if row is None:
             return {}, None
         age = max(0.0, now - row[1])
-        return row[0] if age <= self._max_age else {}, age
+        return (
+            without_stale(row[0], now, self._window) if age <= self._max_age else {},
+            age,
+        )

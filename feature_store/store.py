@@ -25,7 +25,7 @@ from feature_store.redis_rows import RedisRows
 from feature_store.rows import ReadableRows, WritableRows
 from feature_store.sqlite_rows import SqliteRows
 from feature_store.sqlite_writes import SqliteWrites
-from feature_store.views import TABLE, View, ViewTable
+from feature_store.views import TABLE, View, ViewTable, kept_online_seconds
 
 # Feast imports torch, where installed, for one annotation: 180 MB in every process that serves.
 _hidden = sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # None: "not installed"
@@ -111,7 +111,7 @@ def feast_rows(store: FeatureStore, views: Iterable[View]) -> FeastRows:
 def _redis_rows(settings: Settings, store: FeatureStore, views: tuple[View, ...]) -> RedisRows:
     provider: Any = store.provider
     client = provider.online_store._get_client(store.config.online_store)
-    keep = settings.gateway.feature_max_age_seconds
+    keep = kept_online_seconds(settings)
     return RedisRows(client, PROJECT, _stored_as(store, views, table=False), views, keep)
 
 
@@ -133,7 +133,7 @@ def _config(settings: Settings, folder: Path) -> RepoConfig:
     online: dict[str, Any] = {"type": "sqlite", "path": str(folder / "online.db")}
     if settings.features.online == "redis":
         redis = f"{REDIS_LIMITS},{settings.features.redis}"  # the last of equal names counts
-        keep = ceil(settings.gateway.feature_max_age_seconds)
+        keep = ceil(kept_online_seconds(settings))
         online = {"type": "redis", "connection_string": redis, "key_ttl_seconds": keep}
     return RepoConfig(
         project=PROJECT,

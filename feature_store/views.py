@@ -9,7 +9,13 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from contracts.settings import Settings
+
 Value = float | int | str | None
+
+
+AS_OF = "as_of"
+"""When the newest fact behind a row of a served view happened, epoch seconds; no feature itself."""
 
 
 class View(Struct, frozen=True, kw_only=True):
@@ -21,6 +27,11 @@ class View(Struct, frozen=True, kw_only=True):
     description: str
     features: dict[str, type]
     state: dict[str, type] = {}
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Return the features that readers give; `AS_OF` is for themselves."""
+        return tuple(feature for feature in self.features if feature != AS_OF)
 
     @property
     def columns(self) -> dict[str, type]:
@@ -40,6 +51,32 @@ class FeatureRow(Struct, frozen=True, kw_only=True):
     event_time: datetime
 
 
+RECENT = "recent_"
+"""Features whose names begin so are over a sliding window of ``features.window_seconds``."""
+
+_WINDOW: dict[str, type] = {
+    "recent_decisions": int,
+    "recent_reward_mean": float,
+    "recent_violation_rate": float,
+    "recent_escalation_rate": float,
+    "recent_re_ask_rate": float,
+    "recent_tokens_mean": float,
+    "recent_seconds_mean": float,
+    AS_OF: float,
+}
+
+
+def without_stale(values: dict[str, Value], at: float, window_seconds: float) -> dict[str, Value]:
+    """Return a row's values at a moment: those of a window that has passed are None.
+
+    Online and offline reads apply the same rule, so that both see the same.
+    """
+    as_of = values.get(AS_OF)
+    if not isinstance(as_of, int | float) or at - as_of <= window_seconds:
+        return values
+    return {name: None if name.startswith(RECENT) else value for name, value in values.items()}
+
+
 USER = View(
     name="user",
     join_key="user_id",
@@ -50,6 +87,7 @@ USER = View(
         "rewards": int,
         "reward_mean": float,
         "reports": int,
+        **_WINDOW,
     },
     state={"counted": str},
 )
@@ -57,7 +95,7 @@ SESSION = View(
     name="session",
     join_key="session_id",
     description="The conversation under way.",
-    features={"turns": int, "last_action": str, "last_reward": float},
+    features={"turns": int, "last_action": str, "last_reward": float, **_WINDOW},
     state={"counted": str, "log": str},
 )
 DECISION = View(
@@ -67,6 +105,7 @@ DECISION = View(
     features={
         "risk": float,
         "violation": int,
+        "findings": str,
         "reward": float,
         "status": str,
         "revision": int,
@@ -76,13 +115,34 @@ POLICY_VERSION = View(
     name="policy_version",
     join_key="policy_version",
     description="How one policy version does with its users.",
-    features={"decisions": int, "violations": int, "rewards": int, "reward_mean": float},
+    features={
+        "decisions": int,
+        "violations": int,
+        "rewards": int,
+        "reward_mean": float,
+        **_WINDOW,
+    },
+    state={"counted": str},
+)
+TOPIC = View(
+    name="topic",
+    join_key="topic",
+    description="How questions about one declared topic fare.",
+    features={
+        "decisions": int,
+        "violations": int,
+        "rewards": int,
+        "reward_mean": float,
+        **_WINDOW,
+    },
     state={"counted": str},
 )
 
-VIEWS: dict[str, View] = {view.name: view for view in (USER, SESSION, DECISION, POLICY_VERSION)}
+VIEWS: dict[str, View] = {
+    view.name: view for view in (USER, SESSION, DECISION, POLICY_VERSION, TOPIC)
+}
 
-SERVED = (USER, SESSION, POLICY_VERSION)
+SERVED = (USER, SESSION, POLICY_VERSION, TOPIC)
 """Views whose features the gateway reads for a request and the learner for a past decision."""
 
 
@@ -96,6 +156,16 @@ class ViewTable(Struct, frozen=True):
 TABLE = ViewTable(VIEWS, SERVED)
 
 
+def kept_online_seconds(settings: Settings) -> float:
+    """Return how long a key lives online without being written.
+
+    As long as its values may be used, and as long as a session's row must be there for a reward
+    to be revised.
+    """
+    revisable = settings.streams.window_seconds + settings.streams.revision_seconds
+    return max(settings.gateway.feature_max_age_seconds, revisable)
+
+
 def served_names() -> tuple[str, ...]:
     """Return the names of all served features, ``<view>.<feature>``."""
-    return tuple(f"{view.name}.{feature}" for view in SERVED for feature in view.features)
+    return tuple(f"{view.name}.{feature}" for view in SERVED for feature in view.shown)

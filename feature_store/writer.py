@@ -16,7 +16,7 @@ from contracts.clock import Clock
 from contracts.settings import Settings
 from feature_store.parts import PartFolder
 from feature_store.rows import Latest, WritableRows
-from feature_store.views import TABLE, FeatureRow, View, ViewTable
+from feature_store.views import TABLE, FeatureRow, View, ViewTable, kept_online_seconds
 
 PRUNE_SECONDS = 60.0
 PRUNE_LIMIT = 1000
@@ -27,7 +27,7 @@ class FeatureWriter:
     """The one writer of a process; ``name`` sets its parts apart from other writers'.
 
     Once a minute a write removes what has expired: keys not written for
-    ``gateway.feature_max_age_seconds``, parts older than ``features.retention_days``.
+    `kept_online_seconds`, parts older than ``features.retention_days``.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class FeatureWriter:
             for view in views
         }
         self._clock, self._pruned = clock, clock.now()
-        self._online_age = timedelta(seconds=settings.gateway.feature_max_age_seconds)
+        self._online_age = timedelta(seconds=kept_online_seconds(settings))
         self._offline_age = timedelta(days=settings.features.retention_days)
 
     def write(self, rows: Sequence[FeatureRow]) -> int:

@@ -12,6 +12,9 @@ from msgspec import Struct
 
 from contracts.events import Sample
 
+USER_REWARD_MEAN = "user.reward_mean"
+"""The feature that tells harsh and kind raters apart: an input of the baseline."""
+
 
 class Experience(Struct, frozen=True, kw_only=True):
     """A sample as the update uses it.
@@ -19,7 +22,9 @@ class Experience(Struct, frozen=True, kw_only=True):
     ``logprobs`` (natural log, one per token of ``token_ids``) is empty when they are not usable.
     ``behaviour_sequence`` is the release number of the version that served it, 0 for the base and
     for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
-    ``user_reward_mean`` comes from the feature store as of ``decided_at``; None when it had none.
+    ``user_reward_mean`` is what the gateway had for the decision; None when there was none.
+    Where the gateway did not log it (``features_logged``), it comes from the feature store as of
+    ``decided_at``.
     """
 
     sample_id: str
@@ -37,6 +42,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     feedback_time: datetime
     correction_ids: tuple[int, ...] = ()
     user_reward_mean: float | None = None
+    features_logged: bool = False
     action: str = ""
     violation: bool = False
 
@@ -53,6 +59,7 @@ def experience_of(
     ``sequences`` maps the ids of released versions to their release numbers; ``correction_ids``
     come from `learner.policy.correction_ids`.
     """
+    logged = sample.features.get(USER_REWARD_MEAN)
     usable = len(sample.logprobs) == len(sample.token_ids)
     return Experience(
         sample_id=sample.id,
@@ -69,6 +76,12 @@ def experience_of(
         decided_at=sample.decided_at,
         feedback_time=sample.feedback_time,
         correction_ids=correction_ids,
+        user_reward_mean=_number(logged.value) if logged else None,
+        features_logged=logged is not None,
         action=sample.action,
         violation=sample.violation,
     )
+
+
+def _number(value: float | int | str | None) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

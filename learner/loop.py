@@ -269,8 +269,15 @@ class Learner:
         self.pulse.note = f"{len(self.pending)} of {self.settings.learner.batch_samples} samples"
 
     def _with_features(self, fresh: list[Experience]) -> list[Experience]:
-        means = self.reward_means(fresh)
-        return [replace(one, user_reward_mean=mean) for one, mean in zip(fresh, means, strict=True)]
+        """Look up what the gateway did not log: then serving and learning see the same values."""
+        unknown = [one for one in fresh if not one.features_logged]
+        if not unknown:
+            return fresh
+        means = dict(zip((e.sample_id for e in unknown), self.reward_means(unknown), strict=True))
+        return [
+            one if one.features_logged else replace(one, user_reward_mean=means[one.sample_id])
+            for one in fresh
+        ]
 
     def _trace_samples(self) -> None:
         """End each sample's own trace with a span that says which release has it."""

@@ -1,6 +1,7 @@
 """What the feature store knew of a user when a decision was made: an input of the baseline.
 
 Harsh and kind raters differ in their mean reward; the baseline takes that out of the advantage.
+Samples carry what the gateway had; only for those that do not is the store asked.
 The learner goes on without the store, with 0 for every user.
 """
 
@@ -11,9 +12,7 @@ from collections.abc import Callable, Sequence
 
 from contracts.settings import Settings
 from feature_store.history import Moment, OfflineReader
-from learner.experience import Experience
-
-FEATURE = "user.reward_mean"
+from learner.experience import USER_REWARD_MEAN, Experience
 
 RewardMeans = Callable[[Sequence[Experience]], list[float | None]]
 """Give each experience's user reward mean as of its decision; None where it was not known."""
@@ -36,6 +35,8 @@ def stored_reward_means(settings: Settings) -> RewardMeans:
         except Exception as error:  # noqa: BLE001 - edge of the process: Feast raises what it likes, learning goes on
             _log.warning("no user features for this batch: %s", error)
             return [None] * len(experiences)
-        return [float(value) if (value := row[FEATURE]) is not None else None for row in rows]
+        return [
+            float(value) if (value := row[USER_REWARD_MEAN]) is not None else None for row in rows
+        ]
 
     return look_up

@@ -31,7 +31,7 @@ class Reader(Protocol):
     """What `feature_store.reader.OnlineReader` offers."""
 
     def read(
-        self, user_id: str, session_id: str, policy_version: str, now: datetime
+        self, user_id: str, session_id: str, policy_version: str, now: datetime, topic: str = ""
     ) -> dict[str, FeatureValue]:
         """Return feature name to value."""
         ...
@@ -70,14 +70,14 @@ class FeatureLookup:
         self._stopping.set()
 
     def read(
-        self, user_id: str, session_id: str, policy_version: str, now: datetime
+        self, user_id: str, session_id: str, policy_version: str, now: datetime, topic: str = ""
     ) -> dict[str, FeatureValue] | None:
         """Return the features, None when the store cannot give them now."""
         began = self._clock.monotonic()
         if self._reader is None or began < self._ask_from:
             return None
         try:
-            return self._reader.read(user_id, session_id, policy_version, now)
+            return self._reader.read(user_id, session_id, policy_version, now, topic)
         except Exception as error:  # noqa: BLE001 - edge of the process: no failure of the store may fail a request
             ended = self._clock.monotonic()
             self._ask_from = ended + (ended - began) * (1.0 / FAILING_SHARE - 1.0)

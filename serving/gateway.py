@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from datetime import datetime
 
@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from contracts.clock import Clock
 from contracts.errors import EngineError
-from contracts.events import Assignment, Rollout
+from contracts.events import Assignment, Message, Rollout
 from contracts.ids import NewId
 from contracts.settings import Settings
 from contracts.tracing import current_ids, current_trace_headers, span
@@ -65,6 +65,7 @@ class Gateway(Struct, frozen=True, kw_only=True):
     new_id: NewId
     engine: Engine
     rollout: Callable[[str], Rollout | None]
+    topic_of: Callable[[Sequence[Message]], str]
     features: FeatureLookup
     log: DecisionLog
     metrics: Metrics
@@ -109,7 +110,9 @@ def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival, under_way:
     state = gateway.rollout(policy)
     assignment = assign(state, policy, user_id)
     started = gateway.clock.monotonic()
-    features = gateway.features.read(user_id, session_id, assignment.policy_version, arrival.time)
+    topic = gateway.topic_of(chat.messages)
+    version = assignment.policy_version
+    features = gateway.features.read(user_id, session_id, version, arrival.time, topic)
     if features is None:
         gateway.metrics.count("features_missing")
     return Turn(
@@ -122,6 +125,7 @@ def begin_turn(gateway: Gateway, chat: ChatRequest, arrival: Arrival, under_way:
         budget=arrival.budget,
         steps=steps_of(assignment, state, with_rule=bool(gateway.settings.gateway.fallback_reply)),
         features=features or {},
+        topic=topic,
         features_seconds=gateway.clock.monotonic() - started,
         arrived=arrival.at,
         arrived_at=arrival.time,

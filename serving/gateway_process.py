@@ -28,6 +28,7 @@ from contracts.heartbeat import beat
 from contracts.ids import uuid7_ids
 from contracts.settings import Settings, load_settings, policies_of, settings_for
 from contracts.tracing import start_tracing
+from guard.topics import topic_finder
 from serving.breaker import Breakers
 from serving.chat_endpoint import ChatEndpoint
 from serving.chat_first import CHAT, ChatFirst
@@ -126,6 +127,7 @@ def assemble(
         new_id=new_id,
         engine=HttpEngine(url, settings.engine.timeout_seconds, settings.engine.key),
         rollout=lambda policy: followers[policy].current,
+        topic_of=topic_finder(settings.streams.topics),
         features=FeatureLookup(settings, open_reader, clock),
         log=decisions,
         metrics=metrics,

@@ -52,6 +52,7 @@ class Turn(Struct, frozen=True, kw_only=True):
     budget: Budget
     steps: tuple[Step, ...]
     features: dict[str, FeatureValue]
+    topic: str
     features_seconds: float
     arrived: float
     arrived_at: datetime
@@ -165,6 +166,7 @@ def decision_of(turn: Turn, outcome: Outcome, engine: str, trace_id: str | None)
         sampling=turn.chat.sampling,
         finish_reason=outcome.finish_reason,
         features=turn.features,
+        topic=turn.topic,
         timings=Timings(
             features_seconds=turn.features_seconds,
             first_token_seconds=answer.first_token_seconds,

@@ -58,7 +58,7 @@ async def _run(settings: Settings, number: int) -> int:
         otlp_endpoint=settings.tracing.otlp_endpoint or None,
         span_file=settings.state_dir / "spans" / f"{process}.jsonl",
     )
-    features = FeatureLog(FeatureWriter(settings, clock, process))
+    features = FeatureLog(FeatureWriter(settings, clock, process), settings.features.window_seconds)
     audit = AuditChain(process, clock, uuid7_ids(clock))
     worker = Worker(settings, number, clock, audit, features)
     try:

@@ -104,12 +104,14 @@ class Attribution:
         the caller marks the offsets of the latter done. A decision dated in the future counts as
         made now, so that it cannot block the partition.
         """
-        deadline = min(decision.time, now) + self._window
+        decided_at = min(decision.time, now)
+        deadline = decided_at + self._window
         turn = Turn(
             decision=decision,
             safety=safety,
             trace=trace,
             offset=offset,
+            decided_at=decided_at,
             deadline=deadline,
             ready_at=max(deadline, now + self._grace),
             again=now >= deadline,

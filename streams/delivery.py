@@ -112,9 +112,9 @@ class Delivery:
 class FeatureLog:
     """Counts facts and writes the rows, in a thread: the store blocks. One call at a time."""
 
-    def __init__(self, writer: FeatureWriter) -> None:
+    def __init__(self, writer: FeatureWriter, window_seconds: float = 3600.0) -> None:
         self._writer = writer
-        self.tally = Tally(writer.latest)
+        self.tally = Tally(writer.latest, window_seconds)
         self.failures = 0
 
     async def record(self, facts: Sequence[Fact], *, shared: bool) -> bool:

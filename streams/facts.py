@@ -5,9 +5,11 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from contracts.codec import to_json
+from guard.topics import OTHER
 from streams.attribution import Attribution
 from streams.safety import chosen_action
 from streams.session import Turn
+from streams.signals import ESCALATE
 from streams.step import Revision
 from streams.tally import Fact
 
@@ -26,7 +28,13 @@ def opened_fact(partition: int, turn: Turn) -> Fact:
         action=chosen_action(decision),
         risk=safety.risk,
         violation=safety.violation,
-        time=decision.time,
+        findings=to_json([(f.category, f.rule, f.score) for f in safety.findings]).decode(),
+        time=turn.decided_at,
+        decided_at=turn.decided_at,
+        topic=decision.topic or OTHER,
+        tokens=len(decision.prompt_token_ids) + len(decision.token_ids),
+        seconds=decision.timings.total_seconds,
+        escalated=chosen_action(decision) == ESCALATE,
         trace=turn.trace,
     )
 
@@ -43,6 +51,7 @@ def closed_fact(number: int, partition: Attribution, turn: Turn) -> Fact:
         reward=turn.value,
         revision=turn.revision,
         reports=session.reports(turn),
+        re_asked=turn.re_asked,
         index=to_json(index).decode(),
     )
 
@@ -54,5 +63,6 @@ def revised_fact(number: int, partition: Attribution, revision: Revision) -> Fac
         stage="revised",
         offset=revision.offset,
         before=revision.before,
+        re_asked_before=revision.re_asked_before,
         by_feedback=revision.by_feedback,
     )

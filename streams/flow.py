@@ -217,10 +217,10 @@ class Flow:
         """Give those rewards anew that a record changed after they had been given."""
         by_feedback = record.topic is not DECISIONS
         for turn in partition.touched():
-            before = turn.value
+            before, re_asked = turn.value, turn.re_asked
             # Feedback that changes nothing now may do so later: the index must know of it.
             if self._rewarder.revise(step, partition, turn, now) or by_feedback:
-                revision = Revision(turn, before, record.offset, by_feedback)
+                revision = Revision(turn, before, re_asked, record.offset, by_feedback)
                 step.revised.append((record.partition, revision))
 
     def _tell_joined(self, step: Step, turn: Turn, feedback: Feedback) -> None:

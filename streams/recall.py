@@ -129,12 +129,14 @@ def session_of(
                     safety=judge(event, now),
                     trace=trace_headers(record.headers),
                     offset=record.offset,
-                    deadline=event.time + waits.window,
-                    ready_at=event.time,
+                    decided_at=min(event.time, now),
+                    deadline=min(event.time, now) + waits.window,
+                    ready_at=now,
                     state="released",
                     revision=place.revision,
                     content=place.content,
                     value=place.value,
+                    re_asked=place.re_asked,
                 )
             )
     return session

@@ -151,6 +151,7 @@ def sample_of(
         withdrawn=withdrawn,
         violation=evidence.safety.violation,
         correction=correction,
+        features=decision.features,
         decided_at=decision.time,
         # Clocks differ: feedback is never older than its decision, nor newer than the present.
         feedback_time=max(decision.time, min(newest_time, now)),

@@ -25,6 +25,9 @@ from streams.trail import Trail, rules_of
 
 _log = logging.getLogger(__name__)
 
+RE_ASK = "re-ask"
+"""Name of the signal whose rate is kept as a feature."""
+
 Judge = Callable[[Decision, datetime], Safety]
 
 
@@ -71,6 +74,7 @@ class Rewarder:
             self._trail.closed(step, evidence, reward, sample_id, withheld)
         turn.revision, turn.content = reward.revision, content(reward)
         turn.value, turn.status = reward.value, reward.status
+        turn.re_asked = any(p.name == RE_ASK and p.value < 0 for p in reward.components)
         self._counts["samples"] += sent
         self._counts["corrections_withheld"] += withheld is not None
 

@@ -23,15 +23,17 @@ MAX_INDEXED = 64
 class Turn(Struct, kw_only=True):
     """A decision of a session, and how far its reward has come.
 
-    ``held`` are offsets of feedback that stay uncommitted with it. ``again``: a run before this one
-    may have sent a reward of it, which it did not live to note. ``revision``, ``content`` and
-    ``value`` are those of the reward sent last; the revision is -1 before the first.
+    ``decided_at`` is the decision's time, but no later than it was read. ``held`` are offsets of
+    feedback that stay uncommitted with it. ``again``: a run before this one may have sent a reward
+    of it, which it did not live to note. ``revision``, ``content``, ``value``, ``status`` and
+    ``re_asked`` are those of the reward sent last; the revision is -1 before the first.
     """
 
     decision: Decision
     safety: Safety
     trace: dict[str, str]
     offset: int
+    decided_at: datetime
     deadline: datetime
     ready_at: datetime
     state: Literal["open", "closing", "closed", "released"] = "open"
@@ -42,6 +44,7 @@ class Turn(Struct, kw_only=True):
     content: str = ""
     value: float | None = None
     status: str = ""
+    re_asked: bool = False
 
     @property
     def moment(self) -> tuple[datetime, str]:
@@ -67,6 +70,7 @@ class Place(Struct, array_like=True, frozen=True):
     revision: int = -1
     content: str = ""
     value: float | None = None
+    re_asked: bool = False
 
     @property
     def is_rewarded(self) -> bool:
@@ -143,7 +147,7 @@ class Session(Struct, kw_only=True):
             for arrival in self.arrivals.values()
             if arrival.feedback.decision_id in ("", turn.decision.id)
         ]
-        return max([turn.decision.time, *times])
+        return max([turn.decided_at, *times])
 
     def reports(self, turn: Turn) -> int:
         """Return how many reports of a decision there are."""
@@ -171,6 +175,7 @@ class Session(Struct, kw_only=True):
                 turn.revision if is_released else -1,
                 turn.content if is_released else "",
                 turn.value if is_released else None,
+                turn.re_asked if is_released else False,
             )
         newest = sorted(places.values(), key=lambda place: (place.time, place.decision_id))
         offsets = {

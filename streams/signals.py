@@ -26,6 +26,9 @@ SAME_QUESTION = 0.6
 MAX_WORDS = 200
 """Words of a question that are compared."""
 
+ESCALATE = "escalate"
+"""Action, and by convention the tool, that hands a question over to a person."""
+
 BUILDS, TOOLS, RE_ASKS = frozenset({"build", "test"}), frozenset({"tool"}), frozenset({"re-ask"})
 """Names of outcomes that have a signal of their own; ``NAME/detail`` counts as ``NAME``."""
 
@@ -121,7 +124,7 @@ def dwell(evidence: Evidence, component: RewardComponent) -> Signal | None:
 
 def escalation(evidence: Evidence, _: RewardComponent) -> Signal | None:
     """Return -1 when the policy handed the question over to a person."""
-    if chosen_action(evidence.decision) != "escalate":
+    if chosen_action(evidence.decision) != ESCALATE:
         return None
     return Signal(-1.0, "escalation: -1 when escalated", (evidence.decision.id,))
 

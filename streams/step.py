@@ -27,6 +27,7 @@ class Revision(Struct, frozen=True):
 
     turn: Turn
     before: float | None
+    re_asked_before: bool
     offset: int
     by_feedback: bool
 

@@ -1,4 +1,4 @@
-"""Counts per user, session and policy version, as feature rows; each decision counts once.
+"""Counts per user, session, topic and policy version, as feature rows; each decision once.
 
 A count is a function of the log: beside the values stands, per partition, the next offset to count
 (column ``counted``), written in the same row. A record read again after a crash is below it.
@@ -15,7 +15,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from feature_store.views import FeatureRow, Value
+from feature_store.views import AS_OF, FeatureRow, Value
+from streams.recent import Bucket, bucket_at, bucket_number, recent_values
 
 MAX_CACHED = 50_000
 
@@ -42,6 +43,14 @@ class Fact(Struct, frozen=True, kw_only=True):
     risk: float
     violation: bool
     time: datetime
+    decided_at: datetime
+    topic: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    escalated: bool = False
+    re_asked: bool = False
+    re_asked_before: bool = False
+    findings: str = ""
     status: str | None = None
     reward: float | None = None
     revision: int | None = None
@@ -53,7 +62,7 @@ class Fact(Struct, frozen=True, kw_only=True):
 
 
 class Counts(Struct, array_like=True):
-    """Counts of one entity over one partition.
+    """Counts of one entity over one partition; ``recent`` are those of a window, by bucket.
 
     ``opened`` and ``closed`` are next offsets, and so are those of what led to revisions, by topic.
     """
@@ -67,6 +76,7 @@ class Counts(Struct, array_like=True):
     reports: int = 0
     revised_by_decisions: int = 0
     revised_by_feedback: int = 0
+    recent: dict[int, Bucket] = {}
 
     def is_revised_to(self, fact: Fact) -> int:
         """Return the next offset to count, of the topic that led to a revision."""
@@ -94,8 +104,8 @@ class Tally:
     they wrote is read again before each write.
     """
 
-    def __init__(self, latest: Latest) -> None:
-        self._latest = latest
+    def __init__(self, latest: Latest, window_seconds: float = 3600.0) -> None:
+        self._latest, self._window = latest, window_seconds
         self._cache: OrderedDict[tuple[str, str], Entity] = OrderedDict()
 
     def forget(self) -> None:
@@ -115,9 +125,9 @@ class Tally:
                 entity = self._cache[place]
                 if fact.stage == "revised":
                     counts = fact.offset >= ends[*place, fact.partition, fact.by_feedback]
-                    counted = counts and _revise(entity, fact)
+                    counted = counts and _revise(entity, fact, self._window)
                 else:
-                    counted = _count(entity, fact)
+                    counted = _count(entity, fact, self._window)
                 if fact.index and view == "session":
                     counted = entity.values.get("log") != fact.index or counted
                     entity.values["log"] = fact.index
@@ -163,42 +173,55 @@ _KEYS: dict[str, Callable[[Fact], str]] = {
     "user": lambda fact: fact.user_id,
     "session": lambda fact: fact.session_id,
     "policy_version": lambda fact: fact.policy_version,
+    "topic": lambda fact: fact.topic,
 }
 
 
-def _count(entity: Entity, fact: Fact) -> bool:
+def _count(entity: Entity, fact: Fact, window_seconds: float) -> bool:
     newest = entity.counted.time
     counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     counted_to = counts.opened if fact.stage == "opened" else counts.closed
     known = newest is not None and fact.time <= newest
     if fact.offset < counted_to and known:
         return False  # offsets below with newer times are of a log that began anew
+    bucket = bucket_at(counts.recent, bucket_number(fact.decided_at, window_seconds))
     if fact.stage == "opened":
         counts.opened = fact.offset + 1
         counts.decisions += 1
         counts.violations += fact.violation
+        bucket.decisions += 1
+        bucket.violations += fact.violation
+        bucket.escalations += fact.escalated
+        bucket.tokens += fact.tokens
+        bucket.seconds += fact.seconds
         if not known:
             entity.values["last_action"] = fact.action
     else:
         counts.closed = fact.offset + 1
         counts.reports += fact.reports
+        bucket.re_asks += fact.re_asked
         if fact.reward is not None:
             counts.rewards += 1
             counts.reward_sum += fact.reward
+            bucket.rewards += 1
+            bucket.reward_sum += fact.reward
             entity.values["last_reward"] = fact.reward
     entity.counted.time = fact.time if newest is None else max(newest, fact.time)
     return True
 
 
-def _revise(entity: Entity, fact: Fact) -> bool:
+def _revise(entity: Entity, fact: Fact, window_seconds: float) -> bool:
     """Put a reward in the place of the one before."""
     counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     if fact.by_feedback:
         counts.revised_by_feedback = fact.offset + 1
     else:
         counts.revised_by_decisions = fact.offset + 1
-    counts.rewards += (fact.reward is not None) - (fact.before is not None)
-    counts.reward_sum += (fact.reward or 0.0) - (fact.before or 0.0)
+    bucket = bucket_at(counts.recent, bucket_number(fact.decided_at, window_seconds))
+    for sums in (counts, bucket):
+        sums.rewards += (fact.reward is not None) - (fact.before is not None)
+        sums.reward_sum += (fact.reward or 0.0) - (fact.before or 0.0)
+    bucket.re_asks += fact.re_asked - fact.re_asked_before
     if fact.reward is not None:
         entity.values["last_reward"] = fact.reward
     newest = entity.counted.time
@@ -228,13 +251,19 @@ def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
         }
     if view == "user":
         values["reports"] = sum(counts.reports for counts in total)
-    values["counted"] = msgspec.json.encode(entity.counted).decode()
     assert entity.counted.time is not None
+    values |= recent_values(counts.recent for counts in total)
+    values[AS_OF] = entity.counted.time.timestamp()
+    values["counted"] = msgspec.json.encode(entity.counted).decode()
     return FeatureRow(view=view, key=key, values=values, event_time=entity.counted.time)
 
 
 def _decision_row(fact: Fact) -> FeatureRow:
-    values: dict[str, Value] = {"risk": fact.risk, "violation": int(fact.violation)}
+    values: dict[str, Value] = {
+        "risk": fact.risk,
+        "violation": int(fact.violation),
+        "findings": fact.findings,
+    }
     if fact.stage != "opened":
         values |= {"reward": fact.reward, "status": fact.status, "revision": fact.revision}
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)

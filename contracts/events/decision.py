@@ -78,7 +78,8 @@ class Decision(Event, frozen=True, kw_only=True):
 
     ``rung`` is where on the fallback ladder it was answered, ``key`` the name of the API key used.
     ``answer`` and ``action`` are what left. Where the guard put them in the place of the policy's
-    own, `GuardReport.drawn` is the policy's; ``text`` and the tokens always are.
+    own, `GuardReport.drawn` is the policy's; ``text`` and the tokens always are. ``topic`` is the
+    first of the declared ones that the question is about, empty where nobody looked.
     """
 
     TYPE: ClassVar[str] = "headrace.decision"
@@ -105,3 +106,4 @@ class Decision(Event, frozen=True, kw_only=True):
     rung: Rung | None = None
     key: str | None = None
     guard: GuardReport | None = None
+    topic: Annotated[str, Meta(max_length=64)] = ""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from contracts.events.conversation import Message
-from contracts.events.decision import Assignment
+from contracts.events.decision import Assignment, FeatureValue
 from contracts.events.event import Event, Id, Moment, Score
 from contracts.findings import Finding, Share
 
@@ -72,7 +72,7 @@ class Sample(Event, frozen=True, kw_only=True):
     token of ``token_ids`` and is empty when they are not usable for importance weights.
     ``feedback_time`` is the event time of the newest signal behind the reward. Of the samples of
     one decision the last in the log holds; ``withdrawn``: it has no reward any more, since what
-    was said was taken back.
+    was said was taken back. ``features`` are those that the gateway had for the decision.
     """
 
     TYPE: ClassVar[str] = "headrace.sample"
@@ -93,6 +93,7 @@ class Sample(Event, frozen=True, kw_only=True):
     withdrawn: bool = False
     violation: bool
     correction: Message | None = None
+    features: dict[str, FeatureValue] = field(default_factory=dict)
     decided_at: Moment
     feedback_time: Moment
 

@@ -18,6 +18,7 @@ from contracts.settings.streams import (
     DisallowedTopic,
     Features,
     Quarantine,
+    QuestionTopic,
     RewardComponent,
     Streams,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Policy",
     "PolicyName",
     "Quarantine",
+    "QuestionTopic",
     "RewardComponent",
     "Rollout",
     "Segment",

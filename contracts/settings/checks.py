@@ -17,6 +17,7 @@ from contracts.settings.streams import (
     SIGNALS_GROUP,
     DisallowedTopic,
     Features,
+    QuestionTopic,
     Streams,
 )
 from contracts.settings.tree import Settings, policies_of
@@ -28,7 +29,8 @@ _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
 def check_settings(settings: Settings) -> None:
     """Raise SettingsError with the place, the value and what is allowed."""
     _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
-    _check_patterns(settings.streams.disallowed_topics)
+    _check_patterns(settings.streams.disallowed_topics, "disallowed_topics")
+    _check_patterns(settings.streams.topics, "topics")
     _check_signals(settings.streams)
     check_guard(settings.guard)
     _check_room(settings)
@@ -85,7 +87,7 @@ def _is_host_port(text: str) -> bool:
     return found is not None and 1 <= int(found[1]) <= 65535
 
 
-def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
+def _check_patterns(topics: tuple[DisallowedTopic | QuestionTopic, ...], name: str) -> None:
     for topic in topics:
         for pattern in topic.patterns:
             try:
@@ -93,7 +95,7 @@ def _check_patterns(topics: tuple[DisallowedTopic, ...]) -> None:
             except (re.error, RecursionError, OverflowError) as error:
                 raise SettingsError(
                     f"{pattern!r} of topic {topic.name!r} is no regular expression: {error} "
-                    "- at `$.streams.disallowed_topics`; write it in the syntax of Python's re"
+                    f"- at `$.streams.{name}`; write it in the syntax of Python's re"
                 ) from error
 
 

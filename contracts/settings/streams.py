@@ -67,6 +67,13 @@ def _default_reward() -> dict[str, RewardComponent]:
     }
 
 
+class QuestionTopic(Section, frozen=True):
+    """A topic whose rates are kept as features: a name and regular expressions that mark it."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    patterns: tuple[str, ...]
+
+
 class Quarantine(Section, frozen=True):
     """Which feedback is set aside for a person to look at, instead of learned from.
 
@@ -97,6 +104,7 @@ class Streams(Section, frozen=True):
     default_reward: Score | None = None
     final_signals: tuple[FinalSignal, ...] = ()
     quarantine: Quarantine = Quarantine()
+    topics: tuple[QuestionTopic, ...] = ()
     disallowed_topics: tuple[DisallowedTopic, ...] = ()
     safe_actions: tuple[str, ...] = ("refuse", "escalate", "clarify")
     flush_seconds: Positive = 0.5
@@ -107,11 +115,13 @@ class Streams(Section, frozen=True):
 class Features(Section, frozen=True):
     """The Feast store. Paths are below ``state_dir`` unless absolute.
 
-    Online, a key that is not written for ``gateway.feature_max_age_seconds`` is removed; offline,
-    rows are kept ``retention_days``, in whole days.
+    Features named ``recent_*`` are over a window of ``window_seconds``. Online, a key that is not
+    written for ``gateway.feature_max_age_seconds``, or for as long as a reward can be revised if
+    that is longer, is removed; offline, rows are kept ``retention_days``, in whole days.
     """
 
     online: Literal["sqlite", "redis"] = "sqlite"
     redis: str = "127.0.0.1:6379"
     registry: str = ""
+    window_seconds: Positive = 3600.0
     retention_days: Count = 90

@@ -8,12 +8,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from redis import Redis
 
 from console import store_servers
 from contracts.clock import ManualClock
-from contracts.settings import Features, Gateway, Settings
+from contracts.settings import Features, Gateway, Settings, Streams
 from feature_store import encoding
 from feature_store.history import Moment, OfflineReader
 from feature_store.reader import OnlineReader
@@ -22,6 +23,7 @@ from feature_store.writer import FeatureWriter
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 MAX_AGE = 3600.0
+WINDOW = 1800.0
 
 _numbers = count()
 
@@ -81,11 +83,13 @@ def settings_of(
     folder: Path, redis: str = "", registry: str = "", max_age: float = MAX_AGE
 ) -> Settings:
     """Return settings for sqlite, or for a database of its own of a Redis."""
-    online = Features(registry=registry)
+    online = Features(registry=registry, window_seconds=WINDOW)
     if redis:
-        online = Features(online="redis", redis=f"{redis},db={next(_numbers)}", registry=registry)
+        address = f"{redis},db={next(_numbers)}"
+        online = msgspec.structs.replace(online, online="redis", redis=address)
     gateway = Gateway(feature_max_age_seconds=max_age)
-    return Settings(state_dir=folder, gateway=gateway, features=online)
+    streams = Streams(window_seconds=0.1, revision_seconds=0.1)  # so that the maximum age counts
+    return Settings(state_dir=folder, gateway=gateway, features=online, streams=streams)
 
 
 def through_feast(settings: Settings) -> Store:

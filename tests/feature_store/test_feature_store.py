@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+import msgspec
 import pytest
 
 from contracts.events import FeatureValue
 from feature_store.history import Moment
-from feature_store.views import SERVED, VIEWS, FeatureRow, Value, served_names
-from tests.feature_store.stores import MAX_AGE, START, Store, feast_of
+from feature_store.views import SERVED, USER, VIEWS, FeatureRow, Value, served_names
+from tests.feature_store.stores import MAX_AGE, START, WINDOW, Store, feast_of
 
 
 def test_importing_the_package_does_not_import_feast() -> None:
@@ -26,7 +27,7 @@ def test_importing_the_package_does_not_import_feast() -> None:
 def test_definitions_apply_and_hold_every_view(store: Store) -> None:
     again = feast_of(store)
     assert {view.name for view in again.list_feature_views()} == VIEWS.keys()
-    assert len(served_names()) == sum(len(view.features) for view in SERVED)
+    assert len(served_names()) == sum(len(view.shown) for view in SERVED)
 
 
 def test_a_store_without_rows_knows_nothing(store: Store) -> None:
@@ -101,13 +102,27 @@ def test_online_and_offline_agree_for_every_served_feature(store: Store) -> None
         "user": {"decisions": 9, "violations": 1, "rewards": 4, "reward_mean": 1.0, "reports": 0},
         "session": {"turns": 2, "last_action": "answer", "last_reward": -0.5},
         "policy_version": {"decisions": 5, "violations": 0, "rewards": 2, "reward_mean": 0.25},
+        "topic": {"decisions": 7, "violations": 2, "rewards": 0, "reward_mean": None},
     }
-    keys = {"user": "ida", "session": "s-ida", "policy_version": "v1"}
+    window = {name: 0.5 for name in USER.shown if name.startswith("recent_")}
+    window["recent_decisions"] = 3
+    for values in written.values():
+        values.update(window)
+    keys = {"user": "ida", "session": "s-ida", "policy_version": "v1", "topic": "billing"}
     for view, values in written.items():
-        store.write(keys[view], 0, view, **values)
+        store.write(keys[view], 0, view, **values, as_of=START.timestamp())
     at = max(store.clock.now(), START) + timedelta(seconds=5)
-    online = store.online.read("ida", "s-ida", "v1", at)
-    moment = Moment(user_id="ida", session_id="s-ida", policy_version="v1", at=at)
-    (offline,) = store.offline.at([moment])
-    assert {name: value.value for name, value in online.items()} == offline
-    assert offline == {f"{v}.{f}": value for v, row in written.items() for f, value in row.items()}
+    moment = Moment(user_id="ida", session_id="s-ida", policy_version="v1", topic="billing", at=at)
+
+    def read_both(at: datetime) -> dict[str, Value]:
+        online = store.online.read("ida", "s-ida", "v1", at, "billing")
+        (offline,) = store.offline.at([msgspec.structs.replace(moment, at=at)])
+        assert {name: value.value for name, value in online.items()} == offline
+        return offline
+
+    whole = {f"{v}.{f}": value for v, row in written.items() for f, value in row.items()}
+    assert read_both(at) == whole
+    after_the_window = read_both(START + timedelta(seconds=WINDOW + 1))
+    assert after_the_window == {
+        name: None if ".recent_" in name else value for name, value in whole.items()
+    }

@@ -15,7 +15,7 @@ from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.codec import Record
 from contracts.errors import ManifestError, SettingsError
-from contracts.events import Assignment, AuditRecord, DeadLetter, Release, Sample
+from contracts.events import Assignment, AuditRecord, DeadLetter, FeatureValue, Release, Sample
 from contracts.ids import NewId
 from contracts.manifest import verify
 from contracts.settings import Kafka, Settings
@@ -323,6 +323,27 @@ def test_a_newer_sample_takes_the_place_of_one_not_learned_yet_and_a_withdrawn_o
     learner = _read_on(open_learner(settings))
     assert learner.progress.batches == 2
     assert first[0].decision_id not in {e.decision_id for e in learner.progress.replay.recent}
+
+
+def test_what_the_gateway_logged_of_a_user_is_used_and_only_the_rest_is_looked_up(
+    settings: Settings,
+    kafka: Kafka,
+    make_sample: MakeSample,
+    open_learner: OpenLearner,
+) -> None:
+    logged = {0: 0.75, 1: None}
+    samples = [
+        make_sample(n, features={"user.reward_mean": FeatureValue(value=logged[n])})
+        if n in logged
+        else make_sample(n)
+        for n in range(settings.learner.batch_samples)
+    ]
+    publish(kafka, SAMPLES, *samples)
+    learner = _read_on(open_learner(settings))
+    used = {line.sample_id: line.user_reward_mean for line in learner.progress.ledger}
+    for number, sample in enumerate(samples):
+        stored = 0.25 if sample.user_id == "user-1" else None
+        assert used[sample.id] == logged.get(number, stored), number
 
 
 def test_samples_of_another_policy_are_left_to_its_own_learner(

@@ -28,6 +28,7 @@ from contracts.broker import events_to_end
 from contracts.events import Feedback
 from contracts.settings import Kafka, Settings
 from contracts.topics import FEEDBACK
+from learner.experience import USER_REWARD_MEAN
 from simulator.desk import Desk
 from simulator.run import Truth, read_truth
 from tests.loop.running_stack import running_stack
@@ -174,6 +175,7 @@ def test_the_loop_recovers_when_worker_learner_and_broker_die_in_mid_run(
         "learner": 1,
     }
     every_decision_is_explained(settings, log)
+    serving_and_learning_saw_the_same(settings, log)
     every_decision_is_traced(settings, [d.id for d in log.decisions if d.time > killed_at])
 
 
@@ -212,6 +214,21 @@ def every_decision_is_explained(settings: Settings, log: RunLog) -> None:
     assert (found.broken, found.cut) == ((), 0)
     assert learned.learned[0].outcome["decision_id"] == learned.decision.id
     assert {span.process for span in learned.spans} >= {"gateway", "engine"}
+
+
+def serving_and_learning_saw_the_same(settings: Settings, log: RunLog) -> None:
+    """The features that a decision was made with are those that the learner used for it."""
+    served = {
+        decision.id: decision.features[USER_REWARD_MEAN].value
+        for decision in log.decisions
+        if decision.features
+    }
+    assert served
+    directories = version_directories(settings.state_dir / "versions")
+    lines = [line for path in directories.values() for line in ledger_lines(path)]
+    used = {line["decision_id"]: line["user_reward_mean"] for line in lines}
+    both = used.keys() & served.keys()
+    assert {name: used[name] for name in both} == {name: served[name] for name in both}
 
 
 def every_decision_is_traced(settings: Settings, after_the_kills: list[str]) -> None:

@@ -25,7 +25,7 @@ class HangingStore:
         self._seconds = seconds
 
     def read(
-        self, user_id: str, session_id: str, policy_version: str, now: datetime
+        self, user_id: str, session_id: str, policy_version: str, now: datetime, topic: str = ""
     ) -> dict[str, FeatureValue]:
         self.asked += 1
         if self.hangs:

@@ -32,7 +32,7 @@ class FixedReader:
         self.broken = broken
 
     def read(
-        self, user_id: str, session_id: str, policy_version: str, now: datetime
+        self, user_id: str, session_id: str, policy_version: str, now: datetime, topic: str = ""
     ) -> dict[str, FeatureValue]:
         if self.broken:
             raise OSError("the store is gone")

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
+import random
+from datetime import timedelta
 from typing import Any
 
 from contracts.clock import ManualClock
-from feature_store.views import FeatureRow, Value
+from streams.recent import BUCKETS
 from streams.tally import Fact, Tally
+from tests.streams.worker_in_memory import MemoryStore
 
 START = ManualClock().now()
-
-
-class Memory:
-    """An online store that holds the newest row per key."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], FeatureRow] = {}
-
-    def latest(
-        self, view: str, keys: Sequence[str]
-    ) -> dict[str, tuple[dict[str, Value], datetime]]:
-        found = {key: self.rows[view, key] for key in keys if (view, key) in self.rows}
-        return {key: (dict(row.values), row.event_time) for key, row in found.items()}
-
-    def write(self, rows: Sequence[FeatureRow]) -> None:
-        self.rows |= {(row.view, row.key): row for row in rows}
-
-    def __getitem__(self, place: tuple[str, str]) -> dict[str, Value]:
-        return self.rows[place].values
 
 
 def _fact(offset: int, stage: Any = "opened", **fields: Any) -> Fact:
@@ -45,43 +27,117 @@ def _fact(offset: int, stage: Any = "opened", **fields: Any) -> Fact:
         "risk": 0.0,
         "violation": False,
         "time": START + timedelta(seconds=offset),
+        "decided_at": START + timedelta(seconds=offset),
+        "topic": "billing",
     }
     return Fact(**{**values, **fields})
 
 
 def test_counts_add_up_and_means_are_means() -> None:
-    memory = Memory()
+    memory = MemoryStore()
     tally = Tally(memory.latest)
     opened = [_fact(0), _fact(1, violation=True, action="search")]
     closed = [_fact(0, "closed", reward=1.0, reports=1), _fact(1, "closed", reward=0.5)]
     memory.write(tally.rows(opened + closed + [_fact(2, "closed", reward=None)]))
-    user = memory["user", "ann"]
+    user = memory.rows["user", "ann"].values
     assert (user["decisions"], user["violations"], user["rewards"]) == (2, 1, 2)
     assert (user["reward_mean"], user["reports"]) == (0.75, 1)
-    session = memory["session", "s"]
+    session = memory.rows["session", "s"].values
     assert (session["turns"], session["last_action"], session["last_reward"]) == (2, "search", 0.5)
 
 
 def test_facts_told_again_after_a_crash_count_once() -> None:
-    memory = Memory()
+    memory = MemoryStore()
     facts = [_fact(number) for number in range(5)]
     memory.write(Tally(memory.latest).rows(facts[:3]))
     memory.write(Tally(memory.latest).rows(facts))
-    assert memory["user", "ann"]["decisions"] == 5
+    assert memory.rows["user", "ann"].values["decisions"] == 5
 
 
 def test_a_log_that_begins_anew_is_counted_on() -> None:
-    memory = Memory()
+    memory = MemoryStore()
     memory.write(Tally(memory.latest).rows([_fact(number) for number in range(5)]))
     later = [_fact(number, time=START + timedelta(days=1, seconds=number)) for number in range(2)]
     memory.write(Tally(memory.latest).rows(later))
-    assert memory["user", "ann"]["decisions"] == 7
+    assert memory.rows["user", "ann"].values["decisions"] == 7
 
 
 def test_two_workers_count_one_user_over_their_partitions() -> None:
-    memory = Memory()
+    memory = MemoryStore()
     one, two = Tally(memory.latest), Tally(memory.latest)
     for number in range(3):
         memory.write(one.rows([_fact(number)], shared=True))
         memory.write(two.rows([_fact(number, partition=1)], shared=True))
-    assert memory["user", "ann"]["decisions"] == 6
+    assert memory.rows["user", "ann"].values["decisions"] == 6
+
+
+WINDOW = 1200.0
+
+
+def recent(memory: MemoryStore, view: str = "topic", key: str = "billing") -> dict[str, Any]:
+    values = memory.rows[view, key].values
+    return {name: value for name, value in values.items() if name.startswith("recent_")}
+
+
+def _at(offset: int, minutes: float, stage: Any = "opened", **fields: Any) -> Fact:
+    decided = START + timedelta(minutes=minutes)
+    return _fact(offset, stage, decided_at=decided, time=decided, **fields)
+
+
+def test_rates_are_over_the_decisions_of_the_window() -> None:
+    memory = MemoryStore()
+    facts = [
+        _at(0, 0, violation=True, tokens=100, seconds=9.0),
+        _at(1, 30, escalated=True, tokens=10, seconds=1.0),
+        _at(2, 31, violation=True, tokens=20, seconds=2.0),
+        _at(1, 30, "closed", reward=0.5, re_asked=True),
+        _at(2, 31, "closed", reward=None),
+    ]
+    memory.write(Tally(memory.latest, WINDOW).rows(facts))
+    for view, key in (("topic", "billing"), ("user", "ann"), ("session", "s")):
+        assert recent(memory, view, key) == {
+            "recent_decisions": 2,
+            "recent_reward_mean": 0.5,
+            "recent_violation_rate": 0.5,
+            "recent_escalation_rate": 0.5,
+            "recent_re_ask_rate": 0.5,
+            "recent_tokens_mean": 15.0,
+            "recent_seconds_mean": 1.5,
+        }
+
+
+def test_a_window_holds_the_same_whatever_the_order_and_however_often_it_is_told() -> None:
+    rng = random.Random(7)
+    facts = [_at(n, rng.uniform(0, 60), violation=rng.random() < 0.3) for n in range(60)]
+    wanted = MemoryStore()
+    wanted.write(Tally(wanted.latest, WINDOW).rows(facts))
+    newest = max(fact.decided_at for fact in facts).timestamp() * BUCKETS // WINDOW
+    kept = [
+        fact for fact in facts if fact.decided_at.timestamp() * BUCKETS // WINDOW > newest - BUCKETS
+    ]
+    assert recent(wanted)["recent_decisions"] == len(kept)
+    rate = sum(fact.violation for fact in kept) / len(kept)
+    assert recent(wanted)["recent_violation_rate"] == rate
+    for _ in range(5):
+        memory = MemoryStore()
+        for start in range(0, 60, 10):
+            batch = facts[start : start + 10]
+            memory.write(Tally(memory.latest, WINDOW).rows(batch))
+            memory.write(Tally(memory.latest, WINDOW).rows(rng.sample(batch, len(batch))))
+        assert recent(memory) == recent(wanted)
+
+
+def test_a_revised_reward_takes_the_place_of_the_one_before_and_counts_once() -> None:
+    memory = MemoryStore()
+    revised = _at(7, 1, "revised", reward=-1.0, before=0.5, by_feedback=True, re_asked=True)
+    other = _at(7, 1, "revised", reward=None, before=1.0, by_feedback=True, decision_id="d1")
+    tally = Tally(memory.latest, WINDOW)
+    memory.write(tally.rows([_at(0, 1), _at(1, 1)]))
+    closed = [_at(0, 1, "closed", reward=0.5), _at(1, 1, "closed", reward=1.0)]
+    memory.write(tally.rows(closed))
+    for _ in range(2):
+        memory.write(Tally(memory.latest, WINDOW).rows([revised, other]))
+        user = memory.rows["user", "ann"].values
+        assert (user["decisions"], user["rewards"], user["reward_mean"]) == (2, 1, -1.0)
+        assert recent(memory)["recent_reward_mean"] == -1.0
+        assert recent(memory)["recent_re_ask_rate"] == 0.5
