@@ -51,8 +51,8 @@ def postgres_programs() -> Path | None:
 
 
 @contextmanager
-def redis_server() -> Iterator[tuple[str, int]]:
-    """Run an empty Redis without persistence; give its HOST:PORT and its pid.
+def redis_server(port: int = 0) -> Iterator[tuple[str, int]]:
+    """Run an empty Redis without persistence, by default on a free port; give HOST:PORT and pid.
 
     Raises UnavailableError when it is not installed or does not start.
     """
@@ -62,7 +62,7 @@ def redis_server() -> Iterator[tuple[str, int]]:
     if program is None:
         raise UnavailableError(f"redis-server is not installed: {INSTALL}")
     with TemporaryDirectory(prefix="redis-") as folder:
-        port = free_port()
+        port = port or free_port()
         command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "no", "--dir", folder, "--databases", str(DATABASES)]
         log = Path(folder) / "log"

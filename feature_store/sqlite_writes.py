@@ -55,6 +55,8 @@ class SqliteWrites:
         self._views = {view.name: _Layout(view, tables[view.name]) for view in views}
         for of in self._views.values():
             self._make_newest(of)
+        # What the file is made of stands in the file itself, as Feast leaves it.
+        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def write(self, view: View, rows: Sequence[FeatureRow]) -> int:
         """Write rows of a view in the order of their events; return how many were late."""

@@ -1,4 +1,4 @@
-"""A Redis that accepts connections and never answers does not hold up a request."""
+"""A Redis that is silent or away does not hold up a request, and is used again when it returns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisGoneError
 
+from console.store_servers import redis_server
 from contracts.settings import Features, Settings
 from feature_store.reader import FeatureReadError, OnlineReader
 from feature_store.store import open_store
+from tests.feature_store.stores import START, Store, needs, settings_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -47,3 +50,19 @@ def test_the_limits_of_the_settings_win(tmp_path: Path, silent: socket.socket) -
     found = client.connection_pool.connection_kwargs
     limits = (found["socket_timeout"], found["socket_connect_timeout"], found["db"])
     assert limits == (2.5, 0.05, 3)
+
+
+def test_a_redis_that_went_away_fails_at_once_and_is_used_again(tmp_path: Path) -> None:
+    needs(["redis-server"])
+    with redis_server() as (address, _):
+        store = Store(settings_of(tmp_path, address))
+        store.write("ann", 1, decisions=1)
+        assert store.read("ann", 2) == 1
+    with pytest.raises(FeatureReadError, match=r"refused|closed|reset"):
+        store.online.read("ann", "", "base", START)
+    with pytest.raises(RedisGoneError):
+        store.write("ann", 2, decisions=2)
+    with redis_server(int(address.rpartition(":")[2])):  # empty, and without the script
+        assert store.read("ann", 2) is None
+        assert store.write("ann", 3, decisions=3) == 0
+        assert store.read("ann", 4) == 3
