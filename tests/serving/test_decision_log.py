@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from contracts.audit import AuditChain, broken_links
 from contracts.clock import ManualClock
-from contracts.events import AuditRecord, Feedback
+from contracts.events import AuditRecord, Feedback, text_of
 from contracts.ids import NewId
+from contracts.settings.guard import Guard
 from serving.decision_log import DecisionLog
 from serving.engine import EngineAnswer, EngineRequest
 from serving.metrics import Metrics
@@ -109,4 +110,57 @@ async def test_an_answer_whose_tokens_are_too_many_is_logged_and_audited_without
     )
     assert [record.subject for record in gateway.audit()] == [kept.id]
     assert gateway.running.gateway.metrics.counts["lost"] == 0
+    await gateway.close()
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_question_too_long_for_a_topic_is_logged_with_its_length_and_audited(
+    tmp_path: Path, pieces: int
+) -> None:
+    allowed = Guard(max_question_characters=4_000_000)
+    gateway = ScriptedGateway(tmp_path, max_body_bytes=4_000_000, guard=allowed)
+    long = {"role": "user", "content": "ä" * (1_200_000 // pieces)}
+    short = {"role": "user", "content": "hello"}
+    given = (await gateway.ask(messages=[*[long] * pieces, short])).json()
+    [kept] = gateway.decisions()
+    assert kept.id == given["headrace"]["decision_id"]
+    assert kept.text == "[left out: 10 characters]"
+    assert kept.answer.content == "I am base."
+    assert (text_of(kept.messages[-1]), len(kept.messages)) == ("hello", pieces + 1)
+    size = 2_400_000 // pieces + len('{"role":"user","content":""}')
+    for message in kept.messages[:-1]:
+        assert text_of(message).startswith("ä" * 50_000)
+        assert text_of(message).endswith(f"ä [shortened: {size} bytes in all]")
+    assert [(one.action, one.subject) for one in gateway.audit()] == [("decision.served", kept.id)]
+    assert gateway.running.gateway.metrics.counts["lost"] == 0
+    await gateway.close()
+
+
+async def test_an_answer_too_long_for_a_topic_is_logged_with_its_length(tmp_path: Path) -> None:
+    gateway = ScriptedGateway(tmp_path)
+    gateway.engine.says = ("x" * 1_000_000,)
+    answered = (await gateway.ask()).json()
+    [kept] = gateway.decisions()
+    assert kept.id == answered["headrace"]["decision_id"]
+    assert kept.text == "[left out: 1000000 characters]"
+    assert text_of(kept.answer).endswith(" bytes in all]")
+    assert text_of(kept.messages[0]) == "hello"
+    await gateway.close()
+
+
+async def test_a_decision_that_fits_in_no_way_leaves_an_audit_record_that_says_so(
+    tmp_path: Path,
+) -> None:
+    gateway = ScriptedGateway(tmp_path)
+    await gateway.ask()
+    [kept] = gateway.decisions()
+    many = ("tool",) * 200_000
+    gateway.running.gateway.log.decision(replace(kept, id="lost", tools=many))
+    assert [one.id for one in gateway.decisions()] == [kept.id]
+    served, lost = gateway.audit()
+    assert broken_links([served, lost]) == []
+    assert (lost.action, lost.subject) == ("decision.lost", "lost")
+    assert lost.detail["policy_version"] == "base"
+    assert "bytes, allowed 900000" in lost.detail["lost"]
+    assert gateway.running.gateway.metrics.counts["lost"] == 1
     await gateway.close()
