@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from threading import Event, Thread
 
 from contracts.clock import Clock
 from contracts.heartbeat import beat
 from contracts.settings import Settings
+
+_log = logging.getLogger("learner")
 
 
 class Pulse:
@@ -32,15 +35,22 @@ class Pulse:
         self._thread.join(5)
 
     def _run(self) -> None:
+        """Beat once a second; a full disk must not end it."""
         while True:
-            beat(
-                self._settings.state_dir,
-                self._process,
-                self._clock,
-                ready=self.ready,
-                lag=self.lag,
-                counts=self.counts,
-                note=self.note,
-            )
+            try:
+                self._beat()
+            except OSError as error:
+                _log.warning("cannot write the heartbeat: %s", error)
             if self._stop.wait(1.0):
                 return
+
+    def _beat(self) -> None:
+        beat(
+            self._settings.state_dir,
+            self._process,
+            self._clock,
+            ready=self.ready,
+            lag=self.lag,
+            counts=self.counts,
+            note=self.note,
+        )
