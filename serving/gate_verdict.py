@@ -16,6 +16,9 @@ from msgspec import Struct
 from contracts.evidence import DirectSampling, OffPolicy, ReleaseEvidence, SliceEvidence
 from contracts.settings import Gate
 
+AHEAD_SECONDS = 60.0
+"""How far a gateway's clock may be ahead: evidence from the future would never be stale."""
+
 
 class Subject(Struct, frozen=True, kw_only=True):
     """The version at the gate, as its manifest names it, and the version in service."""
@@ -102,6 +105,11 @@ def _staleness(
     if age > rules.max_age_seconds:
         reasons.append(
             f"evidence stale: {age:.0f} s old, at most {rules.max_age_seconds:.0f} s allowed"
+        )
+    if age < -AHEAD_SECONDS:
+        reasons.append(
+            f"evidence from the future: {-age:.0f} s ahead, at most {AHEAD_SECONDS:.0f} s allowed; "
+            "set the clocks of gateway and controller"
         )
     floors = (
         ("answers of judges", evidence.samples, rules.min_samples),

@@ -88,6 +88,7 @@ def _with(**changes: Any) -> ReleaseEvidence:
 
 def test_sound_evidence_gives_no_reason() -> None:
     assert _refusals(SOUND) == []
+    assert _refusals(_with(as_of=NOW + timedelta(seconds=60))) == []
 
 
 @pytest.mark.parametrize(
@@ -98,6 +99,10 @@ def test_sound_evidence_gives_no_reason() -> None:
         (_with(kl_to_parent=None), "evidence missing: no divergence"),
         (_with(as_of=None), "evidence stale: inf s old"),
         (_with(as_of=NOW - timedelta(days=2)), "evidence stale: 172800 s old, at most 86400 s"),
+        (
+            _with(as_of=NOW + timedelta(seconds=61)),
+            "evidence from the future: 61 s ahead, at most 60",
+        ),
         (_with(versions={"base": 600}), "too few samples: 0 of 30 answers of the version in se"),
         (_with(samples=299), "too few samples: 299 of 300 answers of judges"),
         (_with(users=3), "too few samples: 3 of 20 judges"),
