@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 
 from contracts.codec import to_json
 from contracts.errors import EngineError
@@ -222,10 +223,15 @@ def _bearer(key: str) -> dict[str, str]:
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    """Yield the data of each server-sent event until ``[DONE]``."""
-    async for line in response.content:
-        if line.startswith(b"data:"):
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                return
-            yield data
+    """Yield the data of each server-sent event until ``[DONE]``; EngineError for one too long."""
+    try:
+        async for line in response.content:
+            if line.startswith(b"data:"):
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    return
+                yield data
+    except LineTooLong:
+        raise EngineError(
+            f"engine: an event of its stream is longer than {2 * READ_BUFFER_BYTES} bytes"
+        ) from None  # the cause quotes the line, which may hold what a user said

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,21 @@ async def test_an_engine_that_says_nothing_meets_its_deadline() -> None:
         await engine.close()
 
 
+@asynccontextmanager
+async def answering(body: bytes) -> AsyncIterator[str]:
+    """Give the URL of an engine that answers everything with this."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        with suppress(ConnectionError):  # who has read enough hangs up
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -235,15 +250,20 @@ async def test_an_engine_that_says_nothing_meets_its_deadline() -> None:
     ],
 )
 async def test_nonsense_from_an_engine_is_an_engine_error(body: bytes, message: str) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        engine = HttpEngine(f"http://127.0.0.1:{port}", timeout_seconds=5.0)
+    async with answering(body) as url:
+        engine = HttpEngine(url, timeout_seconds=5.0)
         with pytest.raises(EngineError, match=message):
             await engine.complete(asks("hello"))
+        await engine.close()
+
+
+async def test_an_event_longer_than_a_line_may_be_is_an_engine_error() -> None:
+    event = b'data: {"choices": [], "prompt_token_ids": [%s]}\n\n' % b",".join(
+        [b"1234567"] * 500_000
+    )
+    async with answering(event + b"data: [DONE]\n\n") as url:
+        engine = HttpEngine(url, timeout_seconds=60.0)
+        with pytest.raises(EngineError, match="an event of its stream is longer than"):
+            await streamed(engine, asks("hello"))
+        assert await engine.healthy()  # the client is as good as before
         await engine.close()
