@@ -179,7 +179,7 @@ class RolloutLoop:
             case "advance":
                 action, after = "advanced", entered(state, state.step + 1, self._rules, now, reason)
             case "hold":
-                action, after = "held", replace(state, held=True, reason=reason)
+                action, after = "held", replace(state, held=True, held_at=now, reason=reason)
             case "pause":
                 action, after = "paused", replace(state, paused=reason)
             case _:

@@ -50,6 +50,7 @@ def entered(state: Rollout, number: int, rules: Rules, now: datetime, reason: st
         step=number,
         step_started_at=now,
         held=False,
+        held_at=None,
         reason=reason,
         evidence=replace(state.evidence, step_requests=0, step_users=0),
     )
@@ -73,6 +74,7 @@ def serving(state: Rollout, version: Candidate, *, forward: bool, reason: str) -
         weight=0.0,
         shadow_share=0.0,
         held=False,
+        held_at=None,
         reason=reason,
         history=tuple(past[:HISTORY]),
     )
@@ -106,6 +108,7 @@ def resumed(state: Rollout, now: datetime, reason: str) -> Rollout:
         paused="",
         reason=reason,
         held=False,
+        held_at=None,
         step_started_at=now if state.candidate else state.step_started_at,
         evidence=evidence,
     )

@@ -61,13 +61,20 @@ def decide(state: Rollout, rules: Rules, now: datetime, *, full: bool = False) -
 
 
 def _in_time(state: Rollout, rules: Rules, now: datetime, doubts: str) -> Verdict:
-    """Wait for what is missing; a step is held once for as long again, then it is over."""
+    """Wait for what is missing; a step is held once for as long again, then it is over.
+
+    The hold has its whole time even where nobody looked when it should have begun.
+    """
     wait = step_of(state, rules).max_wait_seconds
     elapsed = (now - (state.step_started_at or now)).total_seconds()
-    if elapsed >= wait and not state.held:
-        return Verdict("hold", f"inconclusive after {wait:.0f} s, held once: {doubts}")
-    if elapsed >= 2 * wait:
-        return Verdict("roll-back", f"inconclusive after {2 * wait:.0f} s: {doubts}")
+    if not state.held:
+        reason = f"inconclusive after {wait:.0f} s, held once: {doubts}"
+        return Verdict("hold", reason) if elapsed >= wait else Verdict("continue", doubts)
+    on_hold = elapsed - wait if state.held_at is None else (now - state.held_at).total_seconds()
+    if on_hold >= wait:
+        return Verdict(
+            "roll-back", f"inconclusive after {wait:.0f} s and as long on hold: {doubts}"
+        )
     return Verdict("continue", doubts)
 
 

@@ -72,9 +72,10 @@ class Rollout(Event, frozen=True, kw_only=True):
     offsets of `releases`, `rewards` and `rollout-commands`, so that each event counts once.
     ``first_positions`` are those at which the rollout began, ``plan`` is the sha256 of its rules,
     and ``judged`` the version of the newest release that was taken, whatever became of it.
-    ``step`` counts the plan's steps from 0; ``held``: its time was up once. ``paused`` says why
-    nothing advances; ``pinned``: no release is taken. ``history`` are versions that served before
-    ``stable``, newest first, and ``offered`` those last released, whatever became of them.
+    ``step`` counts the plan's steps from 0; ``held``: its time was up once, at ``held_at``.
+    ``paused`` says why nothing advances; ``pinned``: no release is taken. ``history`` are versions
+    that served before ``stable``, newest first, and ``offered`` those last released, whatever
+    became of them.
     """
 
     TYPE: ClassVar[str] = "headrace.rollout"
@@ -93,6 +94,7 @@ class Rollout(Event, frozen=True, kw_only=True):
     step: Annotated[int, Meta(ge=0)] = 0
     step_started_at: Moment | None = None
     held: bool = False
+    held_at: Moment | None = None
     paused: str = ""
     pinned: bool = False
     cooldown_until: Moment | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from contracts.manifest import Manifest, sign_manifest, write_manifest
 from contracts.settings import Engine as EngineSettings
 from contracts.settings import Kafka
 from contracts.signing import signing_key
+from contracts.topics import ROLLOUTS
 from serving.assignment import assign
 from tests.serving.rollout_stage import HALF, RULES, Stage, check_engine
 from tests.signing_keys import new_key
@@ -277,9 +279,23 @@ def test_without_enough_evidence_in_time_the_canary_is_rolled_back(
         stage.serve(stage.state("canary", version), range(10), rewards=None)
         state = stage.state("rolled-back", version)
     assert {held.held for held in stage.states() if held.phase == "canary"} == {False, True}
-    assert state.reason.startswith("inconclusive after 1 s: ")
+    assert "s and as long on hold: " in state.reason
     assert "of 20 canary requests" in state.reason
     assert state.stable.version == BASE_VERSION
+
+
+def test_a_controller_that_was_away_for_longer_than_step_and_hold_still_holds(stage: Stage) -> None:
+    with stage.controller():
+        version = stage.released()
+        canary = stage.state("canary", version)
+    began = canary.time - timedelta(seconds=10 * HALF.max_wait_seconds)
+    stage.send(ROLLOUTS, msgspec.structs.replace(stage.states()[-1], step_started_at=began))
+    with stage.controller():
+        held = until("a hold", lambda: next((s for s in stage.states() if s.held), None))
+        assert held.held_at is not None
+        assert held.held_at > canary.time
+        stage.serve(canary, range(80))
+        assert stage.state("promoted", version).held_at is None
 
 
 def test_rules_that_change_under_way_end_the_rollout(stage: Stage) -> None:

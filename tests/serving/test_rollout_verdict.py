@@ -16,7 +16,7 @@ from contracts.settings.rollout import Rollout as Rules
 from serving.eprocess import add_event, e_value
 from serving.rollout_evidence import EMPTY
 from serving.rollout_plan import Identity, plan_hash
-from serving.rollout_transition import entered
+from serving.rollout_transition import entered, resumed, rolled_back
 from serving.rollout_verdict import Verdict, decide, found_harm, missing, reward_difference
 from tests.serving.rollout_states import canary_state
 from tests.stream_events import NOON
@@ -150,11 +150,31 @@ def test_too_little_of_anything_is_held_once_and_then_goes_back(
     assert judge(at(step, little), wait - 1).action == "continue"
     held = judge(at(step, little), wait)
     assert (held.action, held.at_once) == ("hold", False)
-    again = at(step, little, held=True)
+    again = at(step, little, held=True, held_at=NOON + timedelta(seconds=wait))
     assert judge(again, 2 * wait - 1).action == "continue"
     late = judge(again, 2 * wait)
     assert late.action == "roll-back"
-    assert late.reason.startswith(f"inconclusive after {2 * wait:.0f} s: {doubt}")
+    assert late.reason.startswith(f"inconclusive after {wait:.0f} s and as long on hold: {doubt}")
+
+
+def test_a_hold_lasts_as_long_from_when_it_was_begun_however_late_that_was() -> None:
+    wait = SMALL.max_wait_seconds
+    late = at(1, EMPTY, held=True, held_at=NOON + timedelta(seconds=5 * wait))
+    assert judge(late, 6 * wait - 1).action == "continue"
+    assert judge(late, 6 * wait).action == "roll-back"
+    unknown = at(1, EMPTY, held=True)  # of a writer that did not say when
+    assert judge(unknown, 2 * wait - 1).action == "continue"
+    assert judge(unknown, 2 * wait).action == "roll-back"
+
+
+def test_a_step_that_is_entered_or_resumed_is_on_hold_no_more() -> None:
+    held = at(1, EMPTY, held=True, held_at=NOON)
+    after = [
+        entered(held, 2, RULES, NOON),
+        resumed(held, NOON, "go on"),
+        rolled_back(held, RULES, NOON, ""),
+    ]
+    assert [(state.held, state.held_at) for state in after] == [(False, None)] * 3
 
 
 def test_a_shadow_waits_for_no_reward() -> None:
