@@ -171,6 +171,11 @@ class Reader:
             for record in batch
         ]
 
+    def rewind(self, record: Received) -> None:
+        """Read its partition again from this record on."""
+        name = next(full for full, topic in self._topics.items() if topic == record.topic)
+        self._consumer.seek(TopicPartition(name, record.partition), record.offset)
+
     def positions(self) -> dict[str, int]:
         """Return the next offset of every partition."""
         return {

@@ -16,6 +16,8 @@ from contracts.topics import RELEASES, ROLLOUT_COMMANDS
 
 RELEASES_PLACE = f"{RELEASES.name}/0"
 COMMANDS_PLACE = f"{ROLLOUT_COMMANDS.name}/0"
+MAX_COMMANDS = 100
+"""So many commands may wait here; the others wait on their topic."""
 
 
 class Pending(Struct, frozen=True):
@@ -60,9 +62,14 @@ class Inbox:
         return self._commands[0] if self._commands else None
 
     @property
+    def waiting(self) -> int:
+        """How many commands wait."""
+        return len(self._commands)
+
+    @property
     def overtaken(self) -> bool:
         """Whether another command waits behind the first one."""
-        return len(self._commands) > 1
+        return self.waiting > 1
 
     def put_release(self, record: Received, release: Release, state: Rollout) -> bool:
         """Keep a release unless it is known; a newer one supersedes. Return whether it is kept."""
@@ -78,13 +85,20 @@ class Inbox:
         self.release = Pending(release, record.offset, trace_headers(record.headers))
         return True
 
-    def put_command(self, record: Received, command: RolloutCommand, state: Rollout) -> None:
-        """Keep a command for this policy, unless it waits already or was the last one done."""
+    def put_command(self, record: Received, command: RolloutCommand, state: Rollout) -> bool:
+        """Keep a command for this policy, unless it waits already or was the last one done.
+
+        Return False when there is no room: it and those behind it must be read again later.
+        """
         known = {asked.command.id for asked in self._commands}
         if state.last_command is not None:
             known.add(state.last_command.command_id)
-        if command.policy == self._policy and command.id not in known:
-            self._commands.append(Asked(command, record.offset, trace_headers(record.headers)))
+        if command.policy != self._policy or command.id in known:
+            return True
+        if self.waiting >= MAX_COMMANDS:
+            return False
+        self._commands.append(Asked(command, record.offset, trace_headers(record.headers)))
+        return True
 
     def drop(self, done: Pending | Asked, state: Rollout) -> None:
         """Forget what was done, and a release that a person had served meanwhile."""

@@ -82,6 +82,10 @@ class RolloutLog:
         """Return the records that arrive within ``seconds``."""
         return self._open_reader.poll(seconds)
 
+    def rewind(self, record: Received) -> None:
+        """Have `poll` return this record again, and what lies behind it in its partition."""
+        self._open_reader.rewind(record)
+
     def positions(self) -> dict[str, int]:
         """Return the next offset of every partition read."""
         return self._open_reader.positions()

@@ -16,6 +16,7 @@ import msgspec
 from kafka.errors import KafkaError
 from msgspec.structs import replace
 
+from contracts.broker import Received
 from contracts.clock import Clock
 from contracts.errors import HeadraceError, UnavailableError
 from contracts.events import BASE_VERSION, Candidate, Release, Rollout, RolloutCommand
@@ -143,6 +144,7 @@ class RolloutLoop:
     # --- take in -----------------------------------------------------------------------------
 
     def _take_in(self) -> None:
+        left: Received | None = None
         for record in self._log.poll(POLL_SECONDS):
             event = event_or_none(record)
             if event is None:
@@ -151,9 +153,12 @@ class RolloutLoop:
             elif isinstance(event, Release):
                 self._inbox.put_release(record, event, self.state)
             elif isinstance(event, RolloutCommand):
-                self._inbox.put_command(record, event, self.state)
+                if not self._inbox.put_command(record, event, self.state):
+                    left = left or record
             else:
                 self._trial.count(event)
+        if left is not None:
+            self._log.rewind(left)
         while self._inbox.superseded:
             release, by = self._inbox.superseded[0]
             self._log.audit(

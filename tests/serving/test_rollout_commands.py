@@ -7,13 +7,21 @@ import signal
 import pytest
 from msgspec.structs import replace
 
-from contracts.broker import make_producer, send_and_wait
+from contracts.broker import Received, make_producer, send_and_wait
 from contracts.codec import encode
-from contracts.events import BASE_VERSION, AuditRecord, Candidate, RolloutAction, RolloutCommand
+from contracts.events import (
+    BASE_VERSION,
+    AuditRecord,
+    Candidate,
+    Rollout,
+    RolloutAction,
+    RolloutCommand,
+)
 from contracts.settings.rollout import Rollout as Rules
 from contracts.topics import ROLLOUT_COMMANDS
 from serving.assignment import assign
 from serving.rollout_commands import Order, obeyed, order_of
+from serving.rollout_inbox import Inbox
 from tests.serving.rollout_stage import EngineServer, Stage, process
 from tests.serving.rollout_states import canary_state
 from tests.stream_events import NOON
@@ -107,6 +115,29 @@ def answer(stage: Stage, ident: str) -> AuditRecord:
         return records[0] if records and last and last.command_id == ident else None
 
     return until("an answer to the command", found)
+
+
+def test_while_many_commands_wait_the_others_are_left_on_their_topic(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.rollout_inbox.MAX_COMMANDS", 2)
+    waiting: list[int] = []
+    put_command = Inbox.put_command
+
+    def put(inbox: Inbox, record: Received, asked: RolloutCommand, state: Rollout) -> bool:
+        kept = put_command(inbox, record, asked, state)
+        waiting.append(inbox.waiting)
+        return kept
+
+    monkeypatch.setattr(Inbox, "put_command", put)
+    pairs: tuple[RolloutAction, ...] = ("pin", "unpin") * 6
+    asked = [ask(stage, action) for action in pairs]
+    with stage.controller():
+        answer(stage, asked[-1])
+    records = [r for r in stage.audits() if r.detail.get("command_id") in asked]
+    assert [record.detail["command_id"] for record in records] == asked
+    assert [record.action for record in records] == ["rollout.pinned", "rollout.unpinned"] * 6
+    assert max(waiting) == 2
 
 
 def test_a_person_promotes_at_once_and_goes_back_to_the_version_before(stage: Stage) -> None:
