@@ -143,9 +143,9 @@ class RolloutLoop:
 
     # --- take in -----------------------------------------------------------------------------
 
-    def _take_in(self) -> None:
+    def _take_in(self, seconds: float = POLL_SECONDS) -> None:
         left: Received | None = None
-        for record in self._log.poll(POLL_SECONDS):
+        for record in self._log.poll(seconds):
             event = event_or_none(record)
             if event is None:
                 where = f"{record.topic.name}/{record.partition} offset {record.offset}"
@@ -206,6 +206,7 @@ class RolloutLoop:
             if order.target is not None:
                 refusal = self._load_asked(asked, order.target)
                 order = Order(refusal=refusal[:REASON_CHARS]) if refusal else order
+                state = self._counted()  # evidence came while the engine was waited for
             detail: dict[str, object] = {"command_id": command.id, "operator": command.operator}
             if order.refusal:
                 after = answered(state, command, order.refusal)
@@ -259,14 +260,25 @@ class RolloutLoop:
     def _meanwhile(self) -> None:
         """Show life while the engine works; a command comes before a release or a lost adapter.
 
-        What it interrupts is taken up again after it, from the beginning, unless it forbids that.
+        Harm of the canary under way comes before both. What is interrupted is taken up again after
+        it, from the beginning, unless a command forbids that.
         """
         self._show_life()
         since = None if self._adapters.swapping else self._listened_at
         if since is not None and self._clock.monotonic() - since >= COMMAND_SECONDS:
             self._listened_at = self._clock.monotonic()
-            if self._log.command_waits():
+            if self._hears_of_command():
                 raise UnavailableError("a person's command comes before what the engine is slow at")
+            if self._trial.under_way and self._trial.verdict(self.state).at_once:
+                raise UnavailableError("a verdict comes before what the engine is slow at")
+
+    def _hears_of_command(self) -> bool:
+        """Look for new commands and, with a rollout under way, count what was written meanwhile."""
+        if not self._trial.under_way:
+            return self._log.command_waits()
+        before = self._inbox.waiting
+        self._take_in(seconds=0.0)
+        return self._inbox.waiting > before or self._log.command_waits()
 
     def _cannot_serve(self, error: BrokenVersionError) -> None:
         """A broken candidate is rolled back; a broken stable version needs a person."""

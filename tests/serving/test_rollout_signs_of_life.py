@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from contracts.audit import AuditChain
 from contracts.clock import SystemClock
+from contracts.errors import EngineError
 from contracts.topics import ROLLOUT_COMMANDS
 from serving.engine import EngineAnswer, EngineRequest
 from serving.rollout_log import RolloutLog
@@ -20,13 +21,16 @@ from tests.until import until
 
 
 class HeldEngine(TinyEngine):
-    """An engine that answers once the test lets it."""
+    """An engine that answers, or refuses, once the test lets it."""
 
     held = True
+    refuses = False
 
     async def complete(self, request: EngineRequest) -> EngineAnswer:
         while self.held:  # noqa: ASYNC110 - set by the test, in another thread
             await asyncio.sleep(0.01)
+        if self.refuses:
+            raise EngineError("this version is none for it", 400)
         return await super().complete(request)
 
 
@@ -92,6 +96,55 @@ def test_a_command_does_not_wait_for_an_engine_that_hangs(stage: Stage) -> None:
         until("the engine is asked in vain", lambda: engine.ignored)
         assert answer(stage, ask(stage, "rollback")).action == "rollout.rolled-back"
         stage.state("rolled-back", version)
+
+
+def test_harm_does_not_wait_for_an_engine_that_hangs(stage: Stage) -> None:
+    stage.engine = engine = SilentEngine()
+    with stage.controller():
+        version = stage.released()
+        canary = stage.state("canary", version)
+        engine.silent = True
+        until("the engine is asked in vain", lambda: engine.ignored)
+        stage.serve(canary, range(100), bad_canary=True)
+        assert stage.state("rolled-back", version).reason.startswith("safety: e-value")
+
+
+def test_harm_does_not_wait_for_a_promotion_that_the_engine_is_slow_to_take(stage: Stage) -> None:
+    stage.engine = engine = HeldEngine()
+    engine.held = False
+    with stage.controller():
+        version = stage.released()
+        canary = stage.state("canary", version)
+        engine.held = True
+        promotion = ask(stage, "promote")
+        loading = f"loading {version[:12]} for mara"
+        until("the promotion is tried", lambda: loading in beat_note(stage))
+        stage.serve(canary, range(100), bad_canary=True)
+        assert stage.state("rolled-back", version).reason.startswith("safety: e-value")
+        refused = answer(stage, promotion)
+    assert (refused.action, refused.detail["command_id"]) == ("rollout.command-refused", promotion)
+    assert "no rollout is under way" in refused.reason
+
+
+def test_what_is_counted_while_the_engine_is_waited_for_is_in_the_state_after_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.rollout_loop.COMMAND_SECONDS", 0.0)
+    stage.engine = engine = HeldEngine()
+    engine.held = False
+    stage.settings = replace(stage.settings, rollout=replace(RULES, takeover_seconds=0.6))
+    with stage.controller():
+        version = stage.released()
+        canary = stage.state("canary", version)
+        engine.held, engine.refuses = True, True
+        promotion = ask(stage, "promote")
+        until("the promotion is tried", lambda: f"{version[:12]} for mara" in beat_note(stage))
+        stage.serve(canary, range(10))
+        until("10 are counted", lambda: stage.requests() == 10)
+        engine.held = False
+        assert answer(stage, promotion).action == "rollout.command-refused"
+    after = next(found for found in stage.states() if found.last_command)
+    assert sum(after.evidence.requests.values()) == 10
 
 
 @pytest.mark.parametrize("away", [True, False], ids=["away", "slow"])
