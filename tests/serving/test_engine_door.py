@@ -52,6 +52,14 @@ def idle(engine: Server) -> bool:
     return bool(json.loads(content) == {"running": {}})
 
 
+async def until_running(engine: HttpEngine, wanted: dict[str, int]) -> None:
+    """Wait until these answers are under way, by model."""
+    deadline = asyncio.get_running_loop().time() + 30.0
+    while (found := await engine.running()) != wanted:
+        assert asyncio.get_running_loop().time() < deadline, f"{found} under way, not {wanted}"
+        await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def faults(any_engine: Server) -> Iterator[Server]:
     yield any_engine
@@ -123,20 +131,21 @@ def test_only_controller_and_engine_get_the_admin_key(
 
 
 async def test_an_adapter_is_unloaded_only_when_its_answers_are_out(
-    admin: HttpEngine, any_engine: Server, tiny_adapters: tuple[Path, Path]
+    admin: HttpEngine, faults: Server, tiny_adapters: tuple[Path, Path]
 ) -> None:
     await admin.load_adapter("busy", tiny_adapters[0])
+    set_fault(faults, model="busy", delay_seconds=60.0)  # under way until the fault is cleared
     async with aclosing(admin.stream(asks("count", "busy"))) as chunks:
-        await anext(chunks)
+        answer = asyncio.ensure_future(anext(chunks))
+        await until_running(admin, {"busy": 1})
         with pytest.raises(EngineError, match="1 answers of busy are under way") as refused:
             await admin.unload_adapter("busy")
         assert refused.value.status == 409
         assert await admin.running() == {"busy": 1}
         assert "busy" in await admin.models()
-    deadline = asyncio.get_running_loop().time() + 30.0
-    while await admin.running():
-        assert asyncio.get_running_loop().time() < deadline, "the answer that was left still runs"
-        await asyncio.sleep(0.01)
+        faults.request("DELETE", "/headrace/faults", key=ADMIN_KEY)
+        await answer
+    await until_running(admin, {})
     await admin.unload_adapter("busy")
     assert await admin.models() == {"base": ""}
 
