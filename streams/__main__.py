@@ -120,7 +120,10 @@ async def _close_windows(worker: Any) -> None:
 
 async def _beat(worker: Any) -> None:
     while True:
-        worker.beat()
+        try:
+            worker.beat()
+        except OSError as error:  # a full disk must not end the work
+            _log.warning("cannot write the heartbeat: %s", error)
         await asyncio.sleep(BEAT_SECONDS)
 
 
