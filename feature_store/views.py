@@ -54,6 +54,12 @@ class FeatureRow(Struct, frozen=True, kw_only=True):
 RECENT = "recent_"
 """Features whose names begin so are over a sliding window of ``features.window_seconds``."""
 
+_COUNTS: dict[str, type] = {
+    "decisions": int,
+    "violations": int,
+    "rewards": int,
+    "reward_mean": float,
+}
 _WINDOW: dict[str, type] = {
     "recent_decisions": int,
     "recent_reward_mean": float,
@@ -81,14 +87,7 @@ USER = View(
     name="user",
     join_key="user_id",
     description="What one user asked for and how it was received.",
-    features={
-        "decisions": int,
-        "violations": int,
-        "rewards": int,
-        "reward_mean": float,
-        "reports": int,
-        **_WINDOW,
-    },
+    features={**_COUNTS, "reports": int, **_WINDOW},
     state={"counted": str},
 )
 SESSION = View(
@@ -115,26 +114,14 @@ POLICY_VERSION = View(
     name="policy_version",
     join_key="policy_version",
     description="How one policy version does with its users.",
-    features={
-        "decisions": int,
-        "violations": int,
-        "rewards": int,
-        "reward_mean": float,
-        **_WINDOW,
-    },
+    features={**_COUNTS, **_WINDOW},
     state={"counted": str},
 )
 TOPIC = View(
     name="topic",
     join_key="topic",
     description="How questions about one declared topic fare.",
-    features={
-        "decisions": int,
-        "violations": int,
-        "rewards": int,
-        "reward_mean": float,
-        **_WINDOW,
-    },
+    features={**_COUNTS, **_WINDOW},
     state={"counted": str},
 )
 
