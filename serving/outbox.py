@@ -85,6 +85,7 @@ class Outbox:
         self._lock_file = _lock(directory)
         self._changed = Condition()
         self._position = _read_position(directory)
+        self._unsaved = False
         self._sizes = _segments(directory)
         self._current = -1
         self._drop_delivered()
@@ -149,9 +150,9 @@ class Outbox:
                 return
             place = delivered[-1].end if delivered else self._position.place
             self._position = Position(place, {**self._position.bookmarks, **bookmarks})
-            _write_position(self._directory, self._position)
             self._undelivered -= sum(entry.record is not None for entry in delivered)
             self._drop_delivered()
+            self._save_position()
 
     def wait(self, seconds: float) -> bool:
         """Wait until something is undelivered; return whether it is."""
@@ -168,11 +169,24 @@ class Outbox:
                     for segment in list(self._sizes):
                         self._path(segment).unlink(missing_ok=True)
                     self._sizes.clear()
-                    _write_position(
-                        self._directory,
-                        Position(Place(self._current, 0), self._position.bookmarks),
-                    )
+                    self._position = Position(Place(self._current, 0), self._position.bookmarks)
+                    self._save_position()
                 os.close(self._lock_file)
+
+    def _save_position(self) -> None:
+        """Write the position down; on a full disk it waits for the next time.
+
+        Delivery goes on, for only that makes room. Whoever starts from the position before reads
+        more of the topics, and finds there what was delivered since.
+        """
+        try:
+            _write_position(self._directory, self._position)
+        except OSError as error:
+            if not self._unsaved:
+                _log.warning("outbox %s cannot save its position: %s", self._directory, error)
+            self._unsaved = True
+        else:
+            self._unsaved = False
 
     def _write(self, data: bytes) -> None:
         before = self._sizes[self._current]

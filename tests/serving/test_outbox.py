@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,6 +146,51 @@ def test_a_segment_that_cannot_be_begun_costs_its_append_alone(
     outbox.append([record("f")])
     assert ids(outbox) == ["a", "b", "c", "d", "f"]
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
+
+
+def test_a_full_disk_keeps_no_delivered_segment_and_no_wrong_count(
+    tmp_path: Path, record: Callable[[str], Record]
+) -> None:
+    outbox = Outbox(tmp_path, 8000)
+    for number in range(8):
+        outbox.append([record(f"{number}a"), record(f"{number}b")])
+    assert len(list(tmp_path.glob("*.jsonl"))) > 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OutboxFullError, match="free space"):
+            outbox.append([record("refused")])
+        outbox.advance(outbox.pending(MANY), {"audit/0": 16})
+        assert outbox.undelivered == 0
+        assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outbox.bookmarks == {"audit/0": 16}
+    outbox.append([record("after")])
+    assert ids(outbox) == ["after"]
+    outbox.advance([], {})
+    outbox.close()
+    assert ids(Outbox(tmp_path, 8000)) == ["after"]
+
+
+def test_a_position_that_no_disk_took_leads_to_no_delivered_segment(
+    tmp_path: Path, record: Callable[[str], Record]
+) -> None:
+    outbox = Outbox(tmp_path, 8000)
+    for number in range(8):
+        outbox.append([record(f"{number}a"), record(f"{number}b")])
+    first = outbox.pending(15)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        outbox.advance(first, {"audit/0": 15})
+        outbox.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = Outbox(tmp_path, 8000)
+    assert ids(again)[-1] == "7b"
+    assert again.undelivered < 16
+    assert again.bookmarks == {}
 
 
 def test_an_outbox_has_one_owner(tmp_path: Path) -> None:
