@@ -62,7 +62,9 @@ def revised_fact(number: int, partition: Attribution, revision: Revision) -> Fac
         closed_fact(number, partition, revision.turn),
         stage="revised",
         offset=revision.offset,
-        before=revision.before,
-        re_asked_before=revision.re_asked_before,
+        reward=revision.after.value,
+        re_asked=revision.after.re_asked,
+        before=revision.before.value,
+        re_asked_before=revision.before.re_asked,
         by_feedback=revision.by_feedback,
     )

@@ -104,12 +104,14 @@ class Flow:
             offsets.done(offset)
         for partition, turn in step.closed:
             partition.finish(turn)
+        # A turn that was released before has been counted, with the reward it then had.
+        counted = [one for one in step.revised if one[1].turn.state == "released"]
         for number, partition in self.partitions.items():
             for turn in partition.release():
                 step.sessions[turn.decision.session_id] = partition
                 step.facts.append(closed_fact(number, partition, turn))
-        for number, revision in step.revised:
-            if revision.turn.state == "released" and number in self.partitions:
+        for number, revision in counted:
+            if number in self.partitions:
                 step.facts.append(revised_fact(number, self.partitions[number], revision))
         for session_id, partition in step.sessions.items():
             partition.forget(session_id)
@@ -217,10 +219,10 @@ class Flow:
         """Give those rewards anew that a record changed after they had been given."""
         by_feedback = record.topic is not DECISIONS
         for turn in partition.touched():
-            before, re_asked = turn.value, turn.re_asked
+            before = turn.said
             # Feedback that changes nothing now may do so later: the index must know of it.
             if self._rewarder.revise(step, partition, turn, now) or by_feedback:
-                revision = Revision(turn, before, re_asked, record.offset, by_feedback)
+                revision = Revision(turn, before, turn.said, record.offset, by_feedback)
                 step.revised.append((record.partition, revision))
 
     def _tell_joined(self, step: Step, turn: Turn, feedback: Feedback) -> None:

@@ -20,6 +20,13 @@ MAX_INDEXED = 64
 """Decisions of a session whose places are remembered, the newest."""
 
 
+class Said(Struct, frozen=True):
+    """What of a reward is counted in features."""
+
+    value: float | None
+    re_asked: bool
+
+
 class Turn(Struct, kw_only=True):
     """A decision of a session, and how far its reward has come.
 
@@ -45,6 +52,11 @@ class Turn(Struct, kw_only=True):
     value: float | None = None
     status: str = ""
     re_asked: bool = False
+
+    @property
+    def said(self) -> Said:
+        """Return what the reward sent last is counted as."""
+        return Said(self.value, self.re_asked)
 
     @property
     def moment(self) -> tuple[datetime, str]:

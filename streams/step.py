@@ -13,21 +13,21 @@ from contracts.topics import Topic
 from contracts.tracing import current_trace_headers
 from streams.attribution import Attribution
 from streams.offsets import Offsets
-from streams.session import Turn
+from streams.session import Said, Turn
 from streams.tally import Fact
 
 _log = logging.getLogger(__name__)
 
 
 class Revision(Struct, frozen=True):
-    """A reward sent anew: its turn, the value that was sent before, and the offset that led to it.
+    """A reward sent anew: its turn, what it said before and after, and the offset that led to it.
 
     ``by_feedback`` says which of the two topics the offset is of.
     """
 
     turn: Turn
-    before: float | None
-    re_asked_before: bool
+    before: Said
+    after: Said
     offset: int
     by_feedback: bool
 
