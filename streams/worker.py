@@ -28,6 +28,7 @@ from streams.fetching import pace, rewind_uncommitted
 from streams.flow import Flow
 from streams.header_names import read_any_header_name
 from streams.log_lookup import LogLookup
+from streams.membership import keep_member_id
 from streams.step import Step
 
 _log = logging.getLogger(__name__)
@@ -195,15 +196,17 @@ class Worker:
                 "both topics need the same number of partitions"
             )
         _log.info("partitions assigned: %s", sorted(decisions))
-        self._correct_fetching()
+        self._correct_consumer()
         self._begin(decisions)
 
-    def _correct_fetching(self) -> None:
+    def _correct_consumer(self) -> None:
         """Correct the consumer once it is there, which is before Faust reads from it."""
         thread = self.app.consumer._thread
         if thread is not self._corrected:
-            pace(thread._ensure_consumer()._fetcher)
+            consumer = thread._ensure_consumer()
+            pace(consumer._fetcher)
             rewind_uncommitted(thread)
+            keep_member_id(consumer._coordinator)
             self._corrected = thread
 
     def _begin(self, partitions: Any) -> None:

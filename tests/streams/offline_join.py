@@ -56,8 +56,7 @@ def offline(
         for one in {d.id: d for d in decisions}.values()
     ]
     said = [
-        [f.id, f.decision_id, f.session_id, f.user_id, seconds(f)]
-        + [f.kind, f.score, f.name, f.retracts]
+        [f.id, f.decision_id, f.session_id, f.user_id, seconds(f), *_content(f)]
         for f in {f.id: f for f in feedback}.values()
     ]
     if asked:
@@ -71,3 +70,7 @@ def offline(
         "revision": declared.revision_seconds,
     }
     return dict(found.execute(SQL, values).fetchall())
+
+
+def _content(said: Feedback) -> list[Any]:
+    return [said.kind, said.score, said.name, said.retracts]
