@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from contracts.clock import Clock
 from contracts.settings import Settings
 from feature_store.parts import PartFolder
 from feature_store.rows import Latest, WritableRows
+from feature_store.turn import turn
 from feature_store.views import TABLE, FeatureRow, View, ViewTable, kept_online_seconds
 
 PRUNE_SECONDS = 60.0
@@ -33,7 +35,7 @@ class FeatureWriter:
     def __init__(
         self, settings: Settings, clock: Clock, name: str = "writer", table: ViewTable = TABLE
     ) -> None:
-        from feature_store.store import offline_folder, open_store, writable_rows
+        from feature_store.store import offline_folder, open_store, repository, writable_rows
 
         store: Any = open_store(settings, table)
         self._views, self._served = table.views, {view.name for view in table.served}
@@ -44,9 +46,14 @@ class FeatureWriter:
             view.name: PartFolder(offline_folder(settings, view.name), view, writer)
             for view in views
         }
+        self._turn = repository(settings) / "turn.lock"
         self._clock, self._pruned = clock, clock.now()
         self._online_age = timedelta(seconds=kept_online_seconds(settings))
         self._offline_age = timedelta(days=settings.features.retention_days)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other writers of this ``state_dir`` from reading rows in order to write them."""
+        return turn(self._turn)
 
     def write(self, rows: Sequence[FeatureRow]) -> int:
         """Write rows online and offline; return how many were older than what is online.

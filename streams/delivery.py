@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import TypeVar
 
 import msgspec
@@ -151,7 +152,8 @@ class FeatureLog:
         return {key: _parse(text) for key, text in found.items() if isinstance(text, str)}
 
     def _write(self, facts: list[Fact], shared: bool) -> bool:
-        self._writer.write(self.tally.rows(facts, shared=shared))
+        with self._writer.alone() if shared else nullcontext():
+            self._writer.write(self.tally.rows(facts, shared=shared))
         return True
 
 
