@@ -65,7 +65,7 @@ class Worker:
         self._held: dict[Any, deque[Any]] = defaultdict(deque)
         self._lag: int | None = None
         self._progress = (clock.monotonic(), -1)
-        self._paused = False
+        self._paused = self._is_assigned = False
         self._begins: dict[Any, int] = {}
         self._look_again_at = 0.0
         self._corrected: Any = None
@@ -183,6 +183,7 @@ class Worker:
     async def _on_revoked(self, _: Any, revoked: Any, **__: Any) -> None:
         _log.info("partitions revoked: %d", len(revoked))
         self._begin(())
+        self._is_assigned = False
 
     async def _on_assigned(self, _: Any, assigned: Any, **__: Any) -> None:
         by_topic: dict[str, set[int]] = {name: set() for name in self._topics}
@@ -198,6 +199,7 @@ class Worker:
         _log.info("partitions assigned: %s", sorted(decisions))
         self._correct_consumer()
         self._begin(decisions)
+        self._is_assigned = True
 
     def _correct_consumer(self) -> None:
         """Correct the consumer once it is there, which is before Faust reads from it."""
@@ -218,15 +220,15 @@ class Worker:
         self._paused = False
 
     def beat(self) -> None:
-        """Write the heartbeat."""
+        """Write the heartbeat; a member that others leave no partition is ready, and has no lag."""
         counts = {**dict.fromkeys(COUNTED, 0), **self.flow.counts}
         counts |= {"open": self.flow.open_decisions, "feature_failures": self.features.failures}
         beat(
             self.settings.state_dir,
             self.name,
             self.clock,
-            ready=bool(self.flow.partitions),
-            lag=self._lag,
+            ready=self._is_assigned,
+            lag=0 if self._is_assigned and not self.flow.partitions else self._lag,
             counts=counts,
             note=self.delivery.waiting or self.lookup.waiting,
         )
