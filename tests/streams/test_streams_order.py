@@ -91,7 +91,7 @@ def test_any_order_gives_the_rewards_of_the_offline_join(
     assert counts(store) == pytest.approx(counted(decisions, wanted)), seed
 
 
-def counts(store: MemoryStore) -> dict[str, float]:
+def counts(store: MemoryStore) -> dict[str, Any]:
     """Return what the store counts of users and sessions."""
     rows = {key: row.values for (view, key), row in store.rows.items() if view == "user"}
     turns = {

@@ -1,4 +1,4 @@
-"""Two workers count the same entities over other partitions, at the same time, in the real store."""
+"""Two workers count the same entities over other partitions at the same time, in a real store."""
 
 from __future__ import annotations
 
