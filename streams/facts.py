@@ -67,4 +67,5 @@ def revised_fact(number: int, partition: Attribution, revision: Revision) -> Fac
         before=revision.before.value,
         re_asked_before=revision.before.re_asked,
         by_feedback=revision.by_feedback,
+        reports=revision.reports,
     )

@@ -222,7 +222,8 @@ class Flow:
             before = turn.said
             # Feedback that changes nothing now may do so later: the index must know of it.
             if self._rewarder.revise(step, partition, turn, now) or by_feedback:
-                revision = Revision(turn, before, turn.said, record.offset, by_feedback)
+                reports = partition.reports_at(record.offset, turn) if by_feedback else 0
+                revision = Revision(turn, before, turn.said, record.offset, by_feedback, reports)
                 step.revised.append((record.partition, revision))
 
     def _tell_joined(self, step: Step, turn: Turn, feedback: Feedback) -> None:

@@ -72,6 +72,11 @@ class Arrival(Struct, kw_only=True):
     drop_at: datetime
     joined: bool = False
 
+    def is_report_of(self, turn: Turn) -> bool:
+        """Say whether somebody reports that decision."""
+        feedback = self.feedback
+        return feedback.kind == "report" and feedback.decision_id == turn.decision.id
+
 
 class Place(Struct, array_like=True, frozen=True):
     """Where a decision is in the log, and which reward of it was sent last, if one was."""
@@ -163,8 +168,7 @@ class Session(Struct, kw_only=True):
 
     def reports(self, turn: Turn) -> int:
         """Return how many reports of a decision there are."""
-        known = (arrival.feedback for arrival in self.arrivals.values())
-        return sum(f.kind == "report" and f.decision_id == turn.decision.id for f in known)
+        return sum(arrival.is_report_of(turn) for arrival in self.arrivals.values())
 
     def at_rest(self) -> bool:
         """Say whether nothing here is in work, so that the log and the index hold all of it."""

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 class Revision(Struct, frozen=True):
     """A reward sent anew: its turn, what it said before and after, and the offset that led to it.
 
-    ``by_feedback`` says which of the two topics the offset is of.
+    ``by_feedback`` says which of the two topics the offset is of, ``reports`` how many reports of
+    the decision came with it.
     """
 
     turn: Turn
@@ -30,6 +31,7 @@ class Revision(Struct, frozen=True):
     after: Said
     offset: int
     by_feedback: bool
+    reports: int = 0
 
 
 class Step(Struct):

@@ -28,8 +28,9 @@ class Fact(Struct, frozen=True, kw_only=True):
     """What happened to a decision: it was ``opened``, ``closed`` with its reward, or ``revised``.
 
     Facts of one stage come in offset order per partition; those of a revision have the offset of
-    what led to it, ``by_feedback`` says in which topic. ``before`` is the reward that a revision
-    takes the place of, ``index`` the session's `streams.session.Index` as JSON.
+    what led to it, ``by_feedback`` says in which topic; ``reports`` are those that came with it.
+    ``time`` is when the newest of what led to the fact happened. ``before`` is the reward that a
+    revision takes the place of, ``index`` the session's `streams.session.Index` as JSON.
     """
 
     stage: Literal["opened", "closed", "revised"]
@@ -134,7 +135,9 @@ class Tally:
                 if counted:
                     touched[place] = None
             rows.append(_decision_row(fact))
-        rows += [_entity_row(*place, self._cache[place]) for place in touched]
+        # The session comes last: once its index is written, what led to this is not told again.
+        rows += [_entity_row(*p, self._cache[p]) for p in touched if p[0] != "session"]
+        rows += [_entity_row(*p, self._cache[p]) for p in touched if p[0] == "session"]
         while len(self._cache) > MAX_CACHED:
             self._cache.popitem(last=False)
         return rows
@@ -181,7 +184,7 @@ def _count(entity: Entity, fact: Fact, window_seconds: float) -> bool:
     newest = entity.counted.time
     counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     counted_to = counts.opened if fact.stage == "opened" else counts.closed
-    known = newest is not None and fact.time <= newest
+    known = newest is not None and fact.decided_at <= newest
     if fact.offset < counted_to and known:
         return False  # offsets below with newer times are of a log that began anew
     bucket = bucket_at(counts.recent, bucket_number(fact.decided_at, window_seconds))
@@ -222,6 +225,7 @@ def _revise(entity: Entity, fact: Fact, window_seconds: float) -> bool:
         sums.rewards += (fact.reward is not None) - (fact.before is not None)
         sums.reward_sum += (fact.reward or 0.0) - (fact.before or 0.0)
     bucket.re_asks += fact.re_asked - fact.re_asked_before
+    counts.reports += fact.reports
     if fact.reward is not None:
         entity.values["last_reward"] = fact.reward
     newest = entity.counted.time

@@ -6,7 +6,7 @@ declared rules, the feature counts from decisions and last rewards. Nothing here
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -215,6 +215,12 @@ def wanted_features(accounts: Accounts) -> Features:
     """Return the counts of each user, session and version that follow from the log."""
     values = {name: value for name, (_, value) in final_rewards(accounts.of(Reward)).items()}
     violations = {one.decision_id: one.violation for one in accounts.of(Safety)}
+    fates = accounts.fates()
+    reported = Counter(
+        said.decision_id
+        for said in accounts.feedback.values()
+        if said.kind == "report" and fates[said.id] == "joined"
+    )
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for one in accounts.decisions.values():
         groups["user", one.user_id].append(one.id)
@@ -232,6 +238,8 @@ def wanted_features(accounts: Accounts) -> Features:
             "rewards": len(rewards),
             "reward_mean": sum(rewards) / len(rewards) if rewards else None,
         }
+        if place[0] == "user":
+            wanted[place]["reports"] = sum(reported[name] for name in names)
     return wanted
 
 

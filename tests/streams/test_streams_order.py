@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def test_any_order_gives_the_rewards_of_the_offline_join(
         DECISIONS.name: len(log.records[DECISIONS.name]),
         FEEDBACK.name: len(log.records[FEEDBACK.name]),
     }
-    assert counts(store) == pytest.approx(counted(decisions, wanted)), seed
+    assert counts(store) == pytest.approx(counted(decisions, said, wanted)), seed
 
 
 def counts(store: MemoryStore) -> dict[str, Any]:
@@ -101,15 +102,25 @@ def counts(store: MemoryStore) -> dict[str, Any]:
         **{f"{key} decisions": values["decisions"] for key, values in rows.items()},
         **{f"{key} rewards": values["rewards"] for key, values in rows.items()},
         **{f"{key} mean": values["reward_mean"] or 0.0 for key, values in rows.items()},
+        **{f"{key} reports": values["reports"] for key, values in rows.items()},
         **{f"{key} turns": number for key, number in turns.items()},
     }
 
 
-def counted(decisions: list[Any], rewards: dict[str, float | None]) -> dict[str, float]:
+def counted(
+    decisions: list[Any], said: list[Any], rewards: dict[str, float | None]
+) -> dict[str, float]:
     """Return what the history says should be counted of the one user and the sessions."""
     values = [value for value in rewards.values() if value is not None]
+    times = {decision.id: decision.time for decision in decisions}
+    in_time = [
+        f
+        for f in said
+        if f.decision_id and f.time <= times[f.decision_id] + timedelta(seconds=WINDOW)
+    ]
     return {
         "user-1 decisions": len(decisions),
+        "user-1 reports": sum(one.kind == "report" for one in in_time),
         "user-1 rewards": len(values),
         "user-1 mean": sum(values) / len(values) if values else 0.0,
         **{f"{name} turns": n for name, n in Counter(d.session_id for d in decisions).items()},

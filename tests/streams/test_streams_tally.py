@@ -30,6 +30,7 @@ def _fact(offset: int, stage: Any = "opened", **fields: Any) -> Fact:
         "decided_at": START + timedelta(seconds=offset),
         "topic": "billing",
     }
+    values["decided_at"] = fields.get("time", values["time"])
     return Fact(**{**values, **fields})
 
 
@@ -141,3 +142,22 @@ def test_a_revised_reward_takes_the_place_of_the_one_before_and_counts_once() ->
         assert (user["decisions"], user["rewards"], user["reward_mean"]) == (2, 1, -1.0)
         assert recent(memory)["recent_reward_mean"] == -1.0
         assert recent(memory)["recent_re_ask_rate"] == 0.5
+
+
+def test_a_decision_told_again_with_newer_feedback_is_counted_once() -> None:
+    memory = MemoryStore()
+    told = [_fact(0), _fact(0, "closed", reward=1.0)]
+    memory.write(Tally(memory.latest).rows(told))
+    later = {"time": START + timedelta(seconds=60), "decided_at": START}
+    memory.write(Tally(memory.latest).rows([_fact(0), _fact(0, "closed", reward=1.0, **later)]))
+    user = memory.rows["user", "ann"].values
+    assert (user["decisions"], user["rewards"], user["reward_mean"]) == (1, 1, 1.0)
+
+
+def test_the_index_of_a_session_is_written_after_all_that_follows_from_it() -> None:
+    memory = MemoryStore()
+    tally = Tally(memory.latest)
+    told = [_fact(0, "closed", index="first"), _fact(1, "closed", session_id="t", index="first")]
+    views = list(dict.fromkeys(row.view for row in tally.rows(told)))
+    assert views[-1] == "session"
+    assert set(views) == {"decision", "user", "policy_version", "topic", "session"}
