@@ -147,11 +147,6 @@ class Attribution:
             session.arrivals[feedback.id] = arrival
         return outcome
 
-    def reports_at(self, offset: int, turn: Turn) -> int:
-        """Return how many reports of a decision the feedback at an offset is: one or none."""
-        arrivals = self.sessions[turn.decision.session_id].arrivals.values()
-        return sum(one.offset == offset and one.is_report_of(turn) for one in arrivals)
-
     def restore(self, session: Session) -> None:
         """Take in what was read again of a session: turns that were released, joined feedback."""
         held = self._session(session.id)

@@ -48,10 +48,8 @@ def closed_fact(number: int, partition: Attribution, turn: Turn) -> Fact:
         stage="closed",
         time=session.newest_time(turn),
         status=turn.status,
-        reward=turn.value,
         revision=turn.revision,
-        reports=session.reports(turn),
-        re_asked=turn.re_asked,
+        said=turn.said,
         index=to_json(index).decode(),
     )
 
@@ -61,11 +59,6 @@ def revised_fact(number: int, partition: Attribution, revision: Revision) -> Fac
     return replace(
         closed_fact(number, partition, revision.turn),
         stage="revised",
-        offset=revision.offset,
-        reward=revision.after.value,
-        re_asked=revision.after.re_asked,
-        before=revision.before.value,
-        re_asked_before=revision.before.re_asked,
-        by_feedback=revision.by_feedback,
-        reports=revision.reports,
+        said=revision.after,
+        before=revision.before,
     )

@@ -217,14 +217,12 @@ class Flow:
 
     def _revise(self, step: Step, record: Received, partition: Attribution, now: datetime) -> None:
         """Give those rewards anew that a record changed after they had been given."""
-        by_feedback = record.topic is not DECISIONS
         for turn in partition.touched():
             before = turn.said
+            is_revised = self._rewarder.revise(step, partition, turn, now)
             # Feedback that changes nothing now may do so later: the index must know of it.
-            if self._rewarder.revise(step, partition, turn, now) or by_feedback:
-                reports = partition.reports_at(record.offset, turn) if by_feedback else 0
-                revision = Revision(turn, before, turn.said, record.offset, by_feedback, reports)
-                step.revised.append((record.partition, revision))
+            if is_revised or record.topic is not DECISIONS:
+                step.revised.append((record.partition, Revision(turn, before, turn.said)))
 
     def _tell_joined(self, step: Step, turn: Turn, feedback: Feedback) -> None:
         """Show the join in the trace of the decision: the feedback came with another."""

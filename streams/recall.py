@@ -137,6 +137,7 @@ def session_of(
                     content=place.content,
                     value=place.value,
                     re_asked=place.re_asked,
+                    reports=place.reports,
                 )
             )
     return session

@@ -41,6 +41,7 @@ class Rewarder:
     def close(self, step: Step, partition: Attribution, turn: Turn, now: datetime) -> None:
         """Give the first reward of a decision whose window has closed."""
         evidence = self._evidence(partition, turn)
+        turn.reports = partition.sessions[turn.decision.session_id].reports_of(turn)
         self._give(step, turn, evidence, self._reward(step, evidence, now, revision=0))
         step.closed.append((partition, turn))
         self._counts["rewards"] += 1
@@ -48,6 +49,7 @@ class Rewarder:
     def revise(self, step: Step, partition: Attribution, turn: Turn, now: datetime) -> bool:
         """Give the reward anew when what is known now makes another one; say whether it does."""
         evidence = self._evidence(partition, turn)
+        turn.reports = partition.sessions[turn.decision.session_id].reports_of(turn)
         reward = self._reward(step, evidence, now, turn.revision + 1)
         if content(reward) == turn.content:
             return False

@@ -20,11 +20,12 @@ MAX_INDEXED = 64
 """Decisions of a session whose places are remembered, the newest."""
 
 
-class Said(Struct, frozen=True):
-    """What of a reward is counted in features."""
+class Said(Struct, array_like=True, frozen=True):
+    """What is counted in features of a decision that has its reward."""
 
-    value: float | None
-    re_asked: bool
+    value: float | None = None
+    re_asked: bool = False
+    reports: int = 0
 
 
 class Turn(Struct, kw_only=True):
@@ -34,6 +35,7 @@ class Turn(Struct, kw_only=True):
     feedback that stay uncommitted with it. ``again``: a run before this one may have sent a reward
     of it, which it did not live to note. ``revision``, ``content``, ``value``, ``status`` and
     ``re_asked`` are those of the reward sent last; the revision is -1 before the first.
+    ``reports`` are those heard of by then.
     """
 
     decision: Decision
@@ -52,11 +54,12 @@ class Turn(Struct, kw_only=True):
     value: float | None = None
     status: str = ""
     re_asked: bool = False
+    reports: int = 0
 
     @property
     def said(self) -> Said:
         """Return what the reward sent last is counted as."""
-        return Said(self.value, self.re_asked)
+        return Said(self.value, self.re_asked, self.reports)
 
     @property
     def moment(self) -> tuple[datetime, str]:
@@ -88,6 +91,7 @@ class Place(Struct, array_like=True, frozen=True):
     content: str = ""
     value: float | None = None
     re_asked: bool = False
+    reports: int = 0
 
     @property
     def is_rewarded(self) -> bool:
@@ -166,7 +170,7 @@ class Session(Struct, kw_only=True):
         ]
         return max([turn.decided_at, *times])
 
-    def reports(self, turn: Turn) -> int:
+    def reports_of(self, turn: Turn) -> int:
         """Return how many reports of a decision there are."""
         return sum(arrival.is_report_of(turn) for arrival in self.arrivals.values())
 
@@ -192,6 +196,7 @@ class Session(Struct, kw_only=True):
                 turn.content if is_released else "",
                 turn.value if is_released else None,
                 turn.re_asked if is_released else False,
+                turn.reports if is_released else 0,
             )
         newest = sorted(places.values(), key=lambda place: (place.time, place.decision_id))
         offsets = {

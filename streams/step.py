@@ -20,18 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class Revision(Struct, frozen=True):
-    """A reward sent anew: its turn, what it said before and after, and the offset that led to it.
-
-    ``by_feedback`` says which of the two topics the offset is of, ``reports`` how many reports of
-    the decision came with it.
-    """
+    """A reward sent anew, or feedback that may lead to that later: what is counted then and now."""
 
     turn: Turn
     before: Said
     after: Said
-    offset: int
-    by_feedback: bool
-    reports: int = 0
 
 
 class Step(Struct):

@@ -17,8 +17,11 @@ from msgspec import Struct
 
 from feature_store.views import AS_OF, FeatureRow, Value
 from streams.recent import Bucket, bucket_at, bucket_number, recent_values
+from streams.session import Said
 
 MAX_CACHED = 50_000
+MAX_NEWEST = 64
+"""Decisions per entity and partition whose last count is kept: more than one batch tells of one."""
 
 Latest = Callable[[str, Sequence[str]], dict[str, tuple[dict[str, Value], datetime]]]
 """Reads the newest online values and event time per key of a view."""
@@ -27,9 +30,8 @@ Latest = Callable[[str, Sequence[str]], dict[str, tuple[dict[str, Value], dateti
 class Fact(Struct, frozen=True, kw_only=True):
     """What happened to a decision: it was ``opened``, ``closed`` with its reward, or ``revised``.
 
-    Facts of one stage come in offset order per partition; those of a revision have the offset of
-    what led to it, ``by_feedback`` says in which topic; ``reports`` are those that came with it.
-    ``time`` is when the newest of what led to the fact happened. ``before`` is the reward that a
+    Facts of the first two stages come in offset order per partition. ``time`` is when the newest of
+    what led to the fact happened. ``said`` is what is counted of the reward, ``before`` what a
     revision takes the place of, ``index`` the session's `streams.session.Index` as JSON.
     """
 
@@ -49,23 +51,20 @@ class Fact(Struct, frozen=True, kw_only=True):
     tokens: int = 0
     seconds: float = 0.0
     escalated: bool = False
-    re_asked: bool = False
-    re_asked_before: bool = False
     findings: str = ""
     status: str | None = None
-    reward: float | None = None
     revision: int | None = None
-    before: float | None = None
-    by_feedback: bool = False
+    said: Said = Said()
+    before: Said = Said()
     index: str = ""
-    reports: int = 0
     trace: dict[str, str] = {}
 
 
 class Counts(Struct, array_like=True):
     """Counts of one entity over one partition; ``recent`` are those of a window, by bucket.
 
-    ``opened`` and ``closed`` are next offsets, and so are those of what led to revisions, by topic.
+    ``opened`` and ``closed`` are next offsets. ``newest`` is what was counted of the decisions told
+    last: a death between the writes of two rows may have one of them told again otherwise.
     """
 
     opened: int = 0
@@ -75,13 +74,9 @@ class Counts(Struct, array_like=True):
     rewards: int = 0
     reward_sum: float = 0.0
     reports: int = 0
-    revised_by_decisions: int = 0
-    revised_by_feedback: int = 0
+    revisions: int = 0
     recent: dict[int, Bucket] = {}
-
-    def is_revised_to(self, fact: Fact) -> int:
-        """Return the next offset to count, of the topic that led to a revision."""
-        return self.revised_by_feedback if fact.by_feedback else self.revised_by_decisions
+    newest: dict[str, Said] = {}
 
 
 class Counted(Struct, array_like=True):
@@ -119,16 +114,11 @@ class Tally:
         for view, key_of in _KEYS.items():
             self._load(view, {key_of(fact) for fact in facts}, shared=shared)
         rows = []
-        ends = self._ends(facts)
         for fact in facts:
             for view, key_of in _KEYS.items():
                 place = view, key_of(fact)
                 entity = self._cache[place]
-                if fact.stage == "revised":
-                    counts = fact.offset >= ends[*place, fact.partition, fact.by_feedback]
-                    counted = counts and _revise(entity, fact, self._window)
-                else:
-                    counted = _count(entity, fact, self._window)
+                counted = _count(entity, fact, self._window)
                 if fact.index and view == "session":
                     counted = entity.values.get("log") != fact.index or counted
                     entity.values["log"] = fact.index
@@ -141,19 +131,6 @@ class Tally:
         while len(self._cache) > MAX_CACHED:
             self._cache.popitem(last=False)
         return rows
-
-    def _ends(self, facts: Sequence[Fact]) -> dict[tuple[str, str, int, bool], int]:
-        """Return up to where revisions were counted before: one offset may lead to several."""
-        return {
-            (view, key_of(fact), fact.partition, fact.by_feedback): (
-                self._cache[view, key_of(fact)]
-                .counted.counts.get(str(fact.partition), Counts())
-                .is_revised_to(fact)
-            )
-            for fact in facts
-            if fact.stage == "revised"
-            for view, key_of in _KEYS.items()
-        }
 
     def _load(self, view: str, keys: Iterable[str], *, shared: bool) -> None:
         keys = list(keys)
@@ -181,56 +158,56 @@ _KEYS: dict[str, Callable[[Fact], str]] = {
 
 
 def _count(entity: Entity, fact: Fact, window_seconds: float) -> bool:
+    """Count a fact that was not counted yet; say whether the row has changed."""
     newest = entity.counted.time
     counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     counted_to = counts.opened if fact.stage == "opened" else counts.closed
-    known = newest is not None and fact.decided_at <= newest
-    if fact.offset < counted_to and known:
-        return False  # offsets below with newer times are of a log that began anew
+    # Offsets below with newer times are of a log that began anew.
+    is_known = fact.offset < counted_to and newest is not None and fact.decided_at <= newest
     bucket = bucket_at(counts.recent, bucket_number(fact.decided_at, window_seconds))
     if fact.stage == "opened":
-        counts.opened = fact.offset + 1
-        counts.decisions += 1
-        counts.violations += fact.violation
-        bucket.decisions += 1
-        bucket.violations += fact.violation
-        bucket.escalations += fact.escalated
-        bucket.tokens += fact.tokens
-        bucket.seconds += fact.seconds
-        if not known:
+        if is_known:
+            return False
+        _open(counts, bucket, fact)
+        if newest is None or fact.time > newest:
             entity.values["last_action"] = fact.action
-    else:
+    elif fact.stage == "closed" and not is_known:
         counts.closed = fact.offset + 1
-        counts.reports += fact.reports
-        bucket.re_asks += fact.re_asked
-        if fact.reward is not None:
-            counts.rewards += 1
-            counts.reward_sum += fact.reward
-            bucket.rewards += 1
-            bucket.reward_sum += fact.reward
-            entity.values["last_reward"] = fact.reward
-    entity.counted.time = fact.time if newest is None else max(newest, fact.time)
-    return True
-
-
-def _revise(entity: Entity, fact: Fact, window_seconds: float) -> bool:
-    """Put a reward in the place of the one before."""
-    counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
-    if fact.by_feedback:
-        counts.revised_by_feedback = fact.offset + 1
+        _reward(counts, bucket, Said(), fact)
     else:
-        counts.revised_by_decisions = fact.offset + 1
-    bucket = bucket_at(counts.recent, bucket_number(fact.decided_at, window_seconds))
-    for sums in (counts, bucket):
-        sums.rewards += (fact.reward is not None) - (fact.before is not None)
-        sums.reward_sum += (fact.reward or 0.0) - (fact.before or 0.0)
-    bucket.re_asks += fact.re_asked - fact.re_asked_before
-    counts.reports += fact.reports
-    if fact.reward is not None:
-        entity.values["last_reward"] = fact.reward
-    newest = entity.counted.time
+        before = counts.newest.get(fact.decision_id)
+        if before is None and fact.stage == "closed":
+            return False  # told again, and counted long ago
+        _reward(counts, bucket, fact.before if before is None else before, fact)
+        counts.revisions += 1
+    if fact.said.value is not None:
+        entity.values["last_reward"] = fact.said.value
     entity.counted.time = fact.time if newest is None else max(newest, fact.time)
     return True
+
+
+def _open(counts: Counts, bucket: Bucket, fact: Fact) -> None:
+    counts.opened = fact.offset + 1
+    for sums in (counts, bucket):
+        sums.decisions += 1
+        sums.violations += fact.violation
+    bucket.escalations += fact.escalated
+    bucket.tokens += fact.tokens
+    bucket.seconds += fact.seconds
+
+
+def _reward(counts: Counts, bucket: Bucket, before: Said, fact: Fact) -> None:
+    """Count what is said of a decision now in the place of what was said before."""
+    said = fact.said
+    for sums in (counts, bucket):
+        sums.rewards += (said.value is not None) - (before.value is not None)
+        sums.reward_sum += (said.value or 0.0) - (before.value or 0.0)
+    counts.reports += said.reports - before.reports
+    bucket.re_asks += said.re_asked - before.re_asked
+    counts.newest.pop(fact.decision_id, None)
+    counts.newest[fact.decision_id] = said
+    while len(counts.newest) > MAX_NEWEST:
+        del counts.newest[next(iter(counts.newest))]
 
 
 def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
@@ -269,16 +246,15 @@ def _decision_row(fact: Fact) -> FeatureRow:
         "findings": fact.findings,
     }
     if fact.stage != "opened":
-        values |= {"reward": fact.reward, "status": fact.status, "revision": fact.revision}
+        values |= {"reward": fact.said.value, "status": fact.status, "revision": fact.revision}
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)
 
 
 def _merged(ours: dict[str, Counts], stored: dict[str, Counts]) -> dict[str, Counts]:
     """Keep, of each partition, the entry that has counted more: counts never fall."""
 
-    def progress(counts: Counts) -> tuple[int, int, int, int]:
-        revised = counts.revised_by_decisions + counts.revised_by_feedback
-        return counts.decisions, counts.closed, revised, counts.rewards
+    def progress(counts: Counts) -> tuple[int, int, int]:
+        return counts.decisions, counts.closed, counts.revisions
 
     merged = {**stored, **ours}
     for partition in ours.keys() & stored.keys():

@@ -8,6 +8,7 @@ from typing import Any
 
 from contracts.clock import ManualClock
 from streams.recent import BUCKETS
+from streams.session import Said
 from streams.tally import Fact, Tally
 from tests.streams.worker_in_memory import MemoryStore
 
@@ -31,6 +32,8 @@ def _fact(offset: int, stage: Any = "opened", **fields: Any) -> Fact:
         "topic": "billing",
     }
     values["decided_at"] = fields.get("time", values["time"])
+    said = Said(fields.pop("reward", None), fields.pop("re_asked", False), fields.pop("reports", 0))
+    values |= {"said": said, "before": Said(fields.pop("before", None))}
     return Fact(**{**values, **fields})
 
 
@@ -130,8 +133,8 @@ def test_a_window_holds_the_same_whatever_the_order_and_however_often_it_is_told
 
 def test_a_revised_reward_takes_the_place_of_the_one_before_and_counts_once() -> None:
     memory = MemoryStore()
-    revised = _at(7, 1, "revised", reward=-1.0, before=0.5, by_feedback=True, re_asked=True)
-    other = _at(7, 1, "revised", reward=None, before=1.0, by_feedback=True, decision_id="d1")
+    revised = _at(0, 1, "revised", reward=-1.0, before=0.5, re_asked=True, reports=1)
+    other = _at(1, 1, "revised", reward=None, before=1.0)
     tally = Tally(memory.latest, WINDOW)
     memory.write(tally.rows([_at(0, 1), _at(1, 1)]))
     closed = [_at(0, 1, "closed", reward=0.5), _at(1, 1, "closed", reward=1.0)]
@@ -140,8 +143,19 @@ def test_a_revised_reward_takes_the_place_of_the_one_before_and_counts_once() ->
         memory.write(Tally(memory.latest, WINDOW).rows([revised, other]))
         user = memory.rows["user", "ann"].values
         assert (user["decisions"], user["rewards"], user["reward_mean"]) == (2, 1, -1.0)
+        assert user["reports"] == 1
         assert recent(memory)["recent_reward_mean"] == -1.0
         assert recent(memory)["recent_re_ask_rate"] == 0.5
+
+
+def test_what_was_counted_and_is_told_otherwise_after_a_death_is_counted_as_told_last() -> None:
+    memory = MemoryStore()
+    told = [_fact(0), _fact(0, "closed", reward=1.0)]
+    memory.write(Tally(memory.latest).rows(told))
+    again = [_fact(0), _fact(0, "closed", reward=None), _fact(0, "revised", reward=0.25)]
+    memory.write(Tally(memory.latest).rows(again))
+    user = memory.rows["user", "ann"].values
+    assert (user["decisions"], user["rewards"], user["reward_mean"]) == (1, 1, 0.25)
 
 
 def test_a_decision_told_again_with_newer_feedback_is_counted_once() -> None:
