@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
@@ -19,15 +20,19 @@ from opentelemetry.propagate import extract
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.util.types import AttributeValue
+
+from contracts.lean_spans import LeanSpan, LeanTracerProvider, trace_headers
 
 SCHEMA = "https://github.com/open-telemetry/semantic-conventions-genai@002c8a6"
 """Commit of the GenAI conventions whose attribute names we use (status: Development)."""
 
 MAX_LINKS = 128
 """Links of one span, OpenTelemetry's own default limit; more are left out."""
+
+MAX_WAITING = 16_384
+"""Spans that wait to be exported; a stream worker ends some thousands at once. More are dropped."""
 
 _tracer = trace.get_tracer("headrace", schema_url=SCHEMA)
 
@@ -43,8 +48,7 @@ class FileSpanExporter(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Write and flush the spans."""
         with self._lock:
-            for span in spans:
-                self._file.write(span_json(span) + b"\n")
+            self._file.write(b"".join(span_json(span) + b"\n" for span in spans))
             self._file.flush()
         return SpanExportResult.SUCCESS
 
@@ -79,12 +83,21 @@ def span_json(span: ReadableSpan) -> bytes:
             {"context": _context(link.context), "attributes": dict(link.attributes or {})}
             for link in span.links
         ],
-        "resource": {
-            "attributes": dict(span.resource.attributes),
-            "schema_url": span.resource.schema_url,
-        },
+        "resource": _resource_json(span.resource),
     }
     return msgspec.json.encode(found)
+
+
+_resources: dict[int, tuple[Resource, msgspec.Raw]] = {}
+"""Their JSON, by identity: a process has one, and the SDK's hash of it costs more than to write."""
+
+
+def _resource_json(resource: Resource) -> msgspec.Raw:
+    known = _resources.get(id(resource))
+    if known is None:
+        found = {"attributes": dict(resource.attributes), "schema_url": resource.schema_url}
+        known = _resources[id(resource)] = resource, msgspec.Raw(msgspec.json.encode(found))
+    return known[1]
 
 
 def _context(context: SpanContext) -> dict[str, str]:
@@ -107,11 +120,7 @@ def start_tracing(process: str, *, otlp_endpoint: str | None, span_file: Path) -
 
     ``otlp_endpoint`` is the base URL of an OTLP/HTTP collector, e.g. ``http://127.0.0.1:4318``.
     """
-    provider = TracerProvider(
-        # Not by the parent: a client that does not sample its own trace must not hide our work.
-        sampler=ALWAYS_ON,
-        resource=Resource.create({"service.name": f"headrace-{process}"}),
-    )
+    provider = LeanTracerProvider(Resource.create({"service.name": f"headrace-{process}"}))
     exporter: SpanExporter
     if otlp_endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -119,7 +128,7 @@ def start_tracing(process: str, *, otlp_endpoint: str | None, span_file: Path) -
         exporter = OTLPSpanExporter(endpoint=otlp_endpoint.rstrip("/") + "/v1/traces")
     else:
         exporter = FileSpanExporter(span_file)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=MAX_WAITING))
     trace.set_tracer_provider(provider)
     return provider
 
@@ -139,11 +148,11 @@ def span(
     takes it as parent; work on a batch starts its own trace and links to the records. An exception
     that leaves the block marks the span with its type alone: its message may quote a conversation.
     """
-    parent_context: Context | None = extract(dict(parent)) if parent else None
+    parent_context = _remote_of(parent) if parent else None
     linked = [
-        Link(ctx)
+        Link(ctx, {})
         for headers in links[:MAX_LINKS]
-        if (ctx := trace.get_current_span(extract(dict(headers))).get_span_context()).is_valid
+        if (ctx := trace.get_current_span(_remote_of(headers)).get_span_context()).is_valid
     ]
     current = _tracer.start_span(
         name,
@@ -165,20 +174,24 @@ def span(
         current.end()
 
 
+def _remote_of(headers: Mapping[str, str]) -> Context:
+    return _remote(headers.get("traceparent", ""), headers.get("tracestate", ""))
+
+
+@lru_cache(4096)
+def _remote(traceparent: str, tracestate: str) -> Context:
+    """Return the context of a record's headers; each step on it asks for the same again."""
+    found = {"traceparent": traceparent, "tracestate": tracestate}
+    return extract({name: text for name, text in found.items() if text})
+
+
 def current_trace_headers() -> dict[str, str]:
     """Return the W3C trace headers of the current span, to send along with a record."""
-    current = trace.get_current_span().get_span_context()
-    if not current.is_valid:
-        return {}
-    # As the SDK's propagator writes it, which first asks for the span and its baggage three times.
-    headers = {
-        "traceparent": (
-            f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
-        )
-    }
-    if current.trace_state:
-        headers["tracestate"] = current.trace_state.to_header()
-    return headers
+    current = trace.get_current_span()
+    if isinstance(current, LeanSpan):
+        return current.headers()
+    context = current.get_span_context()
+    return trace_headers(context) if context.is_valid else {}
 
 
 def current_ids() -> tuple[str | None, str | None]:
