@@ -34,8 +34,15 @@ class AuditChain:
         self, action: str, subject: str, *, reason: str = "", detail: dict[str, Any] | None = None
     ) -> AuditRecord:
         """Return the next record, carrying the ids of the current span."""
-        with self.kept(action, subject, reason=reason, detail=detail) as record:
-            return record
+        return self.sealed(action, subject, reason=reason, detail=detail)[0]
+
+    def sealed(
+        self, action: str, subject: str, *, reason: str = "", detail: dict[str, Any] | None = None
+    ) -> tuple[AuditRecord, bytes]:
+        """Return the next record and its JSON, which the chain has made for its hash."""
+        with self._lock:
+            record = self._next(action, subject, reason, detail)
+            return record, self._take(record)
 
     @contextmanager
     def kept(
@@ -45,24 +52,34 @@ class AuditChain:
 
         Other threads that ask for a record wait for the end of the block.
         """
-        trace_id, span_id = current_ids()
         with self._lock:
-            record = AuditRecord(
-                id=self._new_id(),
-                time=self._clock.now(),
-                producer=self.producer,
-                sequence=self._sequence,
-                previous=self._previous,
-                action=action,
-                subject=subject,
-                reason=reason,
-                detail=detail or {},
-                trace_id=trace_id,
-                span_id=span_id,
-            )
+            record = self._next(action, subject, reason, detail)
             yield record
-            self._sequence += 1
-            self._previous = record_hash(record)
+            self._take(record)
+
+    def _next(
+        self, action: str, subject: str, reason: str, detail: dict[str, Any] | None
+    ) -> AuditRecord:
+        trace_id, span_id = current_ids()
+        return AuditRecord(
+            id=self._new_id(),
+            time=self._clock.now(),
+            producer=self.producer,
+            sequence=self._sequence,
+            previous=self._previous,
+            action=action,
+            subject=subject,
+            reason=reason,
+            detail=detail or {},
+            trace_id=trace_id,
+            span_id=span_id,
+        )
+
+    def _take(self, record: AuditRecord) -> bytes:
+        value = to_json(record)
+        self._sequence += 1
+        self._previous = sha256(value).hexdigest()
+        return value
 
 
 def record_hash(record: AuditRecord) -> str:

@@ -34,6 +34,7 @@ class Record(Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _YEARS = "give a year from 2 to 9998: in the first and the last some moments have no UTC"
+_SPECVERSION, _CONTENT_TYPE = ("ce_specversion", b"1.0"), ("content-type", b"application/json")
 _TYPE = re.compile(r"^(?P<name>[a-z.-]+)\.v(?P<version>\d{1,4})$")
 
 
@@ -48,19 +49,24 @@ def to_json(value: object) -> bytes:
 
 
 def encode(
-    topic: Topic, event: Event, *, source: str, trace: Mapping[str, str] | None = None
+    topic: Topic,
+    event: Event,
+    *,
+    source: str,
+    trace: Mapping[str, str] | None = None,
+    value: bytes | None = None,
 ) -> Record:
     """Encode an event for a topic.
 
     ``source`` is the CloudEvents source (the process that writes); ``trace`` holds W3C trace
-    headers. Raises CodecError when the event does not belong in the topic, is too large or nested
-    too deeply.
+    headers; ``value`` is the event's JSON where it was made before. Raises CodecError when the
+    event does not belong in the topic, is too large or nested too deeply.
     """
     if not isinstance(event, topic.events):
         allowed = ", ".join(kind.TYPE for kind in topic.events)
         raise CodecError("unknown-type", f"{event.TYPE} in topic {topic.name}; allowed: {allowed}")
     try:
-        value = _encoder.encode(event)
+        value = _encoder.encode(event) if value is None else value
     except RecursionError as error:
         raise CodecError("invalid", f"{error}; nest objects and lists less deeply") from error
     if len(value) > MAX_VALUE_BYTES:
@@ -68,12 +74,12 @@ def encode(
             "oversized", f"{len(value)} bytes, allowed {MAX_VALUE_BYTES}; shorten the messages"
         )
     headers: Headers = [
-        ("ce_specversion", b"1.0"),
+        _SPECVERSION,
         ("ce_id", event.id.encode()),
-        ("ce_type", ce_type(type(event)).encode()),
+        _type_headers[type(event)],
         ("ce_source", source.encode()),
         ("ce_time", event.time.isoformat().encode()),
-        ("content-type", b"application/json"),
+        _CONTENT_TYPE,
     ]
     for name, text in (trace or {}).items():
         headers.append((name, text.encode()))
@@ -125,6 +131,9 @@ def trace_headers(headers: Iterable[tuple[str, bytes]] | None) -> dict[str, str]
 def _event_type(topic: Topic, declared: str | None) -> type[Event]:
     if declared is None:
         return topic.events[0]
+    usual = _declared.get(declared)
+    if usual in topic.events:
+        return usual
     match = _TYPE.match(declared)
     known = {kind.TYPE: kind for kind in topic.events}
     if match is None or match["name"] not in known:
@@ -144,3 +153,6 @@ def _event_type(topic: Topic, declared: str | None) -> type[Event]:
 _decoders: dict[type[Event], msgspec.json.Decoder[Event]] = {
     kind: msgspec.json.Decoder(kind) for kind in EVENTS
 }
+
+_declared = {ce_type(kind): kind for kind in EVENTS}
+_type_headers = {kind: ("ce_type", name.encode()) for name, kind in _declared.items()}

@@ -41,10 +41,14 @@ class Step(Struct):
     def __bool__(self) -> bool:
         return bool(self.records or self.facts or self.done or self.closed)
 
-    def send(self, topic: Topic, event: Event) -> bool:
-        """Add an event, in the trace of the current span; False when it is too large."""
+    def send(self, topic: Topic, event: Event, value: bytes | None = None) -> bool:
+        """Add an event, in the trace of the current span; False when it is too large.
+
+        ``value`` is its JSON where it was made before.
+        """
+        trace = current_trace_headers()
         try:
-            record = encode(topic, event, source=self.source, trace=current_trace_headers())
+            record = encode(topic, event, source=self.source, trace=trace, value=value)
         except CodecError as error:
             _log.error("%s %s not sent: %s", topic.name, event.id, error)
             return False

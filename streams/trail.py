@@ -100,8 +100,8 @@ class Trail:
         reason: str = "",
         detail: dict[str, Any] | None = None,
     ) -> None:
-        record = self._audit.record(action, subject, reason=reason, detail=detail)
-        step.send(AUDIT, record)
+        record, value = self._audit.sealed(action, subject, reason=reason, detail=detail)
+        step.send(AUDIT, record, value)
 
 
 def rules_of(findings: tuple[Finding, ...]) -> list[str]:
