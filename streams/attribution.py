@@ -67,7 +67,7 @@ class Attribution:
         self.decisions, self.feedback = Reach(Offsets()), Reach(Offsets())
         self.sessions: dict[str, Session] = {}
         self._session_of: dict[str, str] = {}
-        self._due: list[tuple[datetime, int, Turn]] = []
+        self._due: list[tuple[datetime, int]] = []
         self._final: list[Turn] = []
         self._waiting: OrderedDict[int, tuple[Session, Arrival]] = OrderedDict()
         self._unreleased: OrderedDict[int, Turn] = OrderedDict()
@@ -120,7 +120,7 @@ class Attribution:
         self._enter(session, turn)
         self._open += 1
         self._unreleased[offset] = turn
-        heappush(self._due, (turn.ready_at, offset, turn))
+        heappush(self._due, (turn.ready_at, offset))
         for earlier in session.before(turn, self.waits.near):
             self._touch(earlier)
         joined, refused = self._claim(session, turn)
@@ -167,7 +167,10 @@ class Attribution:
         while self._final and len(found) < limit:
             self._take_due(found, self._final.pop())
         while self._due and len(found) < limit and self.feedback.passed(self._due[0][0]):
-            self._take_due(found, heappop(self._due)[2])
+            # What a final signal closed may be released long before: it is not kept for this.
+            turn = self._unreleased.get(heappop(self._due)[1])
+            if turn is not None:
+                self._take_due(found, turn)
         return found
 
     def touched(self) -> list[Turn]:

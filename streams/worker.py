@@ -30,10 +30,11 @@ from streams.header_names import read_any_header_name
 from streams.log_lookup import LogLookup
 from streams.membership import keep_member_id
 from streams.step import Step
+from streams.tally import Fact
 
 _log = logging.getLogger(__name__)
 
-BATCH_SECONDS = 0.1
+BATCH_SECONDS = 0.05
 CLOSE_LIMIT = 500
 STALL_SECONDS = 45.0
 """With records to read and none read for this long, the process ends, to be started anew."""
@@ -92,13 +93,17 @@ class Worker:
         async for events in _batches(stream, rows):
             async with self._lock:
                 now = self.clock.now()
-                await self._recall([self._received(event) for event in events], now)
+                records = [self._received(event) for event in events]
+                await self._recall(records, now)
                 # Partitions may have changed hands meanwhile; no await between this and `read`.
-                current = [event for event in events if self._is_current(event)]
-                for event in current:
-                    self._held[event.message.tp].append(event)
-                records = [self._received(event) for event in current]
-                await self._finish(self.flow.read(records, now))
+                current = []
+                for event, record in zip(events, records, strict=True):
+                    if self._is_current(event):
+                        self._held[event.message.tp].append(event)
+                        current.append(record)
+                read = self.flow.read(current, now)
+                # What a final signal closed need not wait for the timer, nor for another delivery.
+                await self._finish(read, self.flow.close(now, CLOSE_LIMIT))
 
     async def _recall(self, records: list[Received], now: datetime) -> None:
         """Read again what was forgotten of the sessions that these records concern."""
@@ -116,23 +121,24 @@ class Worker:
                 await self._finish(step)
         self._limit_open()
 
-    async def _finish(self, step: Step) -> None:
-        """Deliver a step, let go of it, write its features, acknowledge what is then done."""
-        await self.delivery.send(step.records)
-        self.flow.settle(step)
-        await self._write_features(step)
+    async def _finish(self, *steps: Step) -> None:
+        """Deliver steps, let go of them, write their features, acknowledge what is then done."""
+        await self.delivery.send([record for step in steps for record in step.records])
+        for step in steps:
+            self.flow.settle(step)
+        await self._write_features([fact for step in steps for fact in step.facts])
         for number, partition in self.flow.partitions.items():
             self._acknowledge(DECISIONS, number, partition.decisions.offsets.committable)
             self._acknowledge(FEEDBACK, number, partition.feedback.offsets.committable)
 
-    async def _write_features(self, step: Step) -> None:
-        """Write the features that follow from a step, and say so in the audit."""
-        if not step.facts:
+    async def _write_features(self, facts: list[Fact]) -> None:
+        """Write the features that follow from steps, and say so in the audit."""
+        if not facts:
             return
         told = Step(self.flow.source)
-        with span("features", links=[fact.trace for fact in step.facts]):
-            written = await self.features.record(step.facts, shared=self._is_shared())
-            self.flow.trail.features(told, step.facts, written=written)
+        with span("features", links=[fact.trace for fact in facts]):
+            written = await self.features.record(facts, shared=self._is_shared())
+            self.flow.trail.features(told, facts, written=written)
         await self.delivery.send(told.records)
 
     def _acknowledge(self, topic: Topic, partition: int, committable: int | None) -> None:

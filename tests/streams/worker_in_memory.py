@@ -101,7 +101,8 @@ class WorkerInMemory:
         records = self.log.records[topic.name][start : start + count]
         self.position[topic.name] += len(records)
         self._recall(records)
-        self._finish(self.flow.read(records, self.clock.now()))
+        read = self.flow.read(records, self.clock.now())
+        self._finish(read, self.flow.close(self.clock.now(), 100))
 
     def read_all(self) -> None:
         """Read both topics to their ends."""
@@ -137,15 +138,17 @@ class WorkerInMemory:
             found += [self.log.records[FEEDBACK.name][offset] for offset in wanted.feedback]
             self.flow.recall(wanted, found, self.clock.now())
 
-    def _finish(self, step: Step) -> None:
+    def _finish(self, *steps: Step) -> None:
         self._live_on()
-        sent = [decode(r.topic, r.value, r.headers) for r in step.records]
+        sent = [decode(r.topic, r.value, r.headers) for step in steps for r in step.records]
         self.sent += sent
         self.log.sent += sent
         self._live_on()
-        self.flow.settle(step)
-        if step.facts:
-            self.store.write(self.tally.rows(step.facts))
+        for step in steps:
+            self.flow.settle(step)
+        facts = [fact for step in steps for fact in step.facts]
+        if facts:
+            self.store.write(self.tally.rows(facts))
         self._live_on()
         for topic, reach in self._reaches():
             if reach.offsets.committable is not None:
