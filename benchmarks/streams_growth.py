@@ -9,6 +9,7 @@ Prints CPU per event and resident memory when 10^4, 10^5, ... events have been t
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import sqlite3
 import sys
@@ -33,6 +34,7 @@ from contracts.ids import NewId, uuid7_ids
 from contracts.settings import Kafka, Settings
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.views import FeatureRow, Value
+from streams.__main__ import GC_THRESHOLD
 from streams.flow import Flow
 from streams.session import Index
 from streams.step import Step
@@ -145,6 +147,9 @@ def growth(events: int, folder: Path, seed: int) -> list[dict[str, Any]]:
     new_id = uuid7_ids(clock, random.Random(seed))
     settings = settings_in(folder, Kafka(), window_seconds=WINDOW_SECONDS)
     worker = Worker(settings, FileStore(folder / "store"), clock, new_id)
+    gc.collect()
+    gc.freeze()  # as the worker does
+    gc.set_threshold(*GC_THRESHOLD)
     source, found = _records(clock, new_id), []
     taken, wanted, spent, since = 0, 10_000, 0.0, 0
     while taken < events:
