@@ -26,6 +26,7 @@ from console.stack_file import ProcessEntry, StackFile, is_same_process, read_st
 from console.traceability import LINKS, is_traced, traceability
 from contracts.broker import events_to_end
 from contracts.events import Feedback
+from contracts.heartbeat import read_heartbeat
 from contracts.settings import Kafka, Settings
 from contracts.topics import FEEDBACK
 from learner.experience import USER_REWARD_MEAN
@@ -107,6 +108,12 @@ def start_users(settings: Settings, truth: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def has_features(settings: Settings) -> bool:
+    """Say whether the gateway has opened the feature store, which takes it some seconds."""
+    beat = read_heartbeat(settings.state_dir, "gateway")
+    return beat is not None and beat.ready and "feature" not in beat.note
+
+
 def hurt(settings: Settings, name: str, number: signal.Signals) -> None:
     """End one process of the stack by the pid in its file, and see it come back as another."""
     before = process(settings, name)
@@ -142,6 +149,7 @@ def test_the_loop_recovers_when_worker_learner_and_broker_die_in_mid_run(
     stack: Stack, tmp_path: Path
 ) -> None:
     settings, truth = stack.settings, tmp_path / "truth.jsonl"
+    until("features in the gateway", lambda: has_features(settings), REST_SECONDS)
     users = start_users(settings, truth)
     try:
 

@@ -7,12 +7,14 @@ import socket
 from http.client import HTTPResponse
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.events import Feedback
 from contracts.settings import Kafka
-from contracts.tokens import feedback_token
+from contracts.tokens import feedback_token, is_proven
 from contracts.topics import FEEDBACK
+from tests.serving.conftest import SECRET
 from tests.serving.http_server import Server
 from tests.topic_log import events
 from tests.until import until
@@ -209,7 +211,9 @@ def test_feedback_of_every_kind_reaches_kafka(
     event = until("the feedback event", found)
     assert (event.kind, event.source, event.user_id) == (what["kind"], "http", "u1")
     assert event.decision_id == served["decision_id"]
-    assert event.token is None  # who reads the topic must not be able to speak for the user
+    assert event.token != served["feedback_token"]  # who reads the topic cannot rate with it
+    assert is_proven(SECRET.encode(), event)
+    assert not is_proven(SECRET.encode(), msgspec.structs.replace(event, id="another"))
 
 
 @pytest.mark.parametrize(
