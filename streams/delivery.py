@@ -31,6 +31,8 @@ FEATURE_ATTEMPTS = 6
 LOOK_UP_ATTEMPTS = 2
 MAX_REQUEST_BYTES = 1_040_000
 
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+
 MAX_BATCH_BYTES = 256 << 10
 """The default of 16 KiB is some thirty records: the audit, all of one key, took a request each."""
 
@@ -63,14 +65,24 @@ class Delivery:
         self.waiting = ""
 
     async def send(self, records: Sequence[Record]) -> None:
-        """Send records and wait until the broker has each; tries again for as long as it takes."""
-        pending, attempt = list(records), 0
+        """Send records and wait until the broker has each; tries again for as long as it takes.
+
+        What the broker refuses for its size is left out alone: its batch is sent again record by
+        record, each time by a new producer, since a refusal breaks the sequence of the old one.
+        """
+        pending, attempt, singly = list(records), 0, False
         while pending:
-            failed, error = await self._attempt(pending)
+            failed, error = await self._attempt(pending, singly=singly)
             if not failed:
                 break
+            if isinstance(error, TOO_LARGE):
+                pending, singly = failed, True
+                await self.close()
+                continue
             seconds = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
-            self.waiting = f"broker {self._kafka.bootstrap} to take {len(failed)} records: {error}"
+            self.waiting = (
+                f"broker {self._kafka.bootstrap} to take {len(failed)} records: {error!r}"
+            )
             _log.warning("waiting for %s; trying again in %s s", self.waiting, seconds)
             pending, attempt = failed, attempt + 1
             await self.close()  # a producer that lost its sequence cannot go on
@@ -86,22 +98,26 @@ class Delivery:
             except (KafkaError, TimeoutError, OSError) as error:
                 _log.warning("producer did not close cleanly: %r", error)
 
-    async def _attempt(self, records: list[Record]) -> tuple[list[Record], object]:
-        """Return the records that were not acknowledged, and why the last one was not."""
+    async def _attempt(
+        self, records: list[Record], *, singly: bool
+    ) -> tuple[list[Record], Exception | None]:
+        """Return the records that were not acknowledged, and why one of them was not."""
         try:
             producer = await self._started()
-            batches = await self._batched(producer, records)
+            batches = await self._batched(producer, records, singly=singly)
         except (KafkaError, OSError) as error:
-            return records, repr(error)
+            return records, error
         results = await asyncio.gather(
             *(_send_in_order(producer, *place, of_place) for place, of_place in batches.items())
         )
         failed = [record for of_place, _ in results for record in of_place]
-        reasons = [repr(error) for _, error in results if error is not None]
-        return failed, reasons[-1] if reasons else None
+        errors = [error for _, error in results if error is not None]
+        # A refusal for size is dealt with first: the other errors may follow from it.
+        errors.sort(key=lambda error: isinstance(error, TOO_LARGE))
+        return failed, errors[-1] if errors else None
 
     async def _batched(
-        self, producer: AIOKafkaProducer, records: Sequence[Record]
+        self, producer: AIOKafkaProducer, records: Sequence[Record], *, singly: bool
     ) -> dict[tuple[str, int], list[_Batch]]:
         """Fill the producer's batches by hand: record by record it takes twice the time."""
         found: dict[tuple[str, int], list[_Batch]] = {}
@@ -113,7 +129,7 @@ class Delivery:
             full_name, partitions = names[record.topic.name]
             place = full_name, _hash(record.key) % partitions
             batches = found.setdefault(place, [])
-            if not batches or not batches[-1].take(record):
+            if singly or not batches or not batches[-1].take(record):
                 batches.append(_Batch(producer.create_batch()))
                 batches[-1].take(record)
         return found
@@ -143,8 +159,7 @@ async def _send_in_order(
 ) -> tuple[list[Record], Exception | None]:
     """Send one partition's batches one after the other; return what was not taken, and why.
 
-    A batch that is too large for the broker is sent again record by record: those that are too
-    large by themselves are given up, and cost only themselves.
+    A record that is too large by itself is given up.
     """
     waiting = deque(batches)
     while waiting:
@@ -152,14 +167,12 @@ async def _send_in_order(
         batch.builder.close()
         try:
             await (await producer.send_batch(batch.builder, topic, partition=partition))
-        except (MessageSizeTooLargeError, RecordListTooLargeError):
-            if len(batch.records) == 1:
-                _log.error("%s: the broker refuses a record of this size", topic)
-                continue
-            alone = [_Batch(producer.create_batch()) for _ in batch.records]
-            for one, record in zip(alone, batch.records, strict=True):
-                one.take(record)
-            waiting.extendleft(reversed(alone))
+        except TOO_LARGE as error:
+            left = [record for later in waiting for record in later.records]
+            if len(batch.records) > 1:
+                return batch.records + left, error
+            _log.error("%s: the broker refuses a record of this size", topic)
+            return left, error
         except (KafkaError, OSError) as error:
             return [*batch.records, *(r for later in waiting for r in later.records)], error
     return [], None

@@ -22,7 +22,7 @@ from tests.histories.running import Running, running
 
 pytestmark = pytest.mark.loop
 
-ROUNDS = int(os.environ.pop("HEADRACE_TEST_ROUNDS", "3"))
+ROUNDS = int(os.environ.pop("HEADRACE_TEST_ROUNDS", "2"))
 SEED = os.environ.pop("HEADRACE_TEST_SEED", None)
 """Both are taken out: the processes of the stack refuse a name that is no setting."""
 

@@ -57,13 +57,18 @@ class Workers:
             until("the end of a killed worker", lambda: child.exit_code() is not None)
 
     def leave(self, number: int) -> None:
-        """End a worker cleanly, for good."""
+        """End a worker cleanly, for good, once it is a member and has something to leave."""
+        self.signal(number, signal.SIGCONT)
+        self.until(f"streams-{number} to be a member", lambda: self._is_member(number))
         child = self.members.pop(number)
         self._killed.discard(number)
-        os.kill(child.pid, signal.SIGCONT)
         if child.exit_code() is None and not (child.stop() and child.exit_code() == 0):
             self.died.append(f"streams-{number} did not leave cleanly: {child.last_lines(3)}")
         child.program.before_start()  # whoever ends a worker removes what it left of the group
+
+    def _is_member(self, number: int) -> bool:
+        beat = self._heartbeat(number)
+        return beat is not None and beat.ready and beat.pid == self.members[number].pid
 
     def signal(self, number: int, what: signal.Signals) -> None:
         """Send SIGSTOP or SIGCONT to a worker, if it runs."""
