@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from contracts.codec import ce_type
-from contracts.events import EVENTS, NEEDED, Event, Feedback
+from contracts.events import EVENTS, FEEDBACK_NEEDS, Event, Feedback
 from contracts.settings import Kafka
 from contracts.topics import TOPICS, Topic
 
@@ -129,7 +129,7 @@ def _feedback_conditions() -> list[dict[str, Any]]:
             "if": {"properties": {"kind": {"const": kind}}},
             "then": {"required": [field], "properties": {field: {"not": {"type": "null"}}}},
         }
-        for kind, (field, _) in NEEDED.items()
+        for kind, (field, _) in FEEDBACK_NEEDS.items()
     ]
 
 

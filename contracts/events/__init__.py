@@ -22,7 +22,7 @@ from contracts.events.decision import (
     Timings,
 )
 from contracts.events.event import Event, Id, Moment, Score
-from contracts.events.feedback import NEEDED, Feedback, FeedbackKind
+from contracts.events.feedback import FEEDBACK_NEEDS, Feedback, FeedbackKind
 from contracts.events.release import Candidate, Release
 from contracts.events.reward import Component, Preference, Reward, Safety, Sample
 from contracts.events.rollout import (
@@ -38,7 +38,7 @@ from contracts.events.rollout import (
 __all__ = [
     "BASE_VERSION",
     "EVENTS",
-    "NEEDED",
+    "FEEDBACK_NEEDS",
     "RULE_VERSION",
     "Arm",
     "Assignment",

@@ -47,7 +47,7 @@ class Feedback(Event, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Check that the kind carries what it needs; ValueError names what is missing or wrong."""
-        field, wanted = NEEDED[self.kind]
+        field, wanted = FEEDBACK_NEEDS[self.kind]
         if getattr(self, field) is None:
             raise ValueError(f"feedback of kind {self.kind!r} needs {wanted}")
         if not self.decision_id and self.kind not in ON_SESSIONS:
@@ -58,7 +58,7 @@ class Feedback(Event, frozen=True, kw_only=True):
             _check_is_answer(self.correction)
 
 
-NEEDED: dict[FeedbackKind, tuple[str, str]] = {
+FEEDBACK_NEEDS: dict[FeedbackKind, tuple[str, str]] = {
     "rating": ("score", "score in [-1, 1]"),
     "outcome": ("score", "score in [-1, 1]"),
     "correction": ("correction", "correction, an assistant message"),
