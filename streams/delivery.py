@@ -113,8 +113,7 @@ class Delivery:
         failed = [record for of_place, _ in results for record in of_place]
         errors = [error for _, error in results if error is not None]
         # A refusal for size is dealt with first: the other errors may follow from it.
-        errors.sort(key=lambda error: isinstance(error, TOO_LARGE))
-        return failed, errors[-1] if errors else None
+        return failed, max(errors, key=lambda error: isinstance(error, TOO_LARGE), default=None)
 
     async def _batched(
         self, producer: AIOKafkaProducer, records: Sequence[Record], *, singly: bool

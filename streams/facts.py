@@ -16,7 +16,7 @@ from streams.tally import Fact
 
 def opened_fact(partition: int, turn: Turn) -> Fact:
     """Return that a decision was read and judged."""
-    decision, safety = turn.decision, turn.safety
+    decision, safety, action = turn.decision, turn.safety, chosen_action(turn.decision)
     return Fact(
         stage="opened",
         partition=partition,
@@ -25,7 +25,7 @@ def opened_fact(partition: int, turn: Turn) -> Fact:
         user_id=decision.user_id,
         session_id=decision.session_id,
         policy_version=decision.assignment.policy_version,
-        action=chosen_action(decision),
+        action=action,
         risk=safety.risk,
         violation=safety.violation,
         findings=to_json([(f.category, f.rule, f.score) for f in safety.findings]).decode(),
@@ -34,7 +34,7 @@ def opened_fact(partition: int, turn: Turn) -> Fact:
         topic=decision.topic or OTHER,
         tokens=len(decision.prompt_token_ids) + len(decision.token_ids),
         seconds=decision.timings.total_seconds,
-        escalated=chosen_action(decision) == ESCALATE,
+        escalated=action == ESCALATE,
         trace=turn.trace,
     )
 
@@ -49,7 +49,7 @@ def closed_fact(number: int, partition: Attribution, turn: Turn) -> Fact:
         time=session.newest_time(turn),
         status=turn.status,
         revision=turn.revision,
-        said=turn.said,
+        figures=turn.figures,
         index=to_json(index).decode(),
     )
 
@@ -59,6 +59,6 @@ def revised_fact(number: int, partition: Attribution, revision: Revision) -> Fac
     return replace(
         closed_fact(number, partition, revision.turn),
         stage="revised",
-        said=revision.after,
+        figures=revision.after,
         before=revision.before,
     )

@@ -218,11 +218,11 @@ class Flow:
     def _revise(self, step: Step, record: Received, partition: Attribution, now: datetime) -> None:
         """Give those rewards anew that a record changed after they had been given."""
         for turn in partition.touched():
-            before = turn.said
+            before = turn.figures
             is_revised = self._rewarder.revise(step, partition, turn, now)
             # Feedback that changes nothing now may do so later: the index must know of it.
             if is_revised or record.topic is not DECISIONS:
-                step.revised.append((record.partition, Revision(turn, before, turn.said)))
+                step.revised.append((record.partition, Revision(turn, before, turn.figures)))
 
     def _tell_joined(self, step: Step, turn: Turn, feedback: Feedback) -> None:
         """Show the join in the trace of the decision: the feedback came with another."""

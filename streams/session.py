@@ -20,7 +20,7 @@ MAX_INDEXED = 64
 """Decisions of a session whose places are remembered, the newest."""
 
 
-class Said(Struct, array_like=True, frozen=True):
+class RewardFigures(Struct, array_like=True, frozen=True):
     """What is counted in features of a decision that has its reward."""
 
     value: float | None = None
@@ -57,9 +57,9 @@ class Turn(Struct, kw_only=True):
     reports: int = 0
 
     @property
-    def said(self) -> Said:
+    def figures(self) -> RewardFigures:
         """Return what the reward sent last is counted as."""
-        return Said(self.value, self.re_asked, self.reports)
+        return RewardFigures(self.value, self.re_asked, self.reports)
 
     @property
     def moment(self) -> tuple[datetime, str]:

@@ -13,7 +13,7 @@ from contracts.topics import Topic
 from contracts.tracing import current_trace_headers
 from streams.attribution import Attribution
 from streams.offsets import Offsets
-from streams.session import Said, Turn
+from streams.session import RewardFigures, Turn
 from streams.tally import Fact
 
 _log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ class Revision(Struct, frozen=True):
     """A reward sent anew, or feedback that may lead to that later: what is counted then and now."""
 
     turn: Turn
-    before: Said
-    after: Said
+    before: RewardFigures
+    after: RewardFigures
 
 
 class Step(Struct):

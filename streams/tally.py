@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from feature_store.views import AS_OF, FeatureRow, Value
 from streams.recent import Bucket, bucket_at, bucket_number, recent_values
-from streams.session import Said
+from streams.session import RewardFigures
 
 MAX_CACHED = 50_000
 MAX_NEWEST = 64
@@ -31,7 +31,7 @@ class Fact(Struct, frozen=True, kw_only=True):
     """What happened to a decision: it was ``opened``, ``closed`` with its reward, or ``revised``.
 
     Facts of the first two stages come in offset order per partition. ``time`` is when the newest of
-    what led to the fact happened. ``said`` is what is counted of the reward, ``before`` what a
+    what led to the fact happened. ``figures`` are what is counted of the reward, ``before`` what a
     revision takes the place of, ``index`` the session's `streams.session.Index` as JSON.
     """
 
@@ -54,8 +54,8 @@ class Fact(Struct, frozen=True, kw_only=True):
     findings: str = ""
     status: str | None = None
     revision: int | None = None
-    said: Said = Said()
-    before: Said = Said()
+    figures: RewardFigures = RewardFigures()
+    before: RewardFigures = RewardFigures()
     index: str = ""
     trace: dict[str, str] = {}
 
@@ -76,7 +76,7 @@ class Counts(Struct, array_like=True):
     reports: int = 0
     revisions: int = 0
     recent: dict[int, Bucket] = {}
-    newest: dict[str, Said] = {}
+    newest: dict[str, RewardFigures] = {}
 
 
 class Counted(Struct, array_like=True):
@@ -173,15 +173,15 @@ def _count(entity: Entity, fact: Fact, window_seconds: float) -> bool:
             entity.values["last_action"] = fact.action
     elif fact.stage == "closed" and not is_known:
         counts.closed = fact.offset + 1
-        _reward(counts, bucket, Said(), fact)
+        _reward(counts, bucket, RewardFigures(), fact)
     else:
         before = counts.newest.get(fact.decision_id)
         if before is None and fact.stage == "closed":
             return False  # told again, and counted long ago
         _reward(counts, bucket, fact.before if before is None else before, fact)
         counts.revisions += 1
-    if fact.said.value is not None:
-        entity.values["last_reward"] = fact.said.value
+    if fact.figures.value is not None:
+        entity.values["last_reward"] = fact.figures.value
     entity.counted.time = fact.time if newest is None else max(newest, fact.time)
     return True
 
@@ -196,16 +196,16 @@ def _open(counts: Counts, bucket: Bucket, fact: Fact) -> None:
     bucket.seconds += fact.seconds
 
 
-def _reward(counts: Counts, bucket: Bucket, before: Said, fact: Fact) -> None:
+def _reward(counts: Counts, bucket: Bucket, before: RewardFigures, fact: Fact) -> None:
     """Count what is said of a decision now in the place of what was said before."""
-    said = fact.said
+    figures = fact.figures
     for sums in (counts, bucket):
-        sums.rewards += (said.value is not None) - (before.value is not None)
-        sums.reward_sum += (said.value or 0.0) - (before.value or 0.0)
-    counts.reports += said.reports - before.reports
-    bucket.re_asks += said.re_asked - before.re_asked
+        sums.rewards += (figures.value is not None) - (before.value is not None)
+        sums.reward_sum += (figures.value or 0.0) - (before.value or 0.0)
+    counts.reports += figures.reports - before.reports
+    bucket.re_asks += figures.re_asked - before.re_asked
     counts.newest.pop(fact.decision_id, None)
-    counts.newest[fact.decision_id] = said
+    counts.newest[fact.decision_id] = figures
     while len(counts.newest) > MAX_NEWEST:
         del counts.newest[next(iter(counts.newest))]
 
@@ -246,7 +246,7 @@ def _decision_row(fact: Fact) -> FeatureRow:
         "findings": fact.findings,
     }
     if fact.stage != "opened":
-        values |= {"reward": fact.said.value, "status": fact.status, "revision": fact.revision}
+        values |= {"reward": fact.figures.value, "status": fact.status, "revision": fact.revision}
     return FeatureRow(view="decision", key=fact.decision_id, values=values, event_time=fact.time)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from contracts.clock import ManualClock
 from streams.recent import BUCKETS
-from streams.session import Said
+from streams.session import RewardFigures
 from streams.tally import Fact, Tally
 from tests.streams.worker_in_memory import MemoryStore
 
@@ -32,8 +32,10 @@ def _fact(offset: int, stage: Any = "opened", **fields: Any) -> Fact:
         "topic": "billing",
     }
     values["decided_at"] = fields.get("time", values["time"])
-    said = Said(fields.pop("reward", None), fields.pop("re_asked", False), fields.pop("reports", 0))
-    values |= {"said": said, "before": Said(fields.pop("before", None))}
+    said = RewardFigures(
+        fields.pop("reward", None), fields.pop("re_asked", False), fields.pop("reports", 0)
+    )
+    values |= {"figures": said, "before": RewardFigures(fields.pop("before", None))}
     return Fact(**{**values, **fields})
 
 
