@@ -262,6 +262,7 @@ class Attribution:
         unreleased = [turn for turn in turns if turn.state != "released"]
         if unreleased:
             unreleased[-1].held.append(arrival.offset)
+        arrival.let_go = not unreleased
         for turn in turns:
             if turn.state == "open" and not turn.final and self.waits.is_final(feedback):
                 turn.final = turn.again = True
@@ -284,10 +285,11 @@ class Attribution:
         arrivals = {arrival.offset: arrival for arrival in session.arrivals.values()}
         held, turn.held = turn.held, []
         for offset in held:
-            feedback = arrivals[offset].feedback
-            about = session.about(feedback, self.waits.reach(feedback))
+            arrival = arrivals[offset]
+            about = session.about(arrival.feedback, self.waits.reach(arrival.feedback))
             unreleased = [one for one in about if one.state != "released"]
             if unreleased:
                 unreleased[-1].held.append(offset)
             else:
+                arrival.let_go = True
                 self.feedback.offsets.done(offset)

@@ -42,7 +42,7 @@ def opened_fact(partition: int, turn: Turn) -> Fact:
 def closed_fact(number: int, partition: Attribution, turn: Turn) -> Fact:
     """Return that a decision has its reward and will not be read again."""
     session = partition.sessions[turn.decision.session_id]
-    index = session.indexed(number, partition.waits.reach)
+    index = session.indexed(number)
     return replace(
         opened_fact(number, turn),
         stage="closed",

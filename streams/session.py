@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -68,12 +67,17 @@ class Turn(Struct, kw_only=True):
 
 
 class Arrival(Struct, kw_only=True):
-    """Feedback that was read; ``joined`` once a decision that it is about was seen."""
+    """Feedback that was read; ``joined`` once a decision that it is about was seen.
+
+    ``let_go``: no decision in work holds its offset back, so that after a crash it need not be read
+    again, whatever decision comes later that it is about too.
+    """
 
     feedback: Feedback
     offset: int
     drop_at: datetime
     joined: bool = False
+    let_go: bool = False
 
     def is_report_of(self, turn: Turn) -> bool:
         """Say whether somebody reports that decision."""
@@ -152,10 +156,6 @@ class Session(Struct, kw_only=True):
         found = (self.turns[name] for _, name in self.moments[: max(0, end - 1)])
         return [one for one in found if turn.decision.time <= one.decision.time + reach]
 
-    def is_released(self, feedback: Feedback, reach: timedelta) -> bool:
-        """Say whether feedback is in no decision that may have to be read again."""
-        return all(turn.state == "released" for turn in self.about(feedback, reach))
-
     def has_room_for(self, feedback: Feedback) -> bool:
         """Say whether less feedback than allowed is kept on the same decision, or the session."""
         same = sum(a.feedback.decision_id == feedback.decision_id for a in self.arrivals.values())
@@ -180,10 +180,10 @@ class Session(Struct, kw_only=True):
             arrival.joined for arrival in self.arrivals.values()
         )
 
-    def indexed(self, partition: int, reach: Callable[[Feedback], timedelta]) -> Index:
+    def indexed(self, partition: int) -> Index:
         """Return where all that is known of the session is in the log.
 
-        Feedback on a decision in work is left out: both are read again after a crash.
+        Feedback that a decision in work holds back is left out: both are read again after a crash.
         """
         places = {place.decision_id: place for place in self.index.places}
         for turn in self.turns.values():
@@ -201,11 +201,7 @@ class Session(Struct, kw_only=True):
         newest = sorted(places.values(), key=lambda place: (place.time, place.decision_id))
         offsets = {
             *self.index.feedback,
-            *(
-                arrival.offset
-                for arrival in self.arrivals.values()
-                if arrival.joined and self.is_released(arrival.feedback, reach(arrival.feedback))
-            ),
+            *(arrival.offset for arrival in self.arrivals.values() if arrival.let_go),
         }
         return Index(
             partition, tuple(newest[-MAX_INDEXED:]), tuple(sorted(offsets)[-4 * MAX_FEEDBACK :])

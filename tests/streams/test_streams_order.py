@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from contracts.clock import ManualClock
@@ -73,6 +73,7 @@ def live(
 
 
 @given(seed=st.integers(min_value=0), crashes=st.booleans())
+@example(seed=18817, crashes=True)  # what a session said, committed, then about one more decision
 @settings(max_examples=300, deadline=None)
 def test_any_order_gives_the_rewards_of_the_offline_join(
     decision: Any, feedback: Any, seed: int, crashes: bool
