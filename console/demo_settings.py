@@ -18,7 +18,7 @@ FAST: dict[str, Any] = {
     "gateway": {"port": 0, "max_tokens": 32},
     # Users of the demo must see what the policy does, right and wrong: its learning is the show.
     "guard": {"layers": {"disallowed_topic": "observe", "personal_data": "observe"}},
-    "streams": {"window_seconds": 12.0, "flush_seconds": 0.3},
+    "streams": {"window_seconds": 12.0},
     "learner": {"batch_samples": 64, "publish_every": 2},
     "gate": {
         "min_samples": 16,

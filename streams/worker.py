@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +26,7 @@ from streams.delivery import Delivery, FeatureLog
 from streams.fetching import pace, rewind_uncommitted
 from streams.flow import Flow
 from streams.header_names import read_any_header_name
+from streams.intake import Intake
 from streams.log_lookup import LogLookup
 from streams.membership import keep_member_id
 from streams.step import Step
@@ -34,7 +34,6 @@ from streams.tally import Fact
 
 _log = logging.getLogger(__name__)
 
-BATCH_SECONDS = 0.05
 CLOSE_LIMIT = 500
 STALL_SECONDS = 45.0
 """With records to read and none read for this long, the process ends, to be started anew."""
@@ -62,6 +61,8 @@ class Worker:
         self.flow = Flow(settings, audit, source=f"headrace/{self.name}")
         read_any_header_name()
         self.app = make_app(settings, client_id, number)
+        self._intake = Intake(2 * settings.streams.flush_rows)
+        self._intake.connect(self.app)
         self._lock = asyncio.Lock()
         self._held: dict[Any, deque[Any]] = defaultdict(deque)
         self._lag: int | None = None
@@ -87,19 +88,19 @@ class Worker:
         self.app.on_partitions_revoked.connect(self._on_revoked)
         self.app.on_partitions_assigned.connect(self._on_assigned)
 
-    async def _read(self, stream: Any) -> None:
+    async def _read(self, _: Any) -> None:
         """Take batches for as long as the app runs; each batch is retried until delivered."""
-        rows = self.settings.streams.flush_rows
-        async for events in _batches(stream, rows):
+        streams = self.settings.streams
+        async for messages in self._intake.batches(streams.flush_rows, streams.flush_seconds):
             async with self._lock:
                 now = self.clock.now()
-                records = [self._received(event) for event in events]
+                records = [self._received(message) for message in messages]
                 await self._recall(records, now)
                 # Partitions may have changed hands meanwhile; no await between this and `read`.
-                current = []
-                for event, record in zip(events, records, strict=True):
-                    if self._is_current(event):
-                        self._held[event.message.tp].append(event)
+                current, generation = [], self.app.consumer_generation_id
+                for message, record in zip(messages, records, strict=True):
+                    if message.generation_id == generation:  # others will be read again
+                        self._held[message.tp].append(message)
                         current.append(record)
                 read = self.flow.read(current, now)
                 # What a final signal closed need not wait for the timer, nor for another delivery.
@@ -143,8 +144,8 @@ class Worker:
 
     def _acknowledge(self, topic: Topic, partition: int, committable: int | None) -> None:
         held = self._held.get(self._place(topic, partition))
-        while held and committable is not None and held[0].message.offset < committable:
-            held.popleft().ack()
+        while held and committable is not None and held[0].offset < committable:
+            held.popleft().ack(self.app.consumer)
 
     async def see_ends(self) -> None:
         """Ask the broker for the ends of our partitions, when a window may close by it and at
@@ -218,6 +219,7 @@ class Worker:
             self._corrected = thread
 
     def _begin(self, partitions: Any) -> None:
+        self._intake.clear()
         self.flow.assign(partitions)
         self._held.clear()
         self._begins.clear()
@@ -249,10 +251,6 @@ class Worker:
             return False
         return now - since > STALL_SECONDS
 
-    def _is_current(self, event: Any) -> bool:
-        """Say whether an event is of this assignment: older ones will be read again."""
-        return bool(event.message.generation_id == self.app.consumer_generation_id)
-
     def _is_shared(self) -> bool:
         """Say whether others may own partitions too; unknown metadata count as that."""
         topic = DECISIONS.full_name(self.settings.kafka.prefix)
@@ -261,8 +259,7 @@ class Worker:
     def _place(self, topic: Topic, partition: int) -> Any:
         return faust.types.TP(topic.full_name(self.settings.kafka.prefix), partition)
 
-    def _received(self, event: Any) -> Received:
-        message = event.message
+    def _received(self, message: Any) -> Received:
         return Received(
             topic=self._topics[message.topic],
             partition=message.partition,
@@ -278,18 +275,6 @@ COUNTED = (
     *("dead_letters", "duplicates", "set_aside", "corrections_withheld"),
     *("revisions", "quarantined", "preferences"),
 )
-
-
-async def _batches(stream: Any, rows: int) -> AsyncIterator[list[Any]]:
-    """Yield batches whose events Faust will not acknowledge by itself.
-
-    `take_events` acknowledges each batch when the next is asked for. One more reference per
-    message makes that acknowledgement one short, and ours the last.
-    """
-    async for events in stream.take_events(rows, within=BATCH_SECONDS):
-        for event in events:
-            event.message.incref()
-        yield list(events)
 
 
 def make_app(settings: Settings, client_id: str, number: int) -> Any:

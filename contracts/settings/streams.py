@@ -95,6 +95,8 @@ class Streams(Section, frozen=True):
     kind of feedback, or ``outcome:NAME``. Feedback can be taken back for ``revision_seconds``.
     ``default_reward`` is that of a decision nobody said anything about; None: it is censored.
     Feedback whose decision has not come yet waits for it for ``unclaimed_seconds``.
+    Records are taken, and features written, ``flush_rows`` at most at a time, ``flush_seconds``
+    after the first of them.
     """
 
     window_seconds: Positive = 600.0
@@ -107,8 +109,8 @@ class Streams(Section, frozen=True):
     topics: tuple[QuestionTopic, ...] = ()
     disallowed_topics: tuple[DisallowedTopic, ...] = ()
     safe_actions: tuple[str, ...] = ("refuse", "escalate", "clarify")
-    flush_seconds: Positive = 0.5
-    flush_rows: Count = 500
+    flush_seconds: Positive = 0.05
+    flush_rows: Count = 1000
     max_open_decisions: Count = 200_000
 
 

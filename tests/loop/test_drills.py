@@ -50,7 +50,7 @@ def write_settings(directory: Path, policy: Path) -> Path:
         "policy": {"model": str(policy)},
         "engine": {"kind": "transformers", "faults": True},
         "gateway": {**product["gateway"], "port": 0},
-        "streams": {**product["streams"], "window_seconds": 4.0, "flush_seconds": 0.3},
+        "streams": {**product["streams"], "window_seconds": 4.0},
         "learner": {"batch_samples": 100_000},
         "gate": {"mode": "enforce", "allow_drills": True},
         "rollout": PLAN,

@@ -1,0 +1,103 @@
+"""Records on their way from Faust's consumer to the worker: a bounded queue, emptied in batches.
+
+Faust hands record by record to a stream, with two tasks and an event each: most of what reading
+cost. Here its consumer fills our queue; groups, positions, acknowledgements and commits stay its
+own. See decision 0110.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+POLL_SECONDS = 1.0
+
+
+class Intake:
+    """The messages of one worker that were read and not taken yet, at most about ``limit``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._waiting: deque[Any] = deque()
+        self._arrived, self._filled, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._enough = limit
+        self._room.set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def connect(self, app: Any) -> None:
+        """Have each consumer that a Faust app makes put its messages here."""
+        new_consumer = app._new_consumer
+
+        def connected() -> Any:
+            consumer = new_consumer()
+            consumer._drain_messages = partial(self._drain, consumer)
+            return consumer
+
+        app._new_consumer = connected
+
+    def clear(self) -> None:
+        """Drop what waits: partitions have changed hands, and it will be read again."""
+        self._waiting.clear()
+        self._note()
+
+    async def batches(self, rows: int, seconds: float) -> AsyncIterator[list[Any]]:
+        """Yield messages for ever, at most ``rows`` at a time and ``seconds`` after the first.
+
+        Each holds a reference of ours: it is acknowledged by ``message.ack(consumer)``.
+        """
+        self._enough = rows
+        while True:
+            await self._arrived.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._filled.wait(), seconds)
+            batch = [self._waiting.popleft() for _ in range(min(rows, len(self._waiting)))]
+            self._note()
+            if batch:
+                yield batch
+
+    async def _drain(self, consumer: Any, fetcher: Any) -> None:
+        """Take the place of the consumer's method of this name, in Faust's fetcher service."""
+        try:
+            while not (consumer._stopped.is_set() or fetcher._stopped.is_set()):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._room.wait(), POLL_SECONDS)
+                if self._room.is_set():
+                    async for place, message in consumer.getmany(timeout=POLL_SECONDS):
+                        await self._take(consumer, place, message)
+                    self._note()
+                await asyncio.sleep(0)
+        except (asyncio.CancelledError, *consumer.consumer_stopped_errors):
+            if not consumer.transport.app.should_stop:
+                raise
+
+    async def _take(self, consumer: Any, place: Any, message: Any) -> None:
+        """Note that a message was read, as Faust does, and keep it."""
+        offset, last = message.offset, consumer._read_offset[place]
+        if last is not None and offset < last:
+            return  # read before
+        topics = consumer.app.topics
+        if last and offset - last > 1 and topics.acks_enabled_for(message.topic):
+            await consumer._add_gap(place, last + 1, offset)
+        consumer._read_offset[place] = offset
+        consumer.app.monitor.stream_inbound_time[place] = message.time_in
+        message.incref()
+        consumer.track_message(message)
+        self._waiting.append(message)
+
+    def _note(self) -> None:
+        waiting = len(self._waiting)
+        for event, holds in (
+            (self._arrived, waiting > 0),
+            (self._filled, waiting >= self._enough),
+            (self._room, waiting < self._limit),
+        ):
+            if holds:
+                event.set()
+            else:
+                event.clear()

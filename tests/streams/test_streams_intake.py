@@ -1,0 +1,78 @@
+"""A real Faust app on the real broker: what it reads comes in batches, bounded, each once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from console.local_broker import LocalBroker
+from contracts.broker import create_topics
+from contracts.codec import encode
+from contracts.settings import Settings, Streams
+from contracts.topics import DECISIONS
+from streams.intake import Intake
+from streams.worker import make_app
+from tests.topic_log import write
+from tests.until import until_async
+
+RECORDS, ROWS, LIMIT = 400, 7, 20
+POLLED = 30
+"""Faust's consumer hands over so many at once: the bound is kept to within them."""
+
+
+async def test_messages_wait_up_to_a_bound_and_are_acknowledged_by_whoever_took_them(
+    broker: LocalBroker, decision: Any, tmp_path: Path
+) -> None:
+    kafka = msgspec.structs.replace(broker.kafka, prefix="intake.", partitions=2)
+    create_topics(kafka)
+    made = [decision(session_id=f"session-{number % 9}") for number in range(RECORDS)]
+    write(kafka, *(encode(DECISIONS, one, source="test") for one in made))
+    settings = Settings(state_dir=tmp_path, kafka=kafka, streams=Streams(flush_rows=POLLED))
+    app = make_app(settings, "intake-test", 1)
+    intake, may_go_on, taken = Intake(LIMIT), asyncio.Event(), list[Any]()
+    intake.connect(app)
+    name = DECISIONS.full_name(kafka.prefix)
+
+    async def take(_: Any) -> None:
+        async for messages in intake.batches(ROWS, 0.01):
+            assert 0 < len(messages) <= ROWS
+            assert len(intake) < LIMIT + POLLED
+            taken.extend(messages)
+            await may_go_on.wait()
+
+    raw = {"key_serializer": "raw", "value_serializer": "raw"}
+    app.agent(app.topic(name, key_type=bytes, value_type=bytes, internal=False, **raw))(take)
+    await app.start()
+    try:
+        await until_async("room to run out", lambda: not intake._room.is_set(), 60.0)
+        assert len(taken) == ROWS
+        may_go_on.set()
+        await until_async("all to be taken", lambda: len(taken) == RECORDS, 60.0)
+        offsets: dict[int, list[int]] = defaultdict(list)
+        for message in taken:
+            offsets[message.partition].append(message.offset)
+        assert {n: list(range(len(of))) for n, of in offsets.items()} == offsets
+        for message in taken:
+            assert message.ack(app.consumer)
+        wanted = {number: len(of) for number, of in offsets.items()}
+        committed = app.consumer._committed_offset
+        await until_async(
+            "all to be committed",
+            lambda: wanted == {p.partition: o for p, o in committed.items() if p.topic == name},
+            state=lambda: committed,
+        )
+    finally:
+        await app.stop()
+
+
+async def test_what_waits_is_dropped_when_partitions_change_hands() -> None:
+    intake = Intake(2)
+    for _ in range(3):
+        intake._waiting.append(object())
+    intake.clear()
+    assert len(intake) == 0
+    assert intake._room.is_set()
