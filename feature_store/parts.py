@@ -175,17 +175,25 @@ def _alone_in(folder: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _table(view: View, rows: Sequence[FeatureRow], created: datetime) -> pa.Table:
-    schema = _schema(view)
-    columns: list[list[Any]] = [
-        [row.key for row in rows],
-        [row.event_time for row in rows],
-        [created] * len(rows),
+    schema, values = _schema(view), [row.values for row in rows]
+    arrays = [
+        pa.array([row.key for row in rows], pa.string()),
+        pa.array([row.event_time for row in rows], _MOMENT),
+        pa.repeat(pa.scalar(created, _MOMENT), len(rows)),
+        *(
+            _column([of_row.get(name) for of_row in values], kind)
+            for name, kind in view.columns.items()
+        ),
     ]
-    for name, kind in view.columns.items():  # of the declared type, as online
-        values = (row.values.get(name) for row in rows)
-        columns.append([None if value is None else kind(value) for value in values])
-    arrays = [pa.array(data, each.type) for data, each in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _column(values: list[Any], kind: type) -> pa.Array:
+    """Return values as the declared type, as online."""
+    try:
+        return pa.array(values, _TYPES[kind])
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of another type, and so converted one by one
+        return pa.array([None if value is None else kind(value) for value in values], _TYPES[kind])
 
 
 def _schema(view: View) -> pa.Schema:
@@ -211,5 +219,6 @@ def _read(part: Path, schema: pa.Schema) -> pa.Table:
 
 def _write(path: Path, table: pa.Table, *, lean: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, use_dictionary=not lean, write_statistics=not lean)
+    with pa.OSFile(str(temporary), "wb") as file:  # given a path, pyarrow looks for a file system
+        pq.write_table(table, file, use_dictionary=not lean, write_statistics=not lean)
     temporary.replace(path)

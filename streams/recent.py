@@ -6,7 +6,7 @@ that late and repeated facts give the same sums in any order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from msgspec import Struct
@@ -36,6 +36,9 @@ def bucket_number(moment: datetime, window_seconds: float) -> int:
 
 def bucket_at(buckets: dict[int, Bucket], number: int) -> Bucket:
     """Return the bucket of that number, one that lasts if it is in the window; drop older ones."""
+    known = buckets.get(number)
+    if known is not None:  # then no newer one has come that would have dropped others
+        return known
     newest = max([number, *buckets])
     for old in [known for known in buckets if known <= newest - BUCKETS]:
         del buckets[old]
@@ -44,27 +47,35 @@ def bucket_at(buckets: dict[int, Bucket], number: int) -> Bucket:
     return buckets.setdefault(number, Bucket())
 
 
-def recent_values(partitions: Iterable[Mapping[int, Bucket]]) -> dict[str, Value]:
+def recent_values(partitions: Sequence[Mapping[int, Bucket]]) -> dict[str, Value]:
     """Return the features of the window over all partitions; a mean over nothing is None."""
-    known = list(partitions)
-    newest = max((number for buckets in known for number in buckets), default=0)
-    kept = [
-        bucket
-        for buckets in known
-        for number, bucket in buckets.items()
-        if number > newest - BUCKETS
-    ]
-    decisions = sum(bucket.decisions for bucket in kept)
-    rewards = sum(bucket.rewards for bucket in kept)
+    newest = max([number for buckets in partitions for number in buckets], default=0)
+    total = Bucket()
+    for buckets in partitions:
+        for number, bucket in buckets.items():
+            if number > newest - BUCKETS:
+                _add(total, bucket)
+    decisions = total.decisions
     return {
         "recent_decisions": decisions,
-        "recent_reward_mean": _share(sum(bucket.reward_sum for bucket in kept), rewards),
-        "recent_violation_rate": _share(sum(bucket.violations for bucket in kept), decisions),
-        "recent_escalation_rate": _share(sum(bucket.escalations for bucket in kept), decisions),
-        "recent_re_ask_rate": _share(sum(bucket.re_asks for bucket in kept), decisions),
-        "recent_tokens_mean": _share(sum(bucket.tokens for bucket in kept), decisions),
-        "recent_seconds_mean": _share(sum(bucket.seconds for bucket in kept), decisions),
+        "recent_reward_mean": _share(total.reward_sum, total.rewards),
+        "recent_violation_rate": _share(total.violations, decisions),
+        "recent_escalation_rate": _share(total.escalations, decisions),
+        "recent_re_ask_rate": _share(total.re_asks, decisions),
+        "recent_tokens_mean": _share(total.tokens, decisions),
+        "recent_seconds_mean": _share(total.seconds, decisions),
     }
+
+
+def _add(total: Bucket, bucket: Bucket) -> None:
+    total.decisions += bucket.decisions
+    total.violations += bucket.violations
+    total.escalations += bucket.escalations
+    total.re_asks += bucket.re_asks
+    total.rewards += bucket.rewards
+    total.reward_sum += bucket.reward_sum
+    total.tokens += bucket.tokens
+    total.seconds += bucket.seconds
 
 
 def _share(total: float, count: int) -> float | None:

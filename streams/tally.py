@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Literal
 
 import msgspec
@@ -115,10 +116,11 @@ class Tally:
             self._load(view, {key_of(fact) for fact in facts}, shared=shared)
         rows = []
         for fact in facts:
+            number = bucket_number(fact.decided_at, self._window)
             for view, key_of in _KEYS.items():
                 place = view, key_of(fact)
                 entity = self._cache[place]
-                counted = _count(entity, fact, self._window)
+                counted = _count(entity, fact, number)
                 if fact.index and view == "session":
                     counted = entity.values.get("log") != fact.index or counted
                     entity.values["log"] = fact.index
@@ -150,21 +152,22 @@ class Tally:
 
 
 _KEYS: dict[str, Callable[[Fact], str]] = {
-    "user": lambda fact: fact.user_id,
-    "session": lambda fact: fact.session_id,
-    "policy_version": lambda fact: fact.policy_version,
-    "topic": lambda fact: fact.topic,
+    "user": attrgetter("user_id"),
+    "session": attrgetter("session_id"),
+    "policy_version": attrgetter("policy_version"),
+    "topic": attrgetter("topic"),
 }
 
 
-def _count(entity: Entity, fact: Fact, window_seconds: float) -> bool:
-    """Count a fact that was not counted yet; say whether the row has changed."""
+def _count(entity: Entity, fact: Fact, number: int) -> bool:
+    """Count a fact that was not counted yet, in the bucket of that number; say whether the row
+    has changed."""
     newest = entity.counted.time
     counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     counted_to = counts.opened if fact.stage == "opened" else counts.closed
     # Offsets below with newer times are of a log that began anew.
     is_known = fact.offset < counted_to and newest is not None and fact.decided_at <= newest
-    bucket = bucket_at(counts.recent, bucket_number(fact.decided_at, window_seconds))
+    bucket = bucket_at(counts.recent, number)
     if fact.stage == "opened":
         if is_known:
             return False
@@ -188,9 +191,10 @@ def _count(entity: Entity, fact: Fact, window_seconds: float) -> bool:
 
 def _open(counts: Counts, bucket: Bucket, fact: Fact) -> None:
     counts.opened = fact.offset + 1
-    for sums in (counts, bucket):
-        sums.decisions += 1
-        sums.violations += fact.violation
+    counts.decisions += 1
+    counts.violations += fact.violation
+    bucket.decisions += 1
+    bucket.violations += fact.violation
     bucket.escalations += fact.escalated
     bucket.tokens += fact.tokens
     bucket.seconds += fact.seconds
@@ -199,9 +203,12 @@ def _open(counts: Counts, bucket: Bucket, fact: Fact) -> None:
 def _reward(counts: Counts, bucket: Bucket, before: RewardFigures, fact: Fact) -> None:
     """Count what is said of a decision now in the place of what was said before."""
     figures = fact.figures
-    for sums in (counts, bucket):
-        sums.rewards += (figures.value is not None) - (before.value is not None)
-        sums.reward_sum += (figures.value or 0.0) - (before.value or 0.0)
+    rewards = (figures.value is not None) - (before.value is not None)
+    added = (figures.value or 0.0) - (before.value or 0.0)
+    counts.rewards += rewards
+    counts.reward_sum += added
+    bucket.rewards += rewards
+    bucket.reward_sum += added
     counts.reports += figures.reports - before.reports
     bucket.re_asks += figures.re_asked - before.re_asked
     counts.newest.pop(fact.decision_id, None)
@@ -212,28 +219,27 @@ def _reward(counts: Counts, bucket: Bucket, before: RewardFigures, fact: Fact) -
 
 def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:
     total = list(entity.counted.counts.values())
-    rewards = sum(counts.rewards for counts in total)
-    decisions = sum(counts.decisions for counts in total)
     values: dict[str, Value]
     if view == "session":
         values = {
-            "turns": decisions,
+            "turns": sum([counts.decisions for counts in total]),
             "last_action": entity.values.get("last_action"),
             "last_reward": entity.values.get("last_reward"),
             "log": entity.values.get("log"),
         }
     else:
-        reward_sum = sum(counts.reward_sum for counts in total)
+        rewards = sum([counts.rewards for counts in total])
+        reward_sum = sum([counts.reward_sum for counts in total])
         values = {
-            "decisions": decisions,
-            "violations": sum(counts.violations for counts in total),
+            "decisions": sum([counts.decisions for counts in total]),
+            "violations": sum([counts.violations for counts in total]),
             "rewards": rewards,
             "reward_mean": reward_sum / rewards if rewards else None,
         }
     if view == "user":
-        values["reports"] = sum(counts.reports for counts in total)
+        values["reports"] = sum([counts.reports for counts in total])
     assert entity.counted.time is not None
-    values |= recent_values(counts.recent for counts in total)
+    values |= recent_values([counts.recent for counts in total])
     values[AS_OF] = entity.counted.time.timestamp()
     values["counted"] = msgspec.json.encode(entity.counted).decode()
     return FeatureRow(view=view, key=key, values=values, event_time=entity.counted.time)
