@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from opentelemetry.propagate import inject
+from opentelemetry.context import Context
+from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, get_current_span
 from opentelemetry.util.types import AttributeValue
 
 from contracts import tracing
@@ -196,3 +197,30 @@ def test_a_client_that_does_not_sample_its_trace_does_not_hide_ours(
     (found,) = map(json.loads, path.read_text().splitlines())
     assert found["context"]["trace_id"] == f"0x{'a' * 32}"
     assert sent["traceparent"].endswith("-01")
+
+
+IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        *(f"00-{IDS}-{flags}" for flags in ("00", "01", "03", "ff", "0A", "1")),
+        f"00-{IDS.upper()}-01",
+        *(f"{version}-{IDS}-01-more" for version in ("00", "01")),
+        f"ff-{IDS}-01",
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        f" 00-{IDS}-01\n",
+        "",
+    ],
+)
+@pytest.mark.parametrize("tracestate", ["", "vendor=value", "=", "a" * 600])
+def test_trace_headers_are_read_as_the_sdks_propagator_reads_them(
+    traceparent: str, tracestate: str
+) -> None:
+    given = {"traceparent": traceparent, "tracestate": tracestate}
+    wanted = get_current_span(extract(given, Context())).get_span_context()
+    found = get_current_span(tracing._remote(traceparent, tracestate)).get_span_context()
+    assert found == wanted
+    assert found.is_remote == wanted.is_remote
