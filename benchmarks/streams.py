@@ -1,4 +1,4 @@
-"""What do the streams cost? Our worker, four peers and the plumbing of two, on one kind of broker.
+"""What do the streams cost? Our worker and four peers with the same jobs, on one kind of broker.
 
 ``python -m benchmarks.streams [--peers DIR]`` writes ``benchmarks/results/streams.json`` and prints
 its tables; ``--table`` prints what is there, ``--parts`` measures some parts only. CPU is that of
@@ -16,10 +16,12 @@ import os
 import random
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,9 +29,6 @@ from benchmarks.loop import RESULTS, commit, machine
 from benchmarks.streams_field import (
     CONTESTANTS,
     INSTALL,
-    OURS,
-    PLUMBING,
-    RAW_PLUMBING,
     Contestant,
     Running,
     running,
@@ -39,8 +38,12 @@ from benchmarks.streams_growth import table as growth_table
 from benchmarks.streams_load import append, interactions, latencies
 from benchmarks.streams_recovery import recovery
 from benchmarks.streams_recovery import table as recovery_table
+from console.store_servers import redis_server
 from contracts.clock import SystemClock
 from contracts.ids import uuid7_ids
+from contracts.settings import Features
+
+Online = Literal["sqlite", "redis"]
 
 PARTS = ("cpu", "latency", "growth", "recovery")
 FILE = RESULTS / "streams.json"
@@ -49,7 +52,6 @@ SETTLE_SECONDS = 1.0
 """After the last reward: features are written and offsets committed within it."""
 
 IDLE_SECONDS = 1.5
-WINDOW_SECONDS = 1.0
 FINAL = ("rating",)
 MEASURED = ("cpu_ms", "per_second", "resident_mb", "idle")
 
@@ -57,7 +59,7 @@ MEASURED = ("cpu_ms", "per_second", "resident_mb", "idle")
 def main() -> int:
     """Measure and print the tables."""
     options = _options()
-    chosen = [c for c in CONTESTANTS if options.only is None or c.words[-1] in options.only]
+    chosen = [c for c in CONTESTANTS if options.only is None or _is_named(c, options.only)]
     able = {c: python for c in chosen if (python := c.python(options.peers))}
     if not options.table:
         given = {n: v for n, v in vars(options).items() if n not in ("table", "out", "peers")}
@@ -98,7 +100,8 @@ def contest(
                 found[one.name][name].append(value)
         print(f"round {number + 1} of {options.rounds} of CPU", file=sys.stderr)
     for number in range(options.latency_rounds * ("latency" in options.parts)):
-        for one in rng.sample([c for c in able if c.job], sum(c.job for c in able)):
+        timed = [c for c in able if c.job == "whole" and c.window_seconds is None]
+        for one in rng.sample(timed, len(timed)):
             place = folder / f"latency-{number}-{one.name.replace(' ', '-')}"
             found[one.name]["latency_ms"].append(_latency(one, able[one], place, options, rng))
         print(f"round {number + 1} of {options.latency_rounds} of latency", file=sys.stderr)
@@ -110,7 +113,7 @@ def _round(
 ) -> dict[str, float]:
     """Return CPU milliseconds per interaction, interactions per second and resident memory."""
     new_id = uuid7_ids(SystemClock())
-    with running(one, python, folder, window_seconds=WINDOW_SECONDS) as process:
+    with _running(one, python, folder, options.online) as process:
         asyncio.run(append(process.kafka, list(interactions(options.warm_up, new_id))))
         process.await_rewards(options.warm_up, START_SECONDS)
         time.sleep(SETTLE_SECONDS)
@@ -131,6 +134,22 @@ def _round(
         }
 
 
+@contextmanager
+def _running(one: Contestant, python: str, folder: Path, online: Online) -> Iterator[Running]:
+    """Run a contestant with a feature store of its own, on Redis a server too."""
+    waits: dict[str, object] = {"final_signals": FINAL}
+    if one.window_seconds is not None:
+        waits = {"window_seconds": one.window_seconds}
+    with ExitStack() as stack:
+        redis = stack.enter_context(redis_server())[0] if online == "redis" else ""
+        features = Features(online=online, redis=redis)
+        yield stack.enter_context(running(one, python, folder, features, **waits))
+
+
+def _is_named(one: Contestant, words: list[str]) -> bool:
+    return all(word.lower() in one.name.lower() for word in words)
+
+
 def _idle(process: Running) -> float:
     """Return the cores that a contestant uses while there is nothing to do."""
     before = process.cpu_seconds()
@@ -144,7 +163,7 @@ def _latency(
 ) -> dict[str, float]:
     """Return p50 and p99 of the milliseconds from a rating to its reward."""
     new_id = uuid7_ids(SystemClock())
-    with running(one, python, folder, final_signals=FINAL) as process:
+    with _running(one, python, folder, options.online) as process:
         asyncio.run(append(process.kafka, list(interactions(options.warm_up, new_id))))
         process.await_rewards(options.warm_up, START_SECONDS)
         before, begin = process.cpu_seconds(), time.monotonic()
@@ -172,7 +191,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _contest_table(streams: dict[str, Any], rate: float) -> str:
-    """Return one row per contestant; ratios are to our own, per round."""
+    """Return one row per contestant; ratios are to ours with the same job, per round."""
     names = (
         *("contestant", "interactions per CPU-second", "CPU ms each", "CPU against ours"),
         *("interactions/s", "resident MB", "cores when idle"),
@@ -180,7 +199,7 @@ def _contest_table(streams: dict[str, Any], rate: float) -> str:
     )
     rows = [f"| {' | '.join(names)} |", f"{'|---' * len(names)}|"]
     for name, of_it in streams.items():
-        base = streams.get(PLUMBING if name in (PLUMBING, RAW_PLUMBING) else OURS)
+        base = streams.get(f"{name.partition(': ')[0]}: Headrace")
         ratios = (
             [a / b for a, b in zip(of_it["cpu_ms"], base["cpu_ms"], strict=True)] if base else []
         )
@@ -214,7 +233,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=FILE, metavar="FILE")
     parser.add_argument("--table", action="store_true", help="print the tables only")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="contestants by their last word")
+    parser.add_argument("--online", choices=("sqlite", "redis"), default="sqlite")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="contestants with all of these in their names"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--interactions", type=int, default=5000, metavar="N", help="per round")

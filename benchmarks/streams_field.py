@@ -36,13 +36,17 @@ POLL_SECONDS = 0.02
 
 
 class Contestant(Struct, frozen=True):
-    """What to run; ``rewards`` is how many records one interaction leaves in the topic rewards."""
+    """What to run; ``rewards`` is how many records one interaction leaves in the topic rewards.
+
+    ``window_seconds``: how long a decision waits for its reward; else the rating closes it.
+    """
 
     name: str
     words: tuple[str, ...]
-    rewards: int
-    job: bool = True
+    job: str = "whole"
+    rewards: int = 2
     peer: str = ""
+    window_seconds: float | None = None
 
     def python(self, peers: Path | None) -> str | None:
         """Return the interpreter to run it with, None when its package is not installed."""
@@ -53,17 +57,28 @@ class Contestant(Struct, frozen=True):
         return str(peers / "bin" / "python")
 
 
-_PEER = ("-m", "benchmarks.streams_peers")
-CONTESTANTS = (
-    Contestant("Headrace, all on", ("-m", "streams"), 2),
-    Contestant("raw aiokafka loop", (*_PEER, "aiokafka"), 1),
-    Contestant("Faust agent per event", (*_PEER, "faust", "worker"), 1),
-    Contestant(f"Quix Streams {QUIX}", (*_PEER, "quix"), 1, peer="quixstreams"),
-    Contestant(f"bytewax {BYTEWAX}", (*_PEER, "bytewax"), 1, peer="bytewax"),
-    Contestant("plumbing: Headrace", ("-m", "benchmarks.streams_plumbing"), 2, job=False),
-    Contestant("plumbing: raw aiokafka", (*_PEER, "copy"), 2, job=False),
+_PEER, _OURS = ("-m", "benchmarks.streams_peers"), ("-m", "benchmarks.streams_plumbing")
+_PEERS = (
+    ("raw aiokafka", "aiokafka", ""),
+    ("Faust agent per event", "faust", ""),
+    (f"Quix Streams {QUIX}", "quix", "quixstreams"),
+    (f"bytewax {BYTEWAX}", "bytewax", "bytewax"),
 )
-OURS, PLUMBING, RAW_PLUMBING = CONTESTANTS[0].name, CONTESTANTS[5].name, CONTESTANTS[6].name
+CONTESTANTS = (
+    Contestant("whole: Headrace", ("-m", "streams")),
+    Contestant("whole: Headrace, windows of 1 s", ("-m", "streams"), window_seconds=1.0),
+    *(
+        Contestant(f"whole: {name}", (*_PEER, kind, "whole"), peer=peer)
+        for name, kind, peer in _PEERS
+    ),
+    Contestant("short: Headrace", (*_OURS, "short"), "short", 1),
+    *(
+        Contestant(f"short: {name}", (*_PEER, kind, "short"), "short", 1, peer)
+        for name, kind, peer in _PEERS
+    ),
+    Contestant("plumbing: Headrace", (*_OURS, "copy"), "plumbing"),
+    Contestant("plumbing: raw aiokafka", (*_PEER, "aiokafka", "copy"), "plumbing"),
+)
 
 
 class Running:
@@ -114,22 +129,29 @@ class Running:
         self._consumer.close()
 
 
-def settings_in(folder: Path, kafka: s.Kafka, **streams: object) -> s.Settings:
+def settings_in(
+    folder: Path, kafka: s.Kafka, features: s.Features | None = None, **streams: object
+) -> s.Settings:
     """Return the settings of every contestant; ratings made here have no token."""
     quarantine = s.Quarantine(proof="optional")
     section = msgspec.convert({"quarantine": quarantine, **streams}, s.Streams)
-    return s.Settings(state_dir=folder / "state", kafka=kafka, streams=section)
+    features = features or s.Features()
+    return s.Settings(state_dir=folder / "state", kafka=kafka, streams=section, features=features)
 
 
 @contextmanager
 def running(
-    contestant: Contestant, python: str, folder: Path, **streams: object
+    contestant: Contestant,
+    python: str,
+    folder: Path,
+    features: s.Features | None = None,
+    **streams: object,
 ) -> Iterator[Running]:
     """Run a contestant on a new broker; the end of its log is in the error that ends the block."""
     folder.mkdir(parents=True)
     log = folder / "log"
     with LocalBroker(folder / "broker") as broker:
-        settings = settings_in(folder, broker.kafka, **streams)
+        settings = settings_in(folder, broker.kafka, features, **streams)
         create_topics(settings.kafka)
         environment = {**os.environ, **s.to_environment(settings), "PYTHONPATH": str(ROOT)}
         with log.open("wb") as file:

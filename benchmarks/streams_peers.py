@@ -1,40 +1,41 @@
-"""The peers of the streams benchmark: ``python -m benchmarks.streams_peers KIND``, until SIGTERM.
+"""The peers of the streams benchmark: ``python -m benchmarks.streams_peers KIND JOB``.
 
 ``faust`` is an agent that takes one event at a time, ``aiokafka`` a loop over batches, ``quix`` and
-``bytewax`` are dataflows of theirs; all run `benchmarks.streams_job.Job`. ``copy`` is the aiokafka
-loop without the job: it sends as many bytes as our worker does for the same records. Settings come
-from the environment, as for our own processes.
+``bytewax`` are dataflows of theirs; all run a job of `benchmarks.streams_jobs`, ``whole`` or
+``short``; ``copy`` sends as many bytes as our worker does for the same records. Settings come from
+the environment, as for our own processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from benchmarks.streams_job import Job
+from benchmarks.streams_jobs import JOBS, Job
 from contracts.broker import Received
 from contracts.codec import Record
 from contracts.settings import Settings, load_settings
-from contracts.topics import DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
+from contracts.topics import AUDIT, DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
+from streams.__main__ import GC_THRESHOLD
 
 COMMIT_SECONDS = 1.0
 BATCH = 500
 LINGER_MS = 5
 
-Take = Callable[[Topic, Any], list[Record]]
+OUT = (REWARDS, SAMPLES, AUDIT)
 
 
-def run_faust(settings: Settings) -> None:
+def run_faust(settings: Settings, job: Job) -> None:
     """Run one agent over both topics, one event at a time."""
     import faust
 
     from streams.worker import make_app
 
-    job = Job(settings)
     topics = _topics(settings)
     app = make_app(settings, "peer-faust", 1)
     app.conf.producer_linger = LINGER_MS / 1000
@@ -42,13 +43,13 @@ def run_faust(settings: Settings) -> None:
     both = app.topic(*topics, value_type=bytes, internal=False, **raw)
     out = {
         topic.name: app.topic(topic.full_name(settings.kafka.prefix), value_type=bytes, **raw)
-        for topic in (REWARDS, SAMPLES)
+        for topic in OUT
     }
 
     async def process(stream: Any) -> None:
         async for event in stream.events():
             message = event.message
-            for record in job.take(topics[message.topic], message.value, message.headers):
+            for record in job.take(_received(topics[message.topic], message)):
                 await out[record.topic.name].send(
                     key=record.key, value=record.value, headers=dict(record.headers)
                 )
@@ -67,30 +68,32 @@ def run_faust(settings: Settings) -> None:
     faust.Worker(app, loglevel="WARN", quiet=True).execute_from_commandline()
 
 
-def run_aiokafka(settings: Settings) -> None:
+def run_aiokafka(settings: Settings, job: Job) -> None:
     """Run the job on batches of raw records."""
-    job = Job(settings)
-
-    def take(topic: Topic, record: Any) -> list[Record]:
-        return job.take(topic, record.value, record.headers)
-
-    asyncio.run(_loop(settings, take, job))
+    asyncio.run(_loop(settings, job))
 
 
-def run_copy(settings: Settings) -> None:
-    """Send what our worker sends, byte for byte as much, without looking at what was read."""
-    from benchmarks.streams_plumbing import copies, templates
+class _Copying:
+    """Sends what our worker sends, byte for byte as much, without looking at what was read."""
 
-    found = templates(settings)
+    def __init__(self, settings: Settings) -> None:
+        from benchmarks.streams_plumbing import templates
 
-    def take(topic: Topic, record: Any) -> list[Record]:
-        received = Received(topic, record.partition, record.offset, record.key, record.value, [])
-        return copies(found, received)
+        self._templates = templates(settings)
 
-    asyncio.run(_loop(settings, take, None))
+    def take(self, record: Received) -> list[Record]:
+        from benchmarks.streams_plumbing import copies
+
+        return copies(self._templates, record)
+
+    def wants_flush(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        raise AssertionError("copies have no features")
 
 
-async def _loop(settings: Settings, take: Take, job: Job | None) -> None:
+async def _loop(settings: Settings, job: Job) -> None:
     """Read a batch, send what follows, wait for the acknowledgements, commit every second."""
     from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
@@ -111,7 +114,7 @@ async def _loop(settings: Settings, take: Take, job: Job | None) -> None:
     await consumer.start()
     await producer.start()
     pace(consumer._fetcher)  # as our worker does: else an empty fetch is asked for at once again
-    names = {topic.name: topic.full_name(kafka.prefix) for topic in (REWARDS, SAMPLES)}
+    names = {topic.name: topic.full_name(kafka.prefix) for topic in OUT}
     committed = time.monotonic()
     while True:
         batches = await consumer.getmany(timeout_ms=100, max_records=BATCH)
@@ -119,24 +122,25 @@ async def _loop(settings: Settings, take: Take, job: Job | None) -> None:
         for place, records in batches.items():
             topic = topics[place.topic]
             for record in records:
-                for made in take(topic, record):
-                    name = names.get(made.topic.name) or made.topic.full_name(kafka.prefix)
+                for made in job.take(_received(topic, record)):
+                    name = names[made.topic.name]
                     acks.append(
                         await producer.send(name, made.value, key=made.key, headers=made.headers)
                     )
         await asyncio.gather(*acks)
-        if job is not None and job.wants_flush():
+        if job.wants_flush():
             await asyncio.to_thread(job.flush)
         if time.monotonic() - committed >= COMMIT_SECONDS:
             await consumer.commit()
             committed = time.monotonic()
 
 
-def run_quix(settings: Settings) -> None:
+def run_quix(settings: Settings, job: Job) -> None:
     """Run the job as a function applied to each message."""
-    from quixstreams import Application
+    from quixstreams import Application, message_context
+    from quixstreams.models.serializers import Serializer
 
-    job, kafka = Job(settings), settings.kafka
+    kafka = settings.kafka
     app = Application(
         broker_address=kafka.bootstrap,
         consumer_group=f"{kafka.prefix}peer",
@@ -148,37 +152,42 @@ def run_quix(settings: Settings) -> None:
         state_dir=settings.state_dir / "quix",
         loglevel="WARNING",
     )
-    raw = {"value_serializer": "bytes", "key_serializer": "bytes"}
-    out = {t.name: app.topic(t.full_name(kafka.prefix), **raw) for t in (REWARDS, SAMPLES)}
+
+    class ValueOf(Serializer):  # type: ignore[misc] # Quix Streams is not in this environment
+        def __call__(self, record: Record, ctx: Any) -> bytes:
+            return record.value
+
+    raw = {"value_serializer": ValueOf(), "key_serializer": "bytes"}
+    out = {t.name: app.topic(t.full_name(kafka.prefix), **raw) for t in OUT}
     for full_name, topic in _topics(settings).items():
 
-        def take(value: bytes, _: Any, __: Any, headers: Any, *, of: Topic = topic) -> Any:
+        def take(value: bytes, key: Any, _: Any, headers: Any, *, of: Topic = topic) -> Any:
             if job.wants_flush():
                 job.flush()
-            return job.take(of, value, headers)
+            here = message_context()
+            return job.take(Received(of, here.partition, here.offset, key, value, headers))
 
         source = app.topic(full_name, value_deserializer="bytes", key_deserializer="bytes")
         made = app.dataframe(source).apply(take, metadata=True, expand=True)
         made = made.set_headers(lambda record, *_: record.headers)
-        for wanted in (REWARDS, SAMPLES):
-            chosen = made.filter(lambda record, of=wanted: record.topic.name == of.name)
-            chosen.apply(lambda record: record.value).to_topic(out[wanted.name])
+        # One branch, its topic chosen per record: several would each have a copy, by pickle.
+        made.to_topic(lambda record, *_: out[record.topic.name], key=lambda record: record.key)
     app.run()
 
 
-def run_bytewax(settings: Settings) -> None:
+def run_bytewax(settings: Settings, job: Job) -> None:
     """Run the job as a flat map between a source and a sink."""
     import bytewax.operators as op
     from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage, KafkaSource
     from bytewax.dataflow import Dataflow
     from bytewax.run import cli_main
 
-    job, kafka, topics = Job(settings), settings.kafka, _topics(settings)
+    kafka, topics = settings.kafka, _topics(settings)
 
     def take(message: Any) -> Iterable[Any]:
         if job.wants_flush():
             job.flush()
-        for record in job.take(topics[message.topic], message.value, message.headers):
+        for record in job.take(_received(topics[message.topic], message)):
             yield KafkaSinkMessage(
                 record.key,
                 record.value,
@@ -197,15 +206,36 @@ def _topics(settings: Settings) -> dict[str, Topic]:
     return {topic.full_name(settings.kafka.prefix): topic for topic in (DECISIONS, FEEDBACK)}
 
 
-KINDS: dict[str, Callable[[Settings], None]] = {
+def _received(topic: Topic, message: Any) -> Received:
+    """Return a record of Faust, aiokafka or bytewax, which name its parts alike."""
+    return Received(
+        topic,
+        message.partition,
+        message.offset,
+        message.key,
+        message.value,
+        list(message.headers or ()),
+    )
+
+
+KINDS: dict[str, Callable[[Settings, Job], None]] = {
     "faust": run_faust,
     "aiokafka": run_aiokafka,
-    "copy": run_copy,
     "quix": run_quix,
     "bytewax": run_bytewax,
 }
 
 
-if __name__ == "__main__":
+def main(kind: str, job: str) -> None:
+    """Run a peer with a job, or with copies in its place; garbage collected as in our worker."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    KINDS[sys.argv[1]](load_settings())
+    settings = load_settings()
+    doing: Job = _Copying(settings) if job == "copy" else JOBS[job](settings)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
+    KINDS[kind](settings, doing)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[-2:])

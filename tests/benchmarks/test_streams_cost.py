@@ -1,39 +1,57 @@
-"""The streams benchmark gives every contestant the same job, and its tables read."""
+"""The streams benchmark gives contestants the same jobs, and its tables read."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from benchmarks.streams import table
-from benchmarks.streams_field import CONTESTANTS, OURS, PLUMBING, RAW_PLUMBING, settings_in
+from benchmarks.streams_field import CONTESTANTS, settings_in
 from benchmarks.streams_growth import growth
 from benchmarks.streams_growth import table as growth_table
-from benchmarks.streams_job import Job
+from benchmarks.streams_jobs import Job, ShortJob, WholeJob
 from benchmarks.streams_load import interaction
 from benchmarks.streams_plumbing import copies, templates
 from contracts.broker import Received
 from contracts.clock import SystemClock
-from contracts.codec import decode
-from contracts.events import AuditRecord, Reward, Safety, Sample
+from contracts.codec import Record, decode
+from contracts.events import AuditRecord, Event, Reward, Safety, Sample
 from contracts.ids import uuid7_ids
 from contracts.settings import Kafka
 
 
-def test_the_peers_job_rewards_an_interaction_in_either_order(tmp_path: Path) -> None:
-    job = Job(settings_in(tmp_path, Kafka()))
+def taken(job: Job, record: Record, offset: int) -> list[Event]:
+    received = Received(record.topic, 0, offset, record.key, record.value, record.headers)
+    return [decode(one.topic, one.value, one.headers) for one in job.take(received)]
+
+
+@pytest.mark.parametrize("kind", [ShortJob, WholeJob])
+def test_a_peers_job_rewards_an_interaction_in_either_order(
+    kind: type[ShortJob | WholeJob], tmp_path: Path
+) -> None:
+    job = kind(settings_in(tmp_path, Kafka(), final_signals=("rating",)))
     ids = uuid7_ids(SystemClock())
     for number in range(2):
         pair = interaction(datetime.now(UTC), ids, number)
         first, second = pair if number else reversed(pair)
-        assert job.take(first.topic, first.value, first.headers) == []
-        made = job.take(second.topic, second.value, second.headers)
-        reward, sample = (decode(one.topic, one.value, one.headers) for one in made)
-        assert isinstance(reward, Reward)
-        assert isinstance(sample, Sample)
+        assert not any(isinstance(one, Reward | Sample) for one in taken(job, first, number))
+        made = taken(job, second, number)
+        (reward,) = (one for one in made if isinstance(one, Reward))
+        (sample,) = (one for one in made if isinstance(one, Sample))
         assert reward.value == sample.reward == (1.0 if number % 3 else -1.0)
     job.flush()
     assert not job.wants_flush()
+
+
+def test_the_whole_job_sends_what_our_worker_sends(tmp_path: Path) -> None:
+    ours = templates(settings_in(tmp_path, Kafka()))
+    wanted = [decode(o.topic, o.value, o.headers) for made in ours.values() for o in made]
+    job = WholeJob(settings_in(tmp_path, Kafka(), final_signals=("rating",)))
+    pair = interaction(datetime.now(UTC), uuid7_ids(SystemClock()), 0)
+    found = [event for record in pair for event in taken(job, record, 0)]
+    assert [type(event) for event in found] == [type(event) for event in wanted]
 
 
 def test_a_copy_is_as_large_as_what_our_worker_sends(tmp_path: Path) -> None:
@@ -58,23 +76,26 @@ def test_an_interaction_has_about_a_kilobyte() -> None:
     assert len(rating.value) < 500
 
 
-def test_the_table_compares_jobs_with_ours_and_plumbing_with_our_plumbing() -> None:
-    costs = {OURS: 0.5, PLUMBING: 0.2, RAW_PLUMBING: 0.1}
+def test_the_table_compares_each_job_with_ours() -> None:
+    ours = {job: f"{job}: Headrace" for job in ("whole", "short", "plumbing")}
+    costs = {ours["whole"]: 0.5, ours["short"]: 0.4, ours["plumbing"]: 0.2}
     streams = {
         one.name: {
             "cpu_ms": [costs.get(one.name, 1.0)],
             "per_second": [1000.0],
             "resident_mb": [100.0],
             "idle": [0.03],
-            "latency_ms": [{"p50": 10.0, "p99": 20.0, "cores": 0.5}] if one.job else [],
+            "latency_ms": [{"p50": 10.0, "p99": 20.0, "cores": 0.5}] if one.job == "whole" else [],
         }
         for one in CONTESTANTS
     }
     rows = table({"streams": streams, "options": {"rate": 500.0}}).splitlines()
-    ratios = {row.split(" | ")[0][2:]: row.split(" | ")[3] for row in rows[2:9]}
-    assert ratios[OURS] == ratios[PLUMBING] == "1.00 [1.00, 1.00]"
-    assert ratios[RAW_PLUMBING] == "0.50 [0.50, 0.50]"
-    assert ratios["raw aiokafka loop"] == "2.00 [2.00, 2.00]"
+    found = rows[2 : 2 + len(CONTESTANTS)]
+    ratios = {row.split(" | ")[0][2:]: row.split(" | ")[3] for row in found}
+    assert {ratios[name] for name in ours.values()} == {"1.00 [1.00, 1.00]"}
+    assert ratios["whole: raw aiokafka"] == "2.00 [2.00, 2.00]"
+    assert ratios["short: raw aiokafka"] == "2.50 [2.50, 2.50]"
+    assert ratios["plumbing: raw aiokafka"] == "5.00 [5.00, 5.00]"
 
 
 def test_state_is_as_large_after_more_history(tmp_path: Path) -> None:
