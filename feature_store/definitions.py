@@ -50,5 +50,5 @@ def _view(view: View, entity: Any, folder: Path, ttl: timedelta) -> Any:
         ttl=ttl,
         schema=[Field(name=name, dtype=_TYPES[kind]) for name, kind in view.columns.items()],
         source=source,
-        online=True,
+        online=view.online,
     )

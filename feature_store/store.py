@@ -155,7 +155,12 @@ def _fingerprint(settings: Settings, table: ViewTable) -> str:
     """Return what the applied definitions depend on, as one hash."""
     parts = [
         [
-            (name, of.join_key, [(column, kind.__name__) for column, kind in of.columns.items()])
+            (
+                name,
+                of.join_key,
+                [(column, kind.__name__) for column, kind in of.columns.items()],
+                of.online,
+            )
             for name, of in table.views.items()
         ],
         [(view.name, list(view.features)) for view in table.served],
@@ -182,7 +187,7 @@ def _drop_second_index(store: FeatureStore, table: ViewTable) -> None:
     """
     provider: Any = store.provider
     connection = provider.online_store._get_conn(store.config)
-    for name in _stored_as(store, table.views.values(), table=True).values():
+    for name in _stored_as(store, table.online, table=True).values():
         connection.execute(f'DROP INDEX IF EXISTS "{name}_ek"')
 
 

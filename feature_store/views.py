@@ -20,13 +20,15 @@ AS_OF = "as_of"
 
 class View(Struct, frozen=True, kw_only=True):
     """One feature view. ``features`` are for models; ``state`` columns are the writer's own,
-    kept beside the values they explain and never served."""
+    kept beside the values they explain and never served. A view that is not ``online`` is for the
+    past alone."""
 
     name: str
     join_key: str
     description: str
     features: dict[str, type]
     state: dict[str, type] = {}
+    online: bool = True
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -109,6 +111,7 @@ DECISION = View(
         "status": str,
         "revision": int,
     },
+    online=False,
 )
 POLICY_VERSION = View(
     name="policy_version",
@@ -138,6 +141,11 @@ class ViewTable(Struct, frozen=True):
 
     views: dict[str, View]
     served: tuple[View, ...]
+
+    @property
+    def online(self) -> tuple[View, ...]:
+        """Return the views whose newest rows are kept online."""
+        return tuple(view for view in self.views.values() if view.online)
 
 
 TABLE = ViewTable(VIEWS, SERVED)

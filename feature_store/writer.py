@@ -39,12 +39,11 @@ class FeatureWriter:
 
         store: Any = open_store(settings, table)
         self._views, self._served = table.views, {view.name for view in table.served}
-        views = tuple(table.views.values())
-        self._rows: WritableRows = writable_rows(settings, store, clock, views)
+        self._rows: WritableRows = writable_rows(settings, store, clock, table.online)
         writer = f"{name}-{os.getpid()}"
         self._parts = {
             view.name: PartFolder(offline_folder(settings, view.name), view, writer)
-            for view in views
+            for view in table.views.values()
         }
         self._turn = repository(settings) / "turn.lock"
         self._clock, self._pruned = clock, clock.now()
@@ -56,7 +55,7 @@ class FeatureWriter:
         return turn(self._turn)
 
     def write(self, rows: Sequence[FeatureRow]) -> int:
-        """Write rows online and offline; return how many were older than what is online.
+        """Write rows online, if their view is, and offline; return how many were older than online.
 
         Such late rows go to the offline store alone, where the join orders them by time.
         """
@@ -64,7 +63,8 @@ class FeatureWriter:
         for view in {row.view: None for row in rows}:
             of_view = [row for row in rows if row.view == view]
             whole = self._whole(self._views[view], of_view) if view in self._served else of_view
-            late += self._rows.write(self._views[view], of_view)
+            if self._views[view].online:
+                late += self._rows.write(self._views[view], of_view)
             self._parts[view].write(whole, created=now)
         if now - self._pruned >= timedelta(seconds=PRUNE_SECONDS):
             self._pruned = now
@@ -74,7 +74,12 @@ class FeatureWriter:
         return late
 
     def latest(self, view: str, keys: Sequence[str]) -> dict[str, Latest]:
-        """Return the online values and event time of each key that is there."""
+        """Return the online values and event time of each key that is there.
+
+        ValueError for a view that is not online.
+        """
+        if not self._views[view].online:
+            raise ValueError(f"view {view} is kept offline only; read it by Feast's offline join")
         return self._rows.latest(self._views[view], keys)
 
     def prune(self, before: datetime, limit: int) -> int:

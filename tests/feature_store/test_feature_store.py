@@ -30,6 +30,16 @@ def test_definitions_apply_and_hold_every_view(store: Store) -> None:
     assert len(served_names()) == sum(len(view.shown) for view in SERVED)
 
 
+def test_what_became_of_decisions_is_kept_for_the_past_alone(store: Store) -> None:
+    of_decisions = {view.name: view for view in feast_of(store).list_feature_views()}["decision"]
+    assert not of_decisions.online
+    assert of_decisions.batch_source is not None
+    row = FeatureRow(view="decision", key="d", values={"risk": 0.5}, event_time=START)
+    assert store.writer.write([row]) == 0
+    with pytest.raises(ValueError, match="kept offline only"):
+        store.writer.latest("decision", ["d"])
+
+
 def test_a_store_without_rows_knows_nothing(store: Store) -> None:
     read = store.online.read("nobody", "nowhere", "never", START)
     assert read == {name: FeatureValue(value=None) for name in served_names()}
