@@ -86,6 +86,7 @@ class WholeJob:
             told = Step(SOURCE)
             with span("features", links=[fact.trace for fact in facts]):
                 self._writer.write(self._tally.rows(facts))
+                self._tally.written()
                 self._flow.trail.features(told, facts, written=True)
             self._told += told.records
 

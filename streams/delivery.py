@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.1, 0.3, 1.0, 2.0)
 FEATURE_ATTEMPTS = 6
+MAX_GIVEN_UP = 20_000
+"""Facts kept of those that the store did not take, the newest; older ones are not counted."""
+
 LOOK_UP_ATTEMPTS = 2
 MAX_REQUEST_BYTES = 1_040_000
 
@@ -189,15 +192,26 @@ class FeatureLog:
     def __init__(self, writer: FeatureWriter, window_seconds: float = 3600.0) -> None:
         self._writer = writer
         self.tally = Tally(writer.latest, window_seconds)
+        self._given_up: deque[Fact] = deque(maxlen=MAX_GIVEN_UP)
         self.failures = 0
 
     async def record(self, facts: Sequence[Fact], *, shared: bool) -> bool:
         """Write the features that follow from facts; False when they were given up.
 
         A store that stays away costs the freshness of features, not the rewards: after a few
-        attempts the rows are given up; the counts in them go out with the next ones.
+        attempts they are given up, and go out with the next ones.
         """
-        return await self._try(lambda: self._write(list(facts), shared), False, FEATURE_ATTEMPTS)
+        told = [*self._given_up, *facts]
+        written = await self._try(lambda: self._write(told, shared), False, FEATURE_ATTEMPTS)
+        self._given_up.clear()
+        if not written:
+            self._given_up.extend(told)
+        return written
+
+    def forget(self) -> None:
+        """Drop what is known and kept: partitions have changed hands."""
+        self.tally.forget()
+        self._given_up.clear()
 
     async def indexes(self, session_ids: Collection[str]) -> dict[str, Index]:
         """Return where these sessions are in the log, of those that are known.
@@ -227,6 +241,7 @@ class FeatureLog:
     def _write(self, facts: list[Fact], shared: bool) -> bool:
         with self._writer.alone() if shared else nullcontext():
             self._writer.write(self.tally.rows(facts, shared=shared))
+            self.tally.written()
         return True
 
 

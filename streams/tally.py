@@ -21,8 +21,8 @@ from streams.recent import Bucket, bucket_at, bucket_number, recent_values
 from streams.session import RewardFigures
 
 MAX_CACHED = 50_000
-MAX_NEWEST = 64
-"""Decisions per entity and partition whose last count is kept: more than one batch tells of one."""
+MAX_NEWEST = 5_000
+"""Decisions per entity and partition whose last count is kept: more than a batch tells of."""
 
 Latest = Callable[[str, Sequence[str]], dict[str, tuple[dict[str, Value], datetime]]]
 """Reads the newest online values and event time per key of a view."""
@@ -64,8 +64,8 @@ class Fact(Struct, frozen=True, kw_only=True):
 class Counts(Struct, array_like=True):
     """Counts of one entity over one partition; ``recent`` are those of a window, by bucket.
 
-    ``opened`` and ``closed`` are next offsets. ``newest`` is what was counted of the decisions told
-    last: a death between the writes of two rows may have one of them told again otherwise.
+    ``opened`` and ``closed`` are next offsets. ``newest`` is what was counted of the decisions that
+    the last write tells of: a death between its rows may have one of them told again otherwise.
     """
 
     opened: int = 0
@@ -88,10 +88,14 @@ class Counted(Struct, array_like=True):
 
 
 class Entity(Struct):
-    """All that is known of one user, session or version."""
+    """All that is known of one user, session or version.
+
+    ``told`` are the decisions whose rewards were counted since its row was written.
+    """
 
     counted: Counted
     values: dict[str, Value]
+    told: set[str] = set()
 
 
 class Tally:
@@ -104,16 +108,28 @@ class Tally:
     def __init__(self, latest: Latest, window_seconds: float = 3600.0) -> None:
         self._latest, self._window = latest, window_seconds
         self._cache: OrderedDict[tuple[str, str], Entity] = OrderedDict()
+        self._unwritten: dict[tuple[str, str], None] = {}
 
     def forget(self) -> None:
         """Drop what is cached: partitions have changed hands."""
         self._cache.clear()
+        self._unwritten.clear()
+
+    def written(self) -> None:
+        """Note that all rows given so far were written: until then `rows` gives them again."""
+        for place in self._unwritten:
+            entity = self._cache[place]
+            for counts in entity.counted.counts.values():
+                for decision_id in entity.told & counts.newest.keys():
+                    del counts.newest[decision_id]
+            entity.told.clear()
+        self._unwritten.clear()
 
     def rows(self, facts: Sequence[Fact], *, shared: bool = False) -> list[FeatureRow]:
         """Count facts and return the rows that now hold, one per entity touched."""
-        touched: dict[tuple[str, str], None] = {}
         for view, key_of in _KEYS.items():
-            self._load(view, {key_of(fact) for fact in facts}, shared=shared)
+            again = {key for of, key in self._unwritten if of == view}
+            self._load(view, again | {key_of(fact) for fact in facts}, shared=shared)
         rows = []
         for fact in facts:
             number = bucket_number(fact.decided_at, self._window)
@@ -125,13 +141,15 @@ class Tally:
                     counted = entity.values.get("log") != fact.index or counted
                     entity.values["log"] = fact.index
                 if counted:
-                    touched[place] = None
+                    self._unwritten[place] = None
             rows.append(_decision_row(fact))
         # The session comes last: once its index is written, what led to this is not told again.
-        rows += [_entity_row(*p, self._cache[p]) for p in touched if p[0] != "session"]
-        rows += [_entity_row(*p, self._cache[p]) for p in touched if p[0] == "session"]
+        places = list(self._unwritten)
+        rows += [_entity_row(*p, self._cache[p]) for p in places if p[0] != "session"]
+        rows += [_entity_row(*p, self._cache[p]) for p in places if p[0] == "session"]
         while len(self._cache) > MAX_CACHED:
-            self._cache.popitem(last=False)
+            place, _ = self._cache.popitem(last=False)
+            self._unwritten.pop(place, None)
         return rows
 
     def _load(self, view: str, keys: Iterable[str], *, shared: bool) -> None:
@@ -183,6 +201,8 @@ def _count(entity: Entity, fact: Fact, number: int) -> bool:
             return False  # told again, and counted long ago
         _reward(counts, bucket, fact.before if before is None else before, fact)
         counts.revisions += 1
+    if fact.stage != "opened":
+        entity.told.add(fact.decision_id)
     if fact.figures.value is not None:
         entity.values["last_reward"] = fact.figures.value
     entity.counted.time = fact.time if newest is None else max(newest, fact.time)

@@ -224,7 +224,7 @@ class Worker:
         self._held.clear()
         self._begins.clear()
         self._lag = None
-        self.features.tally.forget()
+        self.features.forget()
         self._paused = False
 
     def beat(self) -> None:

@@ -37,6 +37,7 @@ from streams.session import MAX_FEEDBACK
 from streams.step import Step
 from tests.messages import calls, says
 from tests.streams.conftest import UNPROVEN
+from tests.streams.worker_in_memory import MemoryStore
 
 WINDOW = 60.0
 SECRET = "a secret of the tests, long enough for it"
@@ -264,21 +265,28 @@ def test_audit_records_of_the_longest_values_fit_so_that_their_chain_has_no_gap(
     assert broken_links(run.of(AuditRecord)) == []
 
 
-class _BrokenStore:
-    """A writer whose store is away."""
+class _BrokenStore(MemoryStore):
+    """A store that is away, until it is mended."""
+
+    is_mended = False
 
     def latest(self, view: str, keys: Sequence[str]) -> dict[str, Any]:
-        raise OSError("no store")
+        if not self.is_mended:
+            raise OSError("no store")
+        return super().latest(view, keys)
 
-    def write(self, rows: Sequence[FeatureRow]) -> None:
-        raise OSError("no store")
+    def write(self, rows: Sequence[FeatureRow]) -> int:
+        if not self.is_mended:
+            raise OSError("no store")
+        return super().write(rows)
 
 
-def test_features_that_a_broken_store_did_not_take_are_said_to_be_given_up(
+def test_what_a_broken_store_did_not_take_is_said_and_counted_when_it_is_mended(
     decision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "BACKOFF_SECONDS", (0.0,))
-    log = FeatureLog(_BrokenStore())  # type: ignore[arg-type] # a writer by its two methods
+    store = _BrokenStore()
+    log = FeatureLog(store)  # type: ignore[arg-type] # a writer by its two methods
     run = Run()
     made = decision(time=run.clock.now())
     step = run.read(made, 0)
@@ -289,6 +297,14 @@ def test_features_that_a_broken_store_did_not_take_are_said_to_be_given_up(
     assert isinstance(record, AuditRecord)
     assert (record.action, record.detail) == ("features.given-up", {"decisions": [made.id]})
     assert log.failures == 1
+    store.is_mended = True
+    later = run.read(decision(time=run.clock.now(), user_id="another"), 1)
+    assert asyncio.run(log.record(later.facts, shared=False))
+    users = {key: row.values for (view, key), row in store.rows.items() if view == "user"}
+    assert {name: values["decisions"] for name, values in users.items()} == {
+        made.user_id: 1,
+        "another": 1,
+    }
 
 
 def test_a_shadow_copy_is_judged_and_waits_for_nothing_and_teaches_nobody(

@@ -6,6 +6,8 @@ import random
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from contracts.clock import ManualClock
 from streams.recent import BUCKETS
 from streams.session import RewardFigures
@@ -168,6 +170,41 @@ def test_a_decision_told_again_with_newer_feedback_is_counted_once() -> None:
     memory.write(Tally(memory.latest).rows([_fact(0), _fact(0, "closed", reward=1.0, **later)]))
     user = memory.rows["user", "ann"].values
     assert (user["decisions"], user["rewards"], user["reward_mean"]) == (1, 1, 1.0)
+
+
+def test_what_was_not_written_goes_out_with_what_follows() -> None:
+    memory = MemoryStore()
+    tally = Tally(memory.latest)
+    tally.rows([_fact(0), _fact(1, user_id="bob", session_id="t")])
+    again = {(row.view, row.key) for row in tally.rows([_fact(0)])}
+    assert {("user", "ann"), ("user", "bob"), ("session", "t")} <= again
+    memory.write(tally.rows([_fact(2, user_id="cleo")]))
+    tally.written()
+    found = {key: row.values for (view, key), row in memory.rows.items() if view == "user"}
+    assert {name: values["decisions"] for name, values in found.items()} == {
+        "ann": 1,
+        "bob": 1,
+        "cleo": 1,
+    }
+    assert {row.key for row in tally.rows([_fact(3)]) if row.view == "user"} == {"ann"}
+
+
+def test_a_row_tells_of_the_decisions_of_its_write_alone() -> None:
+    memory = MemoryStore()
+    tally = Tally(memory.latest)
+    for start in range(0, 300, 100):
+        numbers = range(start, start + 100)
+        facts = [_fact(n) for n in numbers] + [_fact(n, "closed", reward=1.0) for n in numbers]
+        memory.write(tally.rows(facts))
+        (counts,) = tally._cache["user", "ann"].counted.counts.values()
+        assert counts.newest.keys() == {f"d{n}" for n in numbers}
+        tally.written()
+    # After a death all of that write may be told again, and otherwise.
+    again = [_fact(n, "closed", reward=0.0) for n in numbers]
+    memory.write(Tally(memory.latest).rows(again))
+    user = memory.rows["user", "ann"].values
+    assert (user["decisions"], user["rewards"]) == (300, 300)
+    assert user["reward_mean"] == pytest.approx(2 / 3)
 
 
 def test_the_index_of_a_session_is_written_after_all_that_follows_from_it() -> None:
