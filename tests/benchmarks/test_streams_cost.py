@@ -100,7 +100,7 @@ def test_the_table_compares_each_job_with_ours() -> None:
 
 def test_state_is_as_large_after_more_history(tmp_path: Path) -> None:
     (at,) = growth(10_000, tmp_path, seed=1)
-    assert at["open"] == 2000
+    assert 1000 <= at["open"] <= 1200
     assert at["sessions"] < 1000
     assert at["revisions"] > 0
     assert growth_table([at]).splitlines()[-1].startswith("| 10,000 |")
