@@ -3,7 +3,7 @@
 The worker's flow and counts run without a broker over a simulated clock: two partitions' worth of
 events a few milliseconds apart, sessions that end and sessions that come back for ever, corrections
 of what was forgotten. The feature store is a file, so that memory is that of the worker's state.
-Prints CPU per event, without and of that store, and resident memory after 10^4, 10^5, ... events.
+Prints CPU per event, without and of that store, and resident memory after 10^4 to 10^6 events.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ CORRECTED_EVERY, CORRECTED_AFTER = 100, 2_000
 KEPT = 3_000
 """Records of each topic that can be read again."""
 
-SHARE = 0.6
-"""Of the events so far, the last ones, over which the cost of one is taken."""
+POINTS = (10_000, 100_000, 500_000, 1_000_000, 2_000_000)
+SHARE = 0.4
+"""Of the events up to a point, the last ones, over which the cost of one is taken."""
 
 
 class FileStore:
@@ -146,7 +147,7 @@ class Worker:
 
 
 def growth(events: int, folder: Path, seed: int) -> list[dict[str, Any]]:
-    """Return the figures at each power of ten from 10^4 on."""
+    """Return the figures at each of the `POINTS` up to a number of events."""
     clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
     new_id = uuid7_ids(clock, random.Random(seed))
     settings = settings_in(folder, Kafka(), window_seconds=WINDOW_SECONDS)
@@ -156,8 +157,9 @@ def growth(events: int, folder: Path, seed: int) -> list[dict[str, Any]]:
     gc.freeze()  # as the worker does
     gc.set_threshold(*GC_THRESHOLD)
     source, found = _records(clock, new_id), []
-    taken, wanted, spent, stored, since = 0, 10_000, 0.0, 0.0, 0
-    while taken < events:
+    points = iter([point for point in POINTS if point <= events])
+    taken, wanted, spent, stored, since = 0, next(points), 0.0, 0.0, 0
+    while wanted:
         batch = [worker.arrive(next(source)) for _ in range(min(BATCH, wanted - taken))]
         before, of_store = time.process_time(), store.seconds
         worker.take(batch)
@@ -178,7 +180,7 @@ def growth(events: int, folder: Path, seed: int) -> list[dict[str, Any]]:
                 }
             )
             print(found[-1], file=sys.stderr)
-            wanted, spent, stored, since = wanted * 10, 0.0, 0.0, 0
+            wanted, spent, stored, since = next(points, 0), 0.0, 0.0, 0
     return found
 
 

@@ -85,9 +85,10 @@ class Intake:
         if last and offset - last > 1 and topics.acks_enabled_for(message.topic):
             await consumer._add_gap(place, last + 1, offset)
         consumer._read_offset[place] = offset
-        consumer.app.monitor.stream_inbound_time[place] = message.time_in
         message.incref()
         consumer.track_message(message)
+        # What Faust's own check of stalled streams goes by.
+        consumer.app.monitor.stream_inbound_time[place] = message.time_in
         self._waiting.append(message)
 
     def _note(self) -> None:

@@ -52,6 +52,7 @@ async def test_messages_wait_up_to_a_bound_and_are_acknowledged_by_whoever_took_
         assert len(taken) == ROWS
         may_go_on.set()
         await until_async("all to be taken", lambda: len(taken) == RECORDS, 60.0)
+        assert all(app.monitor.stream_inbound_time[message.tp] > 0 for message in taken)
         offsets: dict[int, list[int]] = defaultdict(list)
         for message in taken:
             offsets[message.partition].append(message.offset)
