@@ -8,6 +8,7 @@ own. See decision 0110.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -47,15 +48,18 @@ class Intake:
         self._note()
 
     async def batches(self, rows: int, seconds: float) -> AsyncIterator[list[Any]]:
-        """Yield messages for ever, at most ``rows`` at a time and ``seconds`` after the first.
+        """Yield messages for ever, at most ``rows`` at once, ``seconds`` after the first was read.
 
         Each holds a reference of ours: it is acknowledged by ``message.ack(consumer)``.
         """
         self._enough = rows
         while True:
             await self._arrived.wait()
+            if not self._waiting:  # cleared since the event was set
+                continue
+            left = self._waiting[0].time_in + seconds - time.monotonic()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._filled.wait(), seconds)
+                await asyncio.wait_for(self._filled.wait(), max(0.0, left))
             batch = [self._waiting.popleft() for _ in range(min(rows, len(self._waiting)))]
             self._note()
             if batch:
