@@ -68,6 +68,7 @@ class Worker:
         self._lag: int | None = None
         self._progress = (clock.monotonic(), -1)
         self._paused = self._is_assigned = False
+        self._handovers = 0
         self._begins: dict[Any, int] = {}
         self._look_again_at = 0.0
         self._corrected: Any = None
@@ -92,14 +93,18 @@ class Worker:
         """Take batches for as long as the app runs; each batch is retried until delivered."""
         streams = self.settings.streams
         async for messages in self._intake.batches(streams.flush_rows, streams.flush_seconds):
+            handovers = self._handovers
             async with self._lock:
                 now = self.clock.now()
                 records = [self._received(message) for message in messages]
                 await self._recall(records, now)
-                # Partitions may have changed hands meanwhile; no await between this and `read`.
+                # No await between this and `read`. A group that a broker forgot begins its
+                # generations anew, so that their number alone does not tell.
+                if handovers != self._handovers:
+                    continue  # partitions have changed hands: it will be read again
                 current, generation = [], self.app.consumer_generation_id
                 for message, record in zip(messages, records, strict=True):
-                    if message.generation_id == generation:  # others will be read again
+                    if message.generation_id == generation:
                         self._held[message.tp].append(message)
                         current.append(record)
                 read = self.flow.read(current, now)
@@ -219,6 +224,7 @@ class Worker:
             self._corrected = thread
 
     def _begin(self, partitions: Any) -> None:
+        self._handovers += 1
         self._intake.clear()
         self.flow.assign(partitions)
         self._held.clear()
