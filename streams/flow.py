@@ -111,8 +111,9 @@ class Flow:
                 step.sessions[turn.decision.session_id] = partition
                 step.facts.append(closed_fact(number, partition, turn))
         for number, revision in counted:
-            if number in self.partitions:
-                step.facts.append(revised_fact(number, self.partitions[number], revision))
+            partition = step.sessions[revision.turn.decision.session_id]
+            if self.partitions.get(number) is partition:  # it may have changed hands meanwhile
+                step.facts.append(revised_fact(number, partition, revision))
         for session_id, partition in step.sessions.items():
             partition.forget(session_id)
 

@@ -25,7 +25,7 @@ from contracts.events import (
     Safety,
     Sample,
 )
-from contracts.settings import DisallowedTopic, Gateway, Settings, Streams
+from contracts.settings import DisallowedTopic, Gateway, RewardComponent, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.views import FeatureRow
 from guard.layers import MAX_FINDINGS
@@ -64,8 +64,8 @@ class Run:
         received = Received(topic, 0, offset, record.key, record.value, record.headers)
         return self.take(self.flow.read([received], self.clock.now()))
 
-    def close(self) -> None:
-        self.clock.advance(2 * WINDOW)
+    def close(self, after: float = 2 * WINDOW) -> None:
+        self.clock.advance(after)
         for reach in (self.flow.partitions[0].decisions, self.flow.partitions[0].feedback):
             reach.see(reach.offsets.next or 0, 0, self.clock.now())
         self.take(self.flow.close(self.clock.now(), 100))
@@ -330,3 +330,21 @@ def test_a_shadow_copy_is_judged_and_waits_for_nothing_and_teaches_nobody(
     run.close()
     assert run.of(Reward) == run.of(Sample) == []
     assert len(run.audit("safety.judged")) == 1
+
+
+def test_what_was_revised_while_partitions_changed_hands_is_left_to_who_reads_it_again(
+    decision: Any, feedback: Any
+) -> None:
+    run = Run(reward={"rating": RewardComponent(weight=1.0, delay_seconds=10 * WINDOW)})
+    made = decision(time=run.clock.now())
+    run.read(made, offset=0)
+    run.clock.advance(2 * WINDOW)
+    run.read(decision(time=run.clock.now()), offset=1)  # keeps the session in memory
+    run.close(after=0.0)
+    said = encode(FEEDBACK, feedback(made, time=run.clock.now()), source="test")
+    received = Received(FEEDBACK, 0, 0, said.key, said.value, said.headers)
+    step = run.flow.read([received], run.clock.now())
+    assert step.revised
+    run.flow.assign([0])  # while the step is delivered
+    run.flow.settle(step)
+    assert step.facts == []
