@@ -130,7 +130,8 @@ class Tally:
         for view, key_of in _KEYS.items():
             again = {key for of, key in self._unwritten if of == view}
             self._load(view, again | {key_of(fact) for fact in facts}, shared=shared)
-        rows = []
+        # Of rows of one decision and time an offline join could take any: the last one holds.
+        decisions: dict[tuple[str, datetime], FeatureRow] = {}
         for fact in facts:
             number = bucket_number(fact.decided_at, self._window)
             for view, key_of in _KEYS.items():
@@ -142,9 +143,9 @@ class Tally:
                     entity.values["log"] = fact.index
                 if counted:
                     self._unwritten[place] = None
-            rows.append(_decision_row(fact))
+            decisions[fact.decision_id, fact.time] = _decision_row(fact)
         # The session comes last: once its index is written, what led to this is not told again.
-        places = list(self._unwritten)
+        places, rows = list(self._unwritten), list(decisions.values())
         rows += [_entity_row(*p, self._cache[p]) for p in places if p[0] != "session"]
         rows += [_entity_row(*p, self._cache[p]) for p in places if p[0] == "session"]
         while len(self._cache) > MAX_CACHED:

@@ -67,7 +67,8 @@ def test_a_closed_decision_sent_again_after_a_restart_is_a_duplicate(
 ) -> None:
     made, first = decision(time=clock.now(), user_id="again", session_id="again"), start()
     log.append(made)
-    log.append(feedback(made, score=0.5))
+    clock.advance(1)
+    log.append(feedback(made, score=0.5, time=clock.now()))
     first.read_all()
     clock.advance(WINDOW)
     first.close()

@@ -172,6 +172,13 @@ def test_a_decision_told_again_with_newer_feedback_is_counted_once() -> None:
     assert (user["decisions"], user["rewards"], user["reward_mean"]) == (1, 1, 1.0)
 
 
+def test_of_a_decision_that_closes_as_it_opens_one_row_remains() -> None:
+    at = {"time": START}
+    rows = Tally(MemoryStore().latest).rows([_fact(0, **at), _fact(0, "closed", reward=0.5, **at)])
+    (values,) = (row.values for row in rows if row.view == "decision")
+    assert values["reward"] == 0.5
+
+
 def test_what_was_not_written_goes_out_with_what_follows() -> None:
     memory = MemoryStore()
     tally = Tally(memory.latest)
