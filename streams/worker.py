@@ -92,24 +92,32 @@ class Worker:
     async def _read(self, _: Any) -> None:
         """Take batches for as long as the app runs; each batch is retried until delivered."""
         streams = self.settings.streams
-        async for messages in self._intake.batches(streams.flush_rows, streams.flush_seconds):
-            handovers = self._handovers
-            async with self._lock:
-                now = self.clock.now()
-                records = [self._received(message) for message in messages]
-                await self._recall(records, now)
-                # No await between this and `read`. A group that a broker forgot begins its
-                # generations anew, so that their number alone does not tell.
-                if handovers != self._handovers:
-                    continue  # partitions have changed hands: it will be read again
-                current, generation = [], self.app.consumer_generation_id
-                for message, record in zip(messages, records, strict=True):
-                    if message.generation_id == generation:
-                        self._held[message.tp].append(message)
-                        current.append(record)
-                read = self.flow.read(current, now)
-                # What a final signal closed need not wait for the timer, nor for another delivery.
-                await self._finish(read, self.flow.close(now, CLOSE_LIMIT))
+        try:
+            async for messages in self._intake.batches(streams.flush_rows, streams.flush_seconds):
+                await self._take(messages)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process ends by it
+            # Faust would begin this agent again without the batch, and commit past it.
+            await self.app.crash(error)
+
+    async def _take(self, messages: list[Any]) -> None:
+        """Read a batch, and deliver what follows from it."""
+        handovers = self._handovers
+        async with self._lock:
+            now = self.clock.now()
+            records = [self._received(message) for message in messages]
+            await self._recall(records, now)
+            # No await between this and `read`. A group that a broker forgot begins its
+            # generations anew, so that their number alone does not tell.
+            if handovers != self._handovers:
+                return  # partitions have changed hands: it will be read again
+            current, generation = [], self.app.consumer_generation_id
+            for message, record in zip(messages, records, strict=True):
+                if message.generation_id == generation:
+                    self._held[message.tp].append(message)
+                    current.append(record)
+            read = self.flow.read(current, now)
+            # What a final signal closed need not wait for the timer, nor for another delivery.
+            await self._finish(read, self.flow.close(now, CLOSE_LIMIT))
 
     async def _recall(self, records: list[Received], now: datetime) -> None:
         """Read again what was forgotten of the sessions that these records concern."""

@@ -1,4 +1,4 @@
-"""A worker in this process on a real broker: what it was about to take when partitions changed."""
+"""A worker in this process on a real broker: what becomes of a batch that it has in hand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from console.local_broker import LocalBroker
 from contracts.audit import AuditChain
@@ -18,15 +19,16 @@ from contracts.ids import uuid7_ids
 from contracts.settings import Kafka, Settings, Streams
 from contracts.topics import DECISIONS
 from feature_store.writer import FeatureWriter
+from streams.__main__ import serve
 from streams.delivery import FeatureLog
 from streams.worker import Worker
 from tests.topic_log import write
 from tests.until import until_async
 
 
-def _worker(kafka: Kafka, folder: Path) -> Worker:
-    clock = SystemClock()
-    settings = Settings(state_dir=folder, kafka=kafka, streams=Streams(window_seconds=600.0))
+def _worker(kafka: Kafka, folder: Path, window_seconds: float = 600.0) -> Worker:
+    clock, streams = SystemClock(), Streams(window_seconds=window_seconds)
+    settings = Settings(state_dir=folder, kafka=kafka, streams=streams)
     audit = AuditChain("streams", clock, uuid7_ids(clock))
     return Worker(settings, 1, clock, audit, FeatureLog(FeatureWriter(settings, clock)))
 
@@ -72,3 +74,37 @@ async def test_a_batch_taken_before_the_broker_restarted_does_not_pass_what_was_
             await worker.app.stop()
             await worker.delivery.close()
             await worker.lookup.close()
+
+
+async def test_an_error_that_nobody_foresaw_ends_the_process_and_nothing_is_committed_past_it(
+    broker: LocalBroker, decision: Any, new_id: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = msgspec.structs.replace(broker.kafka, prefix=f"t-{new_id()}-", partitions=1)
+    create_topics(kafka)
+    worker = _worker(kafka, tmp_path / "state", window_seconds=0.1)
+    stop = asyncio.Event()
+    running = asyncio.create_task(serve(worker, stop))
+    try:
+        await _publish(kafka, [decision()])
+        committed = worker.app.consumer._committed_offset
+        await until_async("a commit", lambda: 1 in committed.values(), 60.0)
+
+        failed = asyncio.Event()
+
+        def fail(_: Any) -> None:
+            monkeypatch.undo()
+            failed.set()
+            raise RuntimeError("nobody foresaw it")
+
+        monkeypatch.setattr(worker.flow, "unknown_sessions", fail)
+        await _publish(kafka, [decision()])
+        await asyncio.wait_for(failed.wait(), 30.0)
+        await _publish(kafka, [decision()])
+        await until_async("the end", running.done, 30.0)
+        assert running.result() == 1
+        assert max(filter(None, committed.values())) == 1
+    finally:
+        stop.set()
+        await running
+        await worker.delivery.close()
+        await worker.lookup.close()
