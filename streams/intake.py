@@ -38,6 +38,7 @@ class Intake:
         def connected() -> Any:
             consumer = new_consumer()
             consumer._drain_messages = partial(self._drain, consumer)
+            consumer._wait_next_records = partial(_all_fetched, consumer._wait_next_records)
             return consumer
 
         app._new_consumer = connected
@@ -106,3 +107,13 @@ class Intake:
                 event.set()
             else:
                 event.clear()
+
+
+async def _all_fetched(wait_next_records: Any, seconds: float) -> tuple[Any, None]:
+    """Take the place of the consumer's method of this name, of which `getmany` asks what to yield.
+
+    Of a partition that was paused during a fetch it would drop what the fetch brought, and nobody
+    would seek back. None stands for all partitions.
+    """
+    records, _ = await wait_next_records(seconds)
+    return records, None

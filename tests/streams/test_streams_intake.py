@@ -13,7 +13,7 @@ from console.local_broker import LocalBroker
 from contracts.broker import create_topics
 from contracts.codec import encode
 from contracts.settings import Settings, Streams
-from contracts.topics import DECISIONS
+from contracts.topics import DECISIONS, FEEDBACK
 from streams.intake import Intake
 from streams.worker import make_app
 from tests.topic_log import write
@@ -77,3 +77,54 @@ async def test_what_waits_is_dropped_when_partitions_change_hands() -> None:
     intake.clear()
     assert len(intake) == 0
     assert intake._room.is_set()
+
+
+async def test_what_a_fetch_brought_is_read_though_its_partition_was_paused_meanwhile(
+    broker: LocalBroker, decision: Any, tmp_path: Path
+) -> None:
+    kafka = msgspec.structs.replace(broker.kafka, prefix="paused.", partitions=1)
+    create_topics(kafka)
+    settings = Settings(state_dir=tmp_path, kafka=kafka)
+    app = make_app(settings, "paused-test", 1)
+    intake, taken, paused = Intake(LIMIT), list[int](), asyncio.Event()
+    intake.connect(app)
+    names = [topic.full_name(kafka.prefix) for topic in (DECISIONS, FEEDBACK)]
+    new_consumer = app._new_consumer
+
+    def pausing() -> Any:
+        consumer = new_consumer()
+        fetch = consumer._getmany
+
+        async def fetched(**asked: Any) -> Any:
+            found = await fetch(**asked)
+            if found and not paused.is_set():  # the timer's turn comes before that of the records
+                consumer.pause_partitions({p for p in consumer.assignment() if p.topic == names[0]})
+                paused.set()
+            return found
+
+        consumer._getmany = fetched
+        return consumer
+
+    app._new_consumer = pausing
+
+    async def take(_: Any) -> None:
+        async for messages in intake.batches(ROWS, 0.01):
+            taken.extend(message.offset for message in messages)
+
+    async def publish() -> None:
+        record = encode(DECISIONS, decision(), source="test")
+        await asyncio.to_thread(write, kafka, record)
+
+    raw = {"key_serializer": "raw", "value_serializer": "raw", "internal": False}
+    app.agent(app.topic(*names, key_type=bytes, value_type=bytes, **raw))(take)
+    await app.start()
+    try:
+        await publish()
+        await asyncio.wait_for(paused.wait(), 60.0)
+        app.consumer.resume_partitions(
+            {p for p in app.consumer.assignment() if p.topic == names[0]}
+        )
+        await publish()
+        await until_async("both", lambda: taken == [0, 1], 30.0, state=lambda: taken)
+    finally:
+        await app.stop()
