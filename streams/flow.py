@@ -13,7 +13,7 @@ from datetime import datetime
 
 from contracts.audit import AuditChain
 from contracts.broker import Received
-from contracts.codec import encode, header, trace_headers
+from contracts.codec import header, to_json, trace_headers
 from contracts.events import DeadLetter, Decision, Event, Feedback
 from contracts.settings import Settings
 from contracts.tokens import RELEASE_HEADER
@@ -245,10 +245,7 @@ class Flow:
     def _drop_unclaimed(self, step: Step, partition: Attribution, now: datetime) -> None:
         for arrival in partition.unclaimed():
             step.sessions[arrival.feedback.session_id] = partition
-            sent = encode(FEEDBACK, arrival.feedback, source=self.source)
-            record = Received(
-                FEEDBACK, partition.number, arrival.offset, sent.key, sent.value, sent.headers
-            )
+            record = _record_of(arrival, partition.number)
             reason = "unknown: no such decision was served"
             self._set_apart(step, partition, record, arrival.feedback, reason, now)
 
@@ -277,3 +274,17 @@ class Flow:
         self.counts["dead_letters"] += 1
         step.send(DEAD_LETTERS, letter)
         self.trail.dead_letter(step, letter)
+
+
+def _record_of(arrival: Arrival, partition: int) -> Received:
+    """Return feedback that waited as a record, for its letter; without a value where it has none.
+
+    It may be larger than what was read, and than what may be sent: fields that were left out are
+    written.
+    """
+    feedback = arrival.feedback
+    try:
+        value = to_json(feedback)
+    except RecursionError:
+        value = None
+    return Received(FEEDBACK, partition, arrival.offset, FEEDBACK.key(feedback).encode(), value, [])

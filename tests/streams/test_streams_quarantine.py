@@ -10,7 +10,7 @@ import msgspec
 from contracts.audit import AuditChain
 from contracts.broker import Received
 from contracts.clock import ManualClock
-from contracts.codec import decode, encode
+from contracts.codec import MAX_VALUE_BYTES, decode, encode
 from contracts.events import DeadLetter, Decision, Event, Feedback, Reward
 from contracts.settings import Gateway, Settings, Streams
 from contracts.settings import Quarantine as Rules
@@ -19,6 +19,8 @@ from contracts.topics import DECISIONS, FEEDBACK
 from streams.flow import Flow
 from streams.quarantine import Quarantine
 from tests.messages import says
+from tests.streams.conftest import UNPROVEN
+from tests.streams.worker_in_memory import Log, MemoryStore, WorkerInMemory
 
 SECRET = "a secret of the tests, long enough for it"
 WINDOW = 60.0
@@ -164,3 +166,25 @@ def test_feedback_on_a_decision_of_another_session_is_set_aside(
     run.read(made, proven(feedback(made, session_id="other")))
     (letter,) = run.of(DeadLetter)
     assert (letter.reason, letter.detail.partition(":")[0]) == ("quarantined", "foreign")
+
+
+def test_unclaimed_feedback_that_grows_when_written_again_is_a_letter_and_stops_nothing(
+    decision: Any, feedback: Any
+) -> None:
+    clock = ManualClock()
+    settings = Settings(streams=Streams(window_seconds=WINDOW, quarantine=UNPROVEN))
+    worker = WorkerInMemory(settings, log := Log(), MemoryStore(), clock)
+    said = feedback(decision(time=START), "correction", correction=says("LONG"))
+    given = {name: value for name, value in msgspec.to_builtins(said).items() if value is not None}
+    value = msgspec.json.encode(given)
+    value = value.replace(b"LONG", b"x" * (MAX_VALUE_BYTES - len(value)))
+    log.append(said)
+    (record,) = log.records[FEEDBACK.name]
+    log.records[FEEDBACK.name] = [msgspec.structs.replace(record, value=value)]
+    worker.read_all()
+    clock.advance(settings.streams.unclaimed_seconds + WINDOW)
+    worker.close()
+    (letter,) = worker.of(DeadLetter)
+    assert (letter.offset, letter.detail.partition(":")[0]) == (0, "unknown")
+    assert letter.value_bytes > MAX_VALUE_BYTES
+    assert log.committed[FEEDBACK.name] == 1
