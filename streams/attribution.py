@@ -139,7 +139,12 @@ class Attribution:
             return "duplicate"
         if not session.has_room_for(feedback):
             return "excess"
-        arrival = Arrival(feedback=feedback, offset=offset, drop_at=now + self._unclaimed)
+        arrival = Arrival(
+            feedback=feedback,
+            offset=offset,
+            heard_at=min(feedback.time, now),
+            drop_at=now + self._unclaimed,
+        )
         outcome = self._join(session, arrival)
         if outcome == "waiting":
             self._waiting[offset] = (session, arrival)

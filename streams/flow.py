@@ -195,7 +195,7 @@ class Flow:
         now: datetime,
     ) -> None:
         step.sessions[feedback.session_id] = partition
-        arrival = Arrival(feedback=feedback, offset=record.offset, drop_at=now)
+        arrival = Arrival(feedback=feedback, offset=record.offset, heard_at=now, drop_at=now)
         if not is_release(header(record.headers, RELEASE_HEADER), feedback, self._settings):
             reason = self._quarantine.reason(feedback)
             if reason is not None:

@@ -119,7 +119,12 @@ def session_of(
             continue
         if isinstance(event, Feedback) and event.session_id == wanted.session_id:
             session.arrivals[event.id] = Arrival(
-                feedback=event, offset=record.offset, drop_at=now, joined=True, let_go=True
+                feedback=event,
+                offset=record.offset,
+                heard_at=min(event.time, now),
+                drop_at=now,
+                joined=True,
+                let_go=True,
             )
         place = places.get(record.offset)
         if isinstance(event, Decision) and place and event.id == place.decision_id:

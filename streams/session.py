@@ -69,12 +69,15 @@ class Turn(Struct, kw_only=True):
 class Arrival(Struct, kw_only=True):
     """Feedback that was read; ``joined`` once a decision that it is about was seen.
 
+    ``heard_at`` is its time, but no later than it was read: what says it is of the future must not
+    make a feature row newer than all that follow.
     ``let_go``: no decision in work holds its offset back, so that after a crash it need not be read
     again, whatever decision comes later that it is about too.
     """
 
     feedback: Feedback
     offset: int
+    heard_at: datetime
     drop_at: datetime
     joined: bool = False
     let_go: bool = False
@@ -164,7 +167,7 @@ class Session(Struct, kw_only=True):
     def newest_time(self, turn: Turn) -> datetime:
         """Return when the last thing happened that bears, or bore, on a decision's reward."""
         times = [
-            arrival.feedback.time
+            arrival.heard_at
             for arrival in self.arrivals.values()
             if arrival.feedback.decision_id in ("", turn.decision.id)
         ]

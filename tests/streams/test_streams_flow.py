@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -37,7 +37,7 @@ from streams.session import MAX_FEEDBACK
 from streams.step import Step
 from tests.messages import calls, says
 from tests.streams.conftest import UNPROVEN
-from tests.streams.worker_in_memory import MemoryStore
+from tests.streams.worker_in_memory import Log, MemoryStore, WorkerInMemory
 
 WINDOW = 60.0
 SECRET = "a secret of the tests, long enough for it"
@@ -348,3 +348,26 @@ def test_what_was_revised_while_partitions_changed_hands_is_left_to_who_reads_it
     run.flow.assign([0])  # while the step is delivered
     run.flow.settle(step)
     assert step.facts == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("rating", {"decision_id": "", "time": datetime(9998, 12, 31, tzinfo=UTC)}),
+        ("retraction", {"retracts": "none", "time": ManualClock().now() + timedelta(days=6)}),
+    ],
+)
+def test_feedback_that_says_it_is_of_the_future_makes_no_row_newer_than_the_present(
+    decision: Any, feedback: Any, kind: str, said: dict[str, Any]
+) -> None:
+    clock, store, log = ManualClock(), MemoryStore(), Log()
+    settings = Settings(streams=Streams(window_seconds=WINDOW, quarantine=UNPROVEN))
+    worker = WorkerInMemory(settings, log, store, clock)
+    made = decision(time=clock.now())
+    log.append(made)
+    log.append(feedback(made, kind, **said))
+    worker.read_all()
+    clock.advance(2 * WINDOW)
+    worker.close()
+    assert worker.of(Reward)
+    assert max(row.event_time for row in store.rows.values()) <= clock.now()
