@@ -81,10 +81,16 @@ class Counts(Struct, array_like=True):
 
 
 class Counted(Struct, array_like=True):
-    """The column ``counted``: newest time counted, and counts per partition."""
+    """The column ``counted``: newest time counted, and counts per partition.
+
+    ``acted`` and ``rewarded`` are the times of the decisions that the last action and the last
+    reward are of: what is told of an earlier one does not take their place.
+    """
 
     time: datetime | None = None
     counts: dict[str, Counts] = {}
+    acted: datetime | None = None
+    rewarded: datetime | None = None
 
 
 class Entity(Struct):
@@ -191,8 +197,8 @@ def _count(entity: Entity, fact: Fact, number: int) -> bool:
         if is_known:
             return False
         _open(counts, bucket, fact)
-        if newest is None or fact.time > newest:
-            entity.values["last_action"] = fact.action
+        if _is_last(fact, entity.counted.acted):
+            entity.values["last_action"], entity.counted.acted = fact.action, fact.decided_at
     elif fact.stage == "closed" and not is_known:
         counts.closed = fact.offset + 1
         _reward(counts, bucket, RewardFigures(), fact)
@@ -204,10 +210,15 @@ def _count(entity: Entity, fact: Fact, number: int) -> bool:
         counts.revisions += 1
     if fact.stage != "opened":
         entity.told.add(fact.decision_id)
-    if fact.figures.value is not None:
+    if fact.figures.value is not None and _is_last(fact, entity.counted.rewarded):
         entity.values["last_reward"] = fact.figures.value
+        entity.counted.rewarded = fact.decided_at
     entity.counted.time = fact.time if newest is None else max(newest, fact.time)
     return True
+
+
+def _is_last(fact: Fact, known: datetime | None) -> bool:
+    return known is None or fact.decided_at >= known
 
 
 def _open(counts: Counts, bucket: Bucket, fact: Fact) -> None:

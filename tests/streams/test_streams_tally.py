@@ -6,6 +6,7 @@ import random
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts.clock import ManualClock
@@ -221,3 +222,25 @@ def test_the_index_of_a_session_is_written_after_all_that_follows_from_it() -> N
     views = list(dict.fromkeys(row.view for row in tally.rows(told)))
     assert views[-1] == "session"
     assert set(views) == {"decision", "user", "policy_version", "topic", "session"}
+
+
+def test_of_what_is_told_of_a_decision_at_once_and_of_one_time_the_last_is_written() -> None:
+    told = [_fact(0), _fact(0, "closed", status="censored"), _fact(1)]
+    rows = [row for row in Tally(MemoryStore().latest).rows(told) if row.view == "decision"]
+    assert [(row.key, row.values.get("status")) for row in rows] == [
+        ("d0", "censored"),
+        ("d1", None),
+    ]
+
+
+def test_the_last_action_and_reward_are_those_of_the_last_decision_whatever_is_told_last() -> None:
+    first = [_at(0, 0, action="answer"), _at(0, 0, "closed", reward=0.5)]
+    rated = [_at(0, 0, "revised", reward=-1.0, before=0.5)]
+    rated = [msgspec.structs.replace(fact, time=START + timedelta(hours=1)) for fact in rated]
+    second = [_at(1, 5, action="search"), _at(1, 5, "closed", reward=1.0)]
+    for told in (first + rated + second, first + second + rated):
+        memory = MemoryStore()
+        for fact in told:
+            memory.write(Tally(memory.latest, WINDOW).rows([fact]))
+        session = memory.rows["session", "s"].values
+        assert (session["last_action"], session["last_reward"]) == ("search", 1.0)
