@@ -73,8 +73,8 @@ def open_store(settings: Settings, table: ViewTable = TABLE) -> FeatureStore:
                 adapt_parts(offline_folder(settings, view.name), view)
             marker.write_text(wanted)
     if settings.features.online == "sqlite":
-        _set_journal(store)
         _drop_second_index(store, table)
+        _set_journal(store)
     return store
 
 
