@@ -21,8 +21,9 @@ from streams.recent import Bucket, bucket_at, bucket_number, recent_values
 from streams.session import RewardFigures
 
 MAX_CACHED = 50_000
-MAX_NEWEST = 5_000
-"""Decisions per entity and partition whose last count is kept: more than a batch tells of."""
+MAX_NEWEST = 50_000
+"""Decisions per entity and partition whose last count is kept: more than one write tells of, which
+after a broken store is `streams.delivery.MAX_GIVEN_UP` facts and those of a step."""
 
 Latest = Callable[[str, Sequence[str]], dict[str, tuple[dict[str, Value], datetime]]]
 """Reads the newest online values and event time per key of a view."""
@@ -210,6 +211,10 @@ def _count(entity: Entity, fact: Fact, number: int) -> bool:
         counts.revisions += 1
     if fact.stage != "opened":
         entity.told.add(fact.decision_id)
+        while len(counts.newest) > MAX_NEWEST:
+            oldest = next(iter(counts.newest))
+            del counts.newest[oldest]
+            entity.told.discard(oldest)
     if fact.figures.value is not None and _is_last(fact, entity.counted.rewarded):
         entity.values["last_reward"] = fact.figures.value
         entity.counted.rewarded = fact.decided_at
@@ -245,8 +250,6 @@ def _reward(counts: Counts, bucket: Bucket, before: RewardFigures, fact: Fact) -
     bucket.re_asks += figures.re_asked - before.re_asked
     counts.newest.pop(fact.decision_id, None)
     counts.newest[fact.decision_id] = figures
-    while len(counts.newest) > MAX_NEWEST:
-        del counts.newest[next(iter(counts.newest))]
 
 
 def _entity_row(view: str, key: str, entity: Entity) -> FeatureRow:

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from contracts.clock import ManualClock
+from streams import tally as tally_module
+from streams.delivery import MAX_GIVEN_UP
 from streams.recent import BUCKETS
 from streams.session import RewardFigures
 from streams.tally import Fact, Tally
@@ -244,3 +246,29 @@ def test_the_last_action_and_reward_are_those_of_the_last_decision_whatever_is_t
             memory.write(Tally(memory.latest, WINDOW).rows([fact]))
         session = memory.rows["session", "s"].values
         assert (session["last_action"], session["last_reward"]) == ("search", 1.0)
+
+
+def test_a_revision_that_a_broken_store_did_not_take_is_counted_once_whatever_follows() -> None:
+    memory = MemoryStore()
+    tally = Tally(memory.latest, WINDOW)
+    told = [_at(0, 1), _at(0, 1, "closed", reward=1.0)]
+    told.append(_at(0, 1, "revised", reward=-1.0, before=1.0))
+    for number in range(1, (MAX_GIVEN_UP - len(told)) // 2 + 1):
+        told += [_at(number, 1), _at(number, 1, "closed", reward=0.0)]
+    for _ in range(2):  # told again after a write that failed
+        rows = tally.rows(told)
+    memory.write(rows)
+    user = memory.rows["user", "ann"].values
+    assert (user["decisions"], user["rewards"]) == (number + 1, number + 1)
+    assert user["reward_mean"] == pytest.approx(-1.0 / (number + 1))
+
+
+def test_what_is_kept_for_a_store_that_stays_away_has_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tally_module, "MAX_NEWEST", 10)
+    tally = Tally(MemoryStore().latest, WINDOW)
+    for number in range(50):
+        tally.rows([_at(number, 1), _at(number, 1, "closed", reward=0.0)])
+    entity = tally._cache["user", "ann"]
+    assert len(entity.told) == len(entity.counted.counts["0"].newest) == 10
