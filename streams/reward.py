@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
+from math import isfinite
 from typing import Literal
 
 import msgspec
@@ -109,8 +110,13 @@ def _signals(evidence: Evidence, rules: Rewarding) -> list[tuple[str, RewardComp
         if replaced and name not in OF_THE_POLICY:
             continue
         signal = function(evidence, component)
-        if signal is not None:
-            found.append((name, component, signal))
+        if signal is None:
+            continue
+        if not isfinite(
+            signal.value
+        ):  # no bound would hold it: clipped, NaN is the highest there is
+            raise ValueError(f"signal {name!r} gave {signal.value}; allowed: -1 to 1")
+        found.append((name, component, signal))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from traceback import format_tb
 from typing import Any
@@ -86,7 +87,9 @@ class Rewarder:
         except Exception as error:  # noqa: BLE001 - poison feedback, or a plug-in, must not stop the others
             tell_failure(f"reward of {evidence.decision.id}", error)
             self._trail.failed(step, evidence.decision, error)
-            return reward_of(replace(evidence, heard=()), self._rules.built_in(), now, revision)
+        with suppress(Exception):  # then it was a signal of another package: the feedback holds
+            return reward_of(evidence, self._rules.built_in(), now, revision)
+        return reward_of(replace(evidence, heard=()), self._rules.built_in(), now, revision)
 
     def _correction(
         self, evidence: Evidence, now: datetime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from math import nan
 from typing import Any
 
 import msgspec
@@ -32,8 +33,10 @@ from guard.layers import MAX_FINDINGS
 from streams import attribution, delivery, flow
 from streams.delivery import FeatureLog
 from streams.flow import Flow
+from streams.reward import Rewarding
 from streams.safety import judge
 from streams.session import MAX_FEEDBACK
+from streams.signals import Signal, rating
 from streams.step import Step
 from tests.messages import calls, says
 from tests.streams.conftest import UNPROVEN
@@ -371,3 +374,19 @@ def test_feedback_that_says_it_is_of_the_future_makes_no_row_newer_than_the_pres
     worker.close()
     assert worker.of(Reward)
     assert max(row.event_time for row in store.rows.values()) <= clock.now()
+
+
+def test_a_signal_of_another_package_that_fails_takes_no_feedback_with_it(
+    decision: Any, feedback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, weight = Run(), RewardComponent(weight=1.0)
+    parts = {"polite": (weight, lambda *_: Signal(nan, "polite@3")), "rating": (weight, rating)}
+    monkeypatch.setattr(run.flow._rewarder, "_rules", Rewarding(parts))
+    made = decision(time=run.clock.now())
+    run.read(made, 0)
+    run.read(feedback(made, score=0.5), 0)
+    run.close()
+    (failed,) = run.audit("reward.failed")
+    assert (failed.subject, failed.reason) == (made.id, "ValueError")
+    (reward,) = run.of(Reward)
+    assert (reward.status, reward.value) == ("final", 0.5)

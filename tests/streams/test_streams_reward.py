@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import inf, nan
 from typing import Any
 
 import msgspec
@@ -10,7 +11,8 @@ import pytest
 
 from contracts.events import GuardReport, Sampling
 from contracts.settings import RewardComponent, Streams
-from streams.reward import logprobs_are_usable, preference_of, sample_of
+from streams.reward import Rewarding, logprobs_are_usable, preference_of, reward_of, sample_of
+from streams.signals import Signal
 from streams.similarity import MAX_WORDS, kept_in_order, similarity
 from tests.messages import calls, says
 from tests.streams.rewarding_by_hand import NOW, evidence_on, rewarded, safety_of
@@ -204,3 +206,10 @@ def test_what_was_taken_back_leaves_a_sample_that_says_so(decision: Any, feedbac
     sample = sample_of(evidence, reward, withdrawn=True)
     assert sample is not None
     assert (sample.withdrawn, sample.reward) == (True, 0.0)
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_a_signal_that_is_no_number_makes_no_reward(decision: Any, value: float) -> None:
+    polite = RewardComponent(weight=1.0), lambda *_: Signal(value, "polite@3")
+    with pytest.raises(ValueError, match=r"'polite' gave -?(nan|inf); allowed: -1 to 1"):
+        reward_of(evidence_on(decision()), Rewarding({"polite": polite}), NOW)
