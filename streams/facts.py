@@ -13,6 +13,9 @@ from streams.signals import ESCALATE
 from streams.step import Revision
 from streams.tally import Fact
 
+MAX_SECONDS = 1e6
+"""Seconds counted of one answer: sums stay finite, since JSON has no infinity to read back."""
+
 
 def opened_fact(partition: int, turn: Turn) -> Fact:
     """Return that a decision was read and judged."""
@@ -33,7 +36,7 @@ def opened_fact(partition: int, turn: Turn) -> Fact:
         decided_at=turn.decided_at,
         topic=decision.topic or OTHER,
         tokens=len(decision.prompt_token_ids) + len(decision.token_ids),
-        seconds=decision.timings.total_seconds,
+        seconds=min(max(0.0, decision.timings.total_seconds), MAX_SECONDS),
         escalated=action == ESCALATE,
         trace=turn.trace,
     )

@@ -25,6 +25,7 @@ from contracts.events import (
     Reward,
     Safety,
     Sample,
+    Timings,
 )
 from contracts.settings import DisallowedTopic, Gateway, RewardComponent, Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
@@ -32,12 +33,14 @@ from feature_store.views import FeatureRow
 from guard.layers import MAX_FINDINGS
 from streams import attribution, delivery, flow
 from streams.delivery import FeatureLog
+from streams.facts import MAX_SECONDS
 from streams.flow import Flow
 from streams.reward import Rewarding
 from streams.safety import judge
 from streams.session import MAX_FEEDBACK
 from streams.signals import Signal, rating
 from streams.step import Step
+from streams.tally import Tally
 from tests.messages import calls, says
 from tests.streams.conftest import UNPROVEN
 from tests.streams.worker_in_memory import Log, MemoryStore, WorkerInMemory
@@ -390,3 +393,15 @@ def test_a_signal_of_another_package_that_fails_takes_no_feedback_with_it(
     assert (failed.subject, failed.reason) == (made.id, "ValueError")
     (reward,) = run.of(Reward)
     assert (reward.status, reward.value) == ("final", 0.5)
+
+
+def test_times_without_measure_leave_counts_that_can_be_read_again(decision: Any) -> None:
+    run, memory = Run(), MemoryStore()
+    facts = []
+    for offset, seconds in enumerate((1.7e308, 1.7e308, -1.7e308)):
+        made = decision(time=run.clock.now(), timings=Timings(total_seconds=seconds))
+        facts += run.read(made, offset).facts
+    memory.write(Tally(memory.latest).rows(facts))
+    rows = Tally(memory.latest).rows(run.read(decision(time=run.clock.now()), 3).facts)
+    (version,) = (row.values for row in rows if row.view == "policy_version")
+    assert (version["decisions"], version["recent_seconds_mean"]) == (4, 2 * MAX_SECONDS / 4)
