@@ -98,13 +98,14 @@ class LogLookup:
 async def _record_at(consumer: Any, place: Any, offset: int) -> Any:
     """Return the record at an offset, None where retention, compaction or a marker has its place.
 
-    The broker answered just before: what does not come twice is not there.
+    The broker answers before each attempt: what then does not come twice is not there.
     """
     for _ in range(ATTEMPTS):
         consumer.seek(place, offset)
         try:
             record = await asyncio.wait_for(consumer.getone(), RECORD_SECONDS)
         except TimeoutError:
+            await consumer.end_offsets([place])  # of one that stands still: raises, or waits for it
             continue
         return record if record.offset == offset else None
     _log.warning("%s/%d@%d did not come and is left out", place.topic, place.partition, offset)
