@@ -43,6 +43,9 @@ MAX_LINKS = 128
 MAX_WAITING = 16_384
 """Spans that wait to be exported; a stream worker ends some thousands at once. More are dropped."""
 
+MAX_REMEMBERED = 600
+"""Characters of trace headers whose context is remembered: whoever writes a record chooses them."""
+
 _USUAL_PARENT = re.compile(
     "00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})",
 )
@@ -189,7 +192,10 @@ def span(
 
 
 def _remote_of(headers: Mapping[str, str]) -> Context:
-    return _remote(headers.get("traceparent", ""), headers.get("tracestate", ""))
+    parent, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+    if len(parent) + len(state) > MAX_REMEMBERED:
+        return _remote.__wrapped__(parent, state)
+    return _remote(parent, state)
 
 
 @lru_cache(4096)

@@ -224,3 +224,12 @@ def test_trace_headers_are_read_as_the_sdks_propagator_reads_them(
     found = get_current_span(tracing._remote(traceparent, tracestate)).get_span_context()
     assert found == wanted
     assert found.is_remote == wanted.is_remote
+
+
+def test_trace_headers_without_measure_are_not_remembered() -> None:
+    parent = f"00-{1:032x}-{1:016x}-01"
+    for state in ("vendor=" + "x" * 600, ",".join(f"v{n}=x" for n in range(200))):
+        before = tracing._remote.cache_info()
+        with span("step", parent={"traceparent": parent, "tracestate": state}) as current:
+            assert current.get_span_context().trace_id == 1
+        assert tracing._remote.cache_info() == before
