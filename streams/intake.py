@@ -17,13 +17,18 @@ from typing import Any
 
 POLL_SECONDS = 1.0
 
+MAX_BYTES = 64 << 20
+"""Bytes of values that wait at most, but for what one more fetch brings."""
+
 
 class Intake:
-    """The messages of one worker that were read and not taken yet, at most about ``limit``."""
+    """The messages of one worker that were read and not taken yet, at most about ``limit`` and of
+    about `MAX_BYTES`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: deque[Any] = deque()
+        self._bytes = 0
         self._arrived, self._filled, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._enough = limit
         self._room.set()
@@ -46,6 +51,7 @@ class Intake:
     def clear(self) -> None:
         """Drop what waits: partitions have changed hands, and it will be read again."""
         self._waiting.clear()
+        self._bytes = 0
         self._note()
 
     async def batches(self, rows: int, seconds: float) -> AsyncIterator[list[Any]]:
@@ -62,6 +68,7 @@ class Intake:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._filled.wait(), max(0.0, left))
             batch = [self._waiting.popleft() for _ in range(min(rows, len(self._waiting)))]
+            self._bytes -= sum(map(_size, batch))
             self._note()
             if batch:
                 yield batch
@@ -95,18 +102,23 @@ class Intake:
         # What Faust's own check of stalled streams goes by.
         consumer.app.monitor.stream_inbound_time[place] = message.time_in
         self._waiting.append(message)
+        self._bytes += _size(message)
 
     def _note(self) -> None:
         waiting = len(self._waiting)
         for event, holds in (
             (self._arrived, waiting > 0),
-            (self._filled, waiting >= self._enough),
-            (self._room, waiting < self._limit),
+            (self._filled, waiting >= self._enough or self._bytes >= MAX_BYTES),
+            (self._room, waiting < self._limit and self._bytes < MAX_BYTES),
         ):
             if holds:
                 event.set()
             else:
                 event.clear()
+
+
+def _size(message: Any) -> int:
+    return len(message.value or b"")
 
 
 async def _all_fetched(wait_next_records: Any, seconds: float) -> tuple[Any, None]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from console.local_broker import LocalBroker
 from contracts.broker import create_topics
 from contracts.codec import encode
 from contracts.settings import Settings, Streams
 from contracts.topics import DECISIONS, FEEDBACK
+from streams import intake as intake_module
 from streams.intake import Intake
 from streams.worker import make_app
 from tests.topic_log import write
@@ -70,10 +72,42 @@ async def test_messages_wait_up_to_a_bound_and_are_acknowledged_by_whoever_took_
         await app.stop()
 
 
+async def test_large_records_that_wait_are_bounded_by_their_bytes(
+    broker: LocalBroker, decision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake_module, "MAX_BYTES", 1 << 20)
+    kafka = msgspec.structs.replace(broker.kafka, prefix="large.", partitions=1)
+    create_topics(kafka)
+    large = decision(answer="x" * 400_000)  # stands in it twice
+    await asyncio.to_thread(write, kafka, *[encode(DECISIONS, large, source="test")] * 24)
+    settings = Settings(state_dir=tmp_path, kafka=kafka, streams=Streams(flush_rows=5))
+    app = make_app(settings, "large-test", 1)
+    intake, may_go_on, taken = Intake(LIMIT * LIMIT), asyncio.Event(), list[int]()
+    intake.connect(app)
+
+    async def take(_: Any) -> None:
+        await may_go_on.wait()
+        async for messages in intake.batches(ROWS, 0.01):
+            taken.extend(message.offset for message in messages)
+
+    name, raw = DECISIONS.full_name(kafka.prefix), {"key_serializer": "raw"}
+    app.agent(app.topic(name, key_type=bytes, value_type=bytes, internal=False, **raw))(take)
+    await app.start()
+    try:
+        await until_async("room to run out", lambda: not intake._room.is_set(), 60.0)
+        assert 0 < len(intake) < 12
+        may_go_on.set()
+        await until_async("all", lambda: taken == list(range(24)), 60.0, state=lambda: taken)
+        assert intake._bytes == 0
+    finally:
+        await app.stop()
+
+
 async def test_what_waits_is_dropped_when_partitions_change_hands() -> None:
     intake = Intake(2)
     for _ in range(3):
         intake._waiting.append(object())
+    intake._bytes = intake_module.MAX_BYTES
     intake.clear()
     assert len(intake) == 0
     assert intake._room.is_set()
