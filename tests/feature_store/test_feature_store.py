@@ -46,6 +46,12 @@ def test_a_store_without_rows_knows_nothing(store: Store) -> None:
     assert set(store.recall("nobody", 10.0)) == {None}
 
 
+def test_a_row_without_values_leaves_those_there_are(store: Store) -> None:
+    store.write("leo", 0, decisions=3)
+    assert store.write("leo", 60) == 0
+    assert store.read("leo", 90) == 3
+
+
 def test_a_value_is_read_with_its_age(store: Store) -> None:
     store.write("ann", 0, decisions=3, reward_mean=0.5)
     value = store.online.read("ann", "", "base", START + timedelta(seconds=30))["user.reward_mean"]
