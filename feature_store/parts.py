@@ -60,8 +60,10 @@ class PartFolder:
         first = f"{moment:%Y%m%d}"
         with _alone_in(self._folder) as alone:
             old = [part for part in _parts(self._folder) if part.name[:_DAY] < first]
-            for part in old if alone else []:
-                part.unlink(missing_ok=True)
+            # What processes that were killed had begun to write.
+            begun = [file for file in self._folder.glob("*.tmp") if file.name[:_DAY] < first]
+            for file in [*old, *begun] if alone else []:
+                file.unlink(missing_ok=True)
         return len(old) if alone else 0
 
 
@@ -219,6 +221,11 @@ def _read(part: Path, schema: pa.Schema) -> pa.Table:
 
 def _write(path: Path, table: pa.Table, *, lean: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as file:  # given a path, pyarrow looks for a file system
-        pq.write_table(table, file, use_dictionary=not lean, write_statistics=not lean)
-    temporary.replace(path)
+    try:
+        # Given a path, pyarrow looks for a file system.
+        with pa.OSFile(str(temporary), "wb") as file:
+            pq.write_table(table, file, use_dictionary=not lean, write_statistics=not lean)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # of a full disk, each attempt would take a bit more
+        raise

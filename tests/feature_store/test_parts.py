@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -148,3 +149,29 @@ def test_a_past_moment_can_be_asked_for_while_parts_are_merged(
         finally:
             stop.set()
         assert written.result(30) > 10
+
+
+def test_a_write_that_fails_leaves_nothing_behind(folder: Path) -> None:
+    writer = PartFolder(folder, VIEW, "worker")
+    before = sorted(folder.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))  # as of a full disk
+    try:
+        for _ in range(3):
+            with pytest.raises(OSError, match="File too large"):
+                writer.write([row(1)], NOON)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_what_killed_processes_had_begun_to_write_leaves_with_the_parts_of_its_day(
+    folder: Path,
+) -> None:
+    writer = PartFolder(folder, VIEW, "worker")
+    days = [NOON - timedelta(days=days) for days in (2, 1, 0)]
+    begun = [writer.write([row(1)], day).with_suffix(".tmp") for day in days]
+    for file in begun:
+        file.touch()
+    assert writer.remove_before(NOON - timedelta(days=1)) == 1
+    assert [file.exists() for file in begun] == [False, True, True]
