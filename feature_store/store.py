@@ -74,6 +74,7 @@ def open_store(settings: Settings, table: ViewTable = TABLE) -> FeatureStore:
             marker.write_text(wanted)
     if settings.features.online == "sqlite":
         _drop_second_index(store, table)
+        _drop_offline_views(store, table)
         _set_journal(store)
     return store
 
@@ -189,6 +190,17 @@ def _drop_second_index(store: FeatureStore, table: ViewTable) -> None:
     connection = provider.online_store._get_conn(store.config)
     for name in _stored_as(store, table.online, table=True).values():
         connection.execute(f'DROP INDEX IF EXISTS "{name}_ek"')
+
+
+def _drop_offline_views(store: FeatureStore, table: ViewTable) -> None:
+    """Drop the rows of views that were kept online once: nobody reads them, and nothing else would
+    remove them."""
+    provider: Any = store.provider
+    connection = provider.online_store._get_conn(store.config)
+    offline = [view for view in table.views.values() if not view.online]
+    for name in _stored_as(store, offline, table=True).values():
+        for of_view in (name, f"{name}_newest"):
+            connection.execute(f'DROP TABLE IF EXISTS "{of_view}"')
 
 
 @contextmanager

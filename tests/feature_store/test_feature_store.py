@@ -3,17 +3,31 @@ past moment."""
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
+from contracts.clock import ManualClock
 from contracts.events import FeatureValue
 from feature_store.history import Moment
-from feature_store.views import SERVED, USER, VIEWS, FeatureRow, Value, served_names
-from tests.feature_store.stores import MAX_AGE, START, WINDOW, Store, feast_of
+from feature_store.views import (
+    DECISION,
+    SERVED,
+    USER,
+    VIEWS,
+    FeatureRow,
+    Value,
+    ViewTable,
+    served_names,
+)
+from feature_store.writer import FeatureWriter
+from tests.feature_store.stores import MAX_AGE, START, WINDOW, Store, feast_of, settings_of
 
 
 def test_importing_the_package_does_not_import_feast() -> None:
@@ -38,6 +52,19 @@ def test_what_became_of_decisions_is_kept_for_the_past_alone(store: Store) -> No
     assert store.writer.write([row]) == 0
     with pytest.raises(ValueError, match="kept offline only"):
         store.writer.latest("decision", ["d"])
+
+
+def test_a_file_that_once_kept_decisions_online_keeps_them_no_more(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    before = replace(DECISION, online=True)
+    with_decisions = ViewTable({**VIEWS, "decision": before}, SERVED)
+    writer = FeatureWriter(settings, ManualClock(START), table=with_decisions)
+    row = FeatureRow(view="decision", key="d", values={"risk": 0.5}, event_time=START)
+    writer.write([row])
+    FeatureWriter(settings, ManualClock(START)).write([row])
+    with sqlite3.connect(tmp_path / "features" / "online.db") as file:
+        found = file.execute("SELECT name FROM sqlite_master WHERE tbl_name LIKE '%decision%'")
+        assert found.fetchall() == []
 
 
 def test_a_store_without_rows_knows_nothing(store: Store) -> None:
