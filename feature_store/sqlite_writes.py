@@ -123,6 +123,8 @@ class SqliteWrites:
             fresh.setdefault(key, {}).update(row.values)
         by_count: dict[int, list[list[Any]]] = {}
         for key, values in fresh.items():
+            if not values:
+                continue
             by_count.setdefault(len(values), []).append(_cells(of, key, values, newest[key]))
         for count, cells in by_count.items():
             self._connection.executemany(of.upsert(count), cells)
