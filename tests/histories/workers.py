@@ -28,13 +28,17 @@ WRITTEN = (REWARDS, SAMPLES, AUDIT, DEAD_LETTERS)
 
 
 class Workers:
-    """The members of one consumer group, by number; ``died`` are those that ended by themselves."""
+    """The members of one consumer group, by number; ``died`` are those that ended by themselves.
+
+    One that finds no broker while it starts ends, as it should: the supervisor starts it again.
+    """
 
     def __init__(self, settings: Settings, logs: Path) -> None:
         self.settings, self._logs = settings, logs
         self.members: dict[int, Child] = {}
         self.died: list[str] = []
         self._killed: set[int] = set()
+        self._began: set[int] = set()
         self._ends: Reader | None = None
         self._quiet = (0.0, {"": 0})
 
@@ -80,8 +84,10 @@ class Workers:
         """Start what is dead, as the supervisor does, once the broker answers."""
         for number, child in self.members.items():
             if child.exit_code() is None:
+                if self._is_member(number):
+                    self._began.add(child.pid)
                 continue
-            if number not in self._killed:
+            if number not in self._killed and child.pid in self._began:
                 self.died.append(f"streams-{number} died: {child.last_lines(3)}")
                 self._killed.add(number)
             try:
