@@ -209,9 +209,15 @@ class FeatureLog:
         return written
 
     def forget(self) -> None:
-        """Drop what is known and kept: partitions have changed hands."""
+        """Drop what is known of the store: partitions have changed hands."""
         self.tally.forget()
+
+    def keep(self, partitions: Collection[int]) -> None:
+        """Keep of the facts that were given up those of these partitions: their records are
+        acknowledged, and nobody tells of them again."""
+        kept = [fact for fact in self._given_up if fact.partition in partitions]
         self._given_up.clear()
+        self._given_up.extend(kept)
 
     async def indexes(self, session_ids: Collection[str]) -> dict[str, Index]:
         """Return where these sessions are in the log, of those that are known.

@@ -219,6 +219,7 @@ class Worker:
         _log.info("partitions assigned: %s", sorted(decisions))
         self._correct_consumer()
         self._begin(decisions)
+        self.features.keep(decisions)
         self._is_assigned = True
 
     def _correct_consumer(self) -> None:

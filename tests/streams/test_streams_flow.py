@@ -313,6 +313,24 @@ def test_what_a_broken_store_did_not_take_is_said_and_counted_when_it_is_mended(
     }
 
 
+def test_what_a_broken_store_did_not_take_outlasts_a_handover_of_other_partitions(
+    decision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "BACKOFF_SECONDS", (0.0,))
+    store, run = _BrokenStore(), Run()
+    log = FeatureLog(store)  # type: ignore[arg-type] # a writer by its two methods
+    (ours,) = run.read(decision(time=run.clock.now(), user_id="ours"), 0).facts
+    theirs = msgspec.structs.replace(ours, partition=1, user_id="theirs")
+    assert not asyncio.run(log.record([ours, theirs], shared=False))
+    log.forget()  # revoked
+    log.forget()  # and assigned
+    log.keep({0})
+    store.is_mended = True
+    later = run.read(decision(time=run.clock.now(), user_id="another"), 1)
+    assert asyncio.run(log.record(later.facts, shared=False))
+    assert {key for view, key in store.rows if view == "user"} == {"ours", "another"}
+
+
 def test_a_shadow_copy_is_judged_and_waits_for_nothing_and_teaches_nobody(
     decision: Any, feedback: Any
 ) -> None:
