@@ -117,9 +117,12 @@ def missing(state: Rollout, rules: Rules) -> list[str]:
         ]
     doubts = [f"{have} of {need} {what}" for what, have, need in needs if have < need]
     for name in GUARDRAILS:
-        value = evidence.guardrails.get(name, GuardrailEvidence()).e_value
-        if value > SILENT:
-            doubts.append(f"{name} in doubt: e-value {value:.4g}, silent up to {SILENT:g}")
+        found = evidence.guardrails.get(name, GuardrailEvidence())
+        if found.e_value > SILENT:
+            doubts.append(
+                f"{name} in doubt: e-value {found.e_value:.4g}, silent up to {SILENT:g}, "
+                f"events {_both(found.events)}"
+            )
     if state.phase != "shadow" and not _matured(state):
         doubts.append("no attribution window of this step has closed yet")
     if is_last(state, rules) and rules.rule_out_times:

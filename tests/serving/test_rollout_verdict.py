@@ -90,7 +90,9 @@ def test_each_guardrail_rolls_back_at_its_own_level_whatever_else_is_known(
 @pytest.mark.parametrize("name", ["safety", "error", "slow", "missing"])
 def test_while_events_lean_to_the_canary_without_proof_nothing_goes_on(name: str) -> None:
     doubtful = at(1, evidence(guardrails=guarded(name, 1.5)))
-    assert missing(doubtful, RULES) == [f"{name} in doubt: e-value 1.5, silent up to 1"]
+    assert missing(doubtful, RULES) == [
+        f"{name} in doubt: e-value 1.5, silent up to 1, events 9 canary / 9 stable"
+    ]
     fewer = at(1, evidence(guardrails=guarded(name, 0.2)))
     assert judge(fewer).action == "advance"
 
