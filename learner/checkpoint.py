@@ -84,6 +84,8 @@ def restore(root: Path, train: TrainState) -> Progress | None:
             )
         _apply(train, tensors)
         train.spread = saved.progress.spread
+        if saved.progress.multiplier is not None:
+            train.multiplier = saved.progress.multiplier
         return saved.progress
     return None
 
@@ -130,7 +132,14 @@ def _apply(train: TrainState, tensors: dict[str, Tensor]) -> None:
     restore_adapters(train.policy, adapters)
     with torch.no_grad():
         for name, parameter in train.value.named_parameters():
-            parameter.copy_(tensors[f"value/{name}"])
+            kept = tensors[f"value/{name}"]
+            if kept.shape != parameter.shape:
+                raise SettingsError(
+                    f"the checkpoint's baseline has {name} of shape {tuple(kept.shape)}, this "
+                    f"release of Headrace {tuple(parameter.shape)}; give policy.name another value "
+                    "to start anew"
+                )
+            parameter.copy_(kept)
     for group, parameters, optimizer in _groups(train):
         for name, parameter in parameters.items():
             if f"{group}.step/{name}" in tensors:

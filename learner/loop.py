@@ -31,11 +31,10 @@ from learner import checkpoint
 from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
+from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
 from learner.outlet import Outlet
 from learner.policy import correction_ids, load_policy
 from learner.progress import (
-    SUPERSEDED,
-    WITHDRAWN,
     Progress,
     advance,
     release_is_due,
@@ -258,6 +257,7 @@ class Learner:
             "samples": self.progress.samples,
             "batches": self.progress.batches,
             "releases": len(self.progress.versions),
+            "revised": self.progress.revised,
             "dropped": self.progress.dropped,
             "judged": self.progress.judged + len(self.judged),
             "superseded": self.progress.superseded + len(self.superseded),
@@ -298,7 +298,11 @@ class Learner:
     def _tell(self, count: int, seconds: float) -> None:
         stats, progress = self.progress.stats, self.progress
         read = count + len(self.judged) + len(self.superseded)
-        known = sum(1 for one in progress.ledger[-read:] if one.user_reward_mean is not None)
+        known = sum(
+            1
+            for one in progress.ledger[-read:]
+            if one.user_reward_mean is not None and one.outcome not in UNTAUGHT
+        )
         arrivals = (*self.pending, *self.judged, *(one for one, _ in self.superseded))
         first = min(arrival.experience.offset for arrival in arrivals)
         following = progress.next_offset
@@ -313,7 +317,10 @@ class Learner:
                 "replayed": stats.replayed,
                 "judged": len(self.judged),
                 "superseded": len(self.superseded),
+                "revised": stats.revised,
                 "corrections": stats.corrections,
+                "cost_mean": stats.cost_mean,
+                "multiplier": stats.multiplier,
                 "users_with_features": known,
                 "policy_loss": stats.policy_loss,
                 "kl": stats.kl,
@@ -322,9 +329,10 @@ class Learner:
         )
         _log.info(
             "batch %d: offsets %d to %d, %d of %d used (+%d replayed), reward %+.2f, "
-            "kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
+            "violations %.1f%% (price %.2f), kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
             *(progress.batches, first, following - 1, stats.used, count, stats.replayed),
-            *(stats.reward_mean, stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
+            *(stats.reward_mean, 100 * stats.cost_mean, stats.multiplier),
+            *(stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
         )
 
 

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from contracts.settings import Learner
 from learner.experience import Experience
+from learner.revision import Debt
 from learner.update import MicroBatch
 
 CORRECTIONS_KEPT = 512
@@ -32,14 +33,19 @@ def compose(
     *,
     number: int,
     served_sequence: int,
+    learned: frozenset[str] = frozenset(),
+    owed: tuple[Debt, ...] = (),
 ) -> MicroBatch:
     """Return micro-batch ``number``: the fresh experiences and a draw of older ones.
+
+    Fresh ones of decisions that were ``learned`` from before are revisions; ``owed`` is what these
+    and earlier ones change.
 
     ``replay_share`` of the fresh count is drawn from the buffer, without those that were served
     more than ``max_version_lag`` releases before ``served_sequence``; corrections do not age.
     """
     rng = random.Random(f"{config.seed}/{number}")
-    newer = {experience.decision_id for experience in fresh}
+    newer = {e.decision_id for e in (*fresh, *(debt.experience for debt in owed))}
     eligible = [
         experience
         for experience in replay.recent
@@ -49,9 +55,11 @@ def compose(
     corrected = [e for e in fresh if e.correction_ids]
     earlier = [e for e in replay.corrections if e.decision_id not in newer]
     return MicroBatch(
-        fresh=tuple(fresh),
+        fresh=tuple(e for e in fresh if e.decision_id not in learned),
+        revised=tuple(e for e in fresh if e.decision_id in learned),
         replayed=_draw(rng, eligible, int(config.replay_share * len(fresh))),
         corrections=(*corrected, *_draw(rng, earlier, config.correction_replay)),
+        owed=owed,
         served_sequence=served_sequence,
     )
 

@@ -15,16 +15,12 @@ from msgspec.structs import replace
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
 from learner.experience import Experience
+from learner.ledger import JUDGE, REVISED, USED, WITHDRAWN, Outcome, outcome_of
 from learner.micro_batch import Replay, compose, remember, without
-from learner.update import Outcome, TrainState, UpdateStats, update
+from learner.revision import Debt, Memory, Taught, debts, retract, revise
+from learner.revision import remember as remember_lessons
+from learner.update import TrainState, UpdateStats, update
 from learner.value import Spread
-
-JUDGE = "judge"
-"""Outcome in the ledger of a sample whose user judges (`contracts.judges`), and trains nothing."""
-
-SUPERSEDED, WITHDRAWN = "superseded", "withdrawn"
-"""Outcomes of a sample that another of its decision took the place of before it was learned, and of
-one that says that its decision has no reward any more."""
 
 SEEN_LEAST = 20_000
 """Fewest ids of samples remembered, to recognise duplicates, once so many were read."""
@@ -38,6 +34,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
     was seen serving. ``evaluation`` holds the newest answers that judges rated, oldest first, and
     ``judged`` counts all of them, ``superseded`` the samples that another took the place of.
+    ``multiplier`` is λ of `learner.constraint`; ``taught`` maps decisions to what was taught of
+    them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
     """
 
     policy: str
@@ -55,8 +53,12 @@ class Progress(Struct, frozen=True, kw_only=True):
     ledger: tuple[Outcome, ...] = ()
     replay: Replay = Replay()
     spread: Spread = Spread()
+    multiplier: float | None = None
+    taught: dict[str, Taught] = {}
+    owed: tuple[Experience, ...] = ()
     stats: UpdateStats = UpdateStats()
     samples: int = 0
+    revised: int = 0
     dropped: int = 0
     judged: int = 0
     superseded: int = 0
@@ -85,16 +87,32 @@ def advance(
     # A restarted stream processor repeats at most the samples of decisions that it held open.
     kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
     served = max(progress.served_sequence, *(e.behaviour_sequence for e in fresh))
-    gone = frozenset(e.decision_id for e, outcome in superseded if outcome == WITHDRAWN)
+    withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
+    gone = frozenset(e.decision_id for e in withdrawn)
     replay = without(progress.replay, gone)
-    batch = compose(fresh, replay, config, number=progress.batches, served_sequence=served)
+    memory, changed = _revised(progress, fresh, withdrawn)
+    owed = debts(memory, changed)
+    batch = compose(
+        fresh,
+        replay,
+        config,
+        number=progress.batches,
+        served_sequence=served,
+        learned=frozenset(memory),
+        owed=owed[: config.batch_samples],
+    )
     result = update(train, batch, config, settings.engine.max_model_len)
-    used = frozenset(o.sample_id for o in result.outcomes if o.outcome == "used")
+    learned = frozenset(o.sample_id for o in result.outcomes if o.outcome in (USED, REVISED))
+    used = sum(1 for o in result.outcomes if o.outcome == USED)
+    memory = remember_lessons(memory, result.lessons, config.revision_memory)
+    paid = frozenset(lesson.decision_id for lesson in result.lessons)
+    refused = frozenset() if result.stats.skipped else _decisions(batch.owed) - paid
+    changed = [e for e in changed if e.decision_id not in refused]
     outcomes = sorted(
         (
             *result.outcomes,
-            *(untaught(e, JUDGE) for e in judged),
-            *(untaught(e, outcome) for e, outcome in superseded),
+            *(outcome_of(e, JUDGE, {}) for e in judged),
+            *(outcome_of(e, outcome, {}) for e, outcome in superseded),
         ),
         key=lambda o: o.offset,
     )
@@ -109,11 +127,15 @@ def advance(
         ),
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
         ledger=(*progress.ledger, *outcomes),
-        replay=replay if result.stats.skipped else remember(replay, fresh, used, config),
+        replay=replay if result.stats.skipped else remember(replay, fresh, learned, config),
         spread=train.spread,
+        multiplier=train.multiplier,
+        taught=memory,
+        owed=tuple(debt.experience for debt in debts(memory, changed)),
         stats=result.stats,
-        samples=progress.samples + len(used),
-        dropped=progress.dropped + len(fresh) - len(used),
+        samples=progress.samples + used,
+        revised=progress.revised + len(learned) - used,
+        dropped=progress.dropped + len(fresh) - len(learned),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
         evaluation=keep_judged(
@@ -124,15 +146,25 @@ def advance(
     )
 
 
-def untaught(experience: Experience, outcome: str) -> Outcome:
-    """Return the ledger's line of a sample that is kept out of training, and why."""
-    return Outcome(
-        sample_id=experience.sample_id,
-        decision_id=experience.decision_id,
-        offset=experience.offset,
-        outcome=outcome,
-        user_reward_mean=None,
-    )
+def _revised(
+    progress: Progress, fresh: Sequence[Experience], withdrawn: Sequence[Experience]
+) -> tuple[Memory, list[Experience]]:
+    """Return what was taught as it should have been by now, and the samples of what changed."""
+    memory: Memory = progress.taught
+    changed = {e.decision_id: e for e in progress.owed}
+    for experience in withdrawn:
+        if experience.decision_id in memory:
+            memory = retract(memory, experience.decision_id)
+            changed[experience.decision_id] = experience
+    for experience in fresh:
+        if experience.decision_id in memory:
+            memory = revise(memory, experience)
+            changed[experience.decision_id] = experience
+    return memory, list(changed.values())
+
+
+def _decisions(owed: Sequence[Debt]) -> frozenset[str]:
+    return frozenset(debt.experience.decision_id for debt in owed)
 
 
 def keep_judged(

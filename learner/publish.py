@@ -107,6 +107,8 @@ def release_event(
             "kl": stats.kl,
             "clip_share": stats.clip_share,
             "mean_weight": stats.mean_weight,
+            "cost_mean": stats.cost_mean,
+            "multiplier": stats.multiplier,
         },
     )
 

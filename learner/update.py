@@ -41,11 +41,15 @@ import torch
 from msgspec import Struct
 
 from contracts.settings import Learner
+from learner.advantage import NOTHING, observe_costs, weigh
 from learner.buckets import TokenSequence
+from learner.constraint import first_multiplier
 from learner.experience import Experience
+from learner.ledger import REVISED, USED, Outcome, outcome_of
 from learner.objective import Objective, Scored, StepStats, descend, score
 from learner.policy import Policy
-from learner.value import Spread, ValueHead, advantages
+from learner.revision import Debt, Lesson
+from learner.value import Spread, ValueHead
 
 USER_FEATURES = 1
 LEAST_TEMPERATURE = 1e-2
@@ -59,23 +63,17 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     """What one update learns from.
 
     ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh``.
-    ``served_sequence`` is the newest release number seen serving; staleness is counted from it.
+    ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
+    ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
+    number seen serving; staleness is counted from it.
     """
 
     fresh: tuple[Experience, ...]
     replayed: tuple[Experience, ...] = ()
+    revised: tuple[Experience, ...] = ()
+    owed: tuple[Debt, ...] = ()
     corrections: tuple[Experience, ...] = ()
     served_sequence: int = 0
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of a fresh experience: ``used``, or why the weights did not learn from it."""
-
-    sample_id: str
-    decision_id: str
-    offset: int
-    outcome: str
-    user_reward_mean: float | None
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
@@ -86,19 +84,23 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
     advantage_scale: float = 1.0
     used: int = 0
     replayed: int = 0
+    revised: int = 0
     corrections: int = 0
+    cost_mean: float = 0.0
+    multiplier: float = 0.0
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class UpdateResult(Struct, frozen=True):
-    """The figures, and one outcome per fresh experience in the order given."""
+    """The figures, one outcome per fresh experience in the order given, and what was taught."""
 
     stats: UpdateStats
     outcomes: tuple[Outcome, ...]
+    lessons: tuple[Lesson, ...] = ()
 
 
 class TrainState:
-    """All that an update changes: adapters, baseline, both optimizers and the running spread."""
+    """All that an update changes: adapters, baseline, both optimizers, spread and λ."""
 
     def __init__(self, policy: Policy, config: Learner) -> None:
         self.policy = policy
@@ -109,10 +111,11 @@ class TrainState:
             betas=_BETAS,
             weight_decay=0.0,
         )
-        self.value_optimizer = torch.optim.AdamW(
+        self.value_optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.value.parameters(), lr=config.value_learning_rate, weight_decay=0.0
         )
         self.spread = Spread()
+        self.multiplier = first_multiplier(config.constraint)
 
 
 def new_train_state(policy: Policy, config: Learner) -> TrainState:
@@ -126,16 +129,60 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     ``max_tokens`` bounds prompt and response together; longer experiences are dropped.
     """
     reasons: dict[str, str] = {}
-    vocabulary = state.policy.vocabulary_size
+    cost_mean = observe_costs(state, batch.fresh, config) if batch.fresh else 0.0
+    scored = _scored(state, batch, reasons, config, max_tokens)
+    owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
+    weighed = weigh(state, scored, owed, reasons, config)
+    objective = Objective(
+        weighed.scored,
+        weighed.advantage_b,
+        weighed.weight_b,
+        _correction_sequences(batch.corrections, max_tokens, state.policy.vocabulary_size),
+    )
+    step, learned = _descend(state, objective, config)
+    if not learned:
+        weighed, objective = NOTHING, _NOTHING
+    lessons = weighed.lessons()
+    taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}
+    outcomes = tuple(
+        outcome_of(e, reasons.get(e.sample_id, done if learned else "step-skipped"), taught)
+        for group, done in ((batch.fresh, USED), (batch.revised, REVISED))
+        for e in group
+    )
+    stats = _account(step, objective, batch, outcomes)
+    stats = msgspec.structs.replace(
+        stats,
+        value_loss=weighed.value_loss,
+        advantage_scale=state.spread.scale(),
+        cost_mean=cost_mean,
+        multiplier=state.multiplier,
+    )
+    return UpdateResult(stats, outcomes, lessons)
+
+
+def _scored(
+    state: TrainState,
+    batch: MicroBatch,
+    reasons: dict[str, str],
+    config: Learner,
+    max_tokens: int,
+) -> list[Scored]:
+    """Return what can be learned from with its log-probabilities; ``reasons`` gets the others.
+
+    A debt does not grow stale: what an old answer taught is corrected however late.
+    """
     usable = []
     for experience in (*batch.fresh, *batch.replayed):
-        reason = unusable(experience, max_tokens, vocabulary)
         if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
-            reason = "stale"
-        if reason:
-            reasons[experience.sample_id] = reason
+            reasons[experience.sample_id] = "stale"
         else:
             usable.append(experience)
+    usable += [debt.experience for debt in batch.owed]
+    for experience in usable:
+        reason = unusable(experience, max_tokens, state.policy.vocabulary_size)
+        if reason:
+            reasons[experience.sample_id] = reason
+    usable = [e for e in usable if e.sample_id not in reasons]
     scored = []
     for one in score(state.policy, usable, config.bucket):
         if not _is_finite(one):
@@ -144,23 +191,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
             reasons[one.experience.sample_id] = "log-ratio"
         else:
             scored.append(one)
-    weighed, value_loss = _weigh(state, scored, reasons, config)
-    corrections = _correction_sequences(batch.corrections, max_tokens, vocabulary)
-    objective = msgspec.structs.replace(weighed, corrections=corrections)
-    step, learned = _descend(state, objective, config)
-    otherwise = "used" if learned else "step-skipped"
-    outcomes = tuple(
-        Outcome(
-            sample_id=e.sample_id,
-            decision_id=e.decision_id,
-            offset=e.offset,
-            outcome=reasons.get(e.sample_id, otherwise),
-            user_reward_mean=e.user_reward_mean,
-        )
-        for e in batch.fresh
-    )
-    taken = objective if learned else _NOTHING
-    return UpdateResult(_account(step, taken, batch, outcomes, value_loss, state.spread), outcomes)
+    return scored
 
 
 def _descend(state: TrainState, objective: Objective, config: Learner) -> tuple[StepStats, bool]:
@@ -175,12 +206,6 @@ def _descend(state: TrainState, objective: Objective, config: Learner) -> tuple[
         if step.skipped:
             return step, epoch > 0
     return step, True
-
-
-def user_weights(users: Sequence[str]) -> list[float]:
-    """Return weights that add up to 1, with the same total for every user."""
-    counts = Counter(users)
-    return [1.0 / (counts[user] * len(counts)) for user in users]
 
 
 def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
@@ -207,44 +232,6 @@ def _log_ratio(scored: Scored) -> float:
     return abs(sum(scored.prox) - sum(mu)) if mu else 0.0
 
 
-def _weigh(
-    state: TrainState, scored: Sequence[Scored], reasons: dict[str, str], config: Learner
-) -> tuple[Objective, float]:
-    """Return advantages and weights of what is used, after one lesson of the baseline.
-
-    The advantage uses the baseline from before it saw these rewards. Without logged probabilities
-    a discouraged answer has no bound on its weight, so only encouraged ones are used, with weight
-    1 (TOPR, arXiv 2503.14286: the ratio matters for negatives alone).
-    """
-    if not scored:
-        return _NOTHING, 0.0
-    ends_bh = torch.stack([one.end_h for one in scored])
-    features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
-    reward_b = torch.tensor([one.experience.reward for one in scored])
-    with torch.no_grad():
-        residual_b = reward_b - state.value(ends_bh, features_bf)
-    state.spread = state.spread.seen(residual_b)
-    advantage_b = advantages(residual_b, state.spread)
-    weight_b = torch.tensor(user_weights([one.experience.user_id for one in scored]))
-    value_loss = 0.0
-    for _ in range(config.inner_epochs):
-        state.value_optimizer.zero_grad()
-        error_b = state.value(ends_bh, features_bf) - reward_b
-        loss = (weight_b * error_b.pow(2)).sum()
-        loss.backward()
-        state.value_optimizer.step()
-        value_loss = float(loss.detach())
-    kept = []
-    for place, one in enumerate(scored):
-        if one.experience.logprobs or advantage_b[place] > 0:
-            kept.append(place)
-        else:
-            reasons[one.experience.sample_id] = "no-logprobs"
-    chosen = tuple(scored[place] for place in kept)
-    weights = user_weights([one.experience.user_id for one in chosen])
-    return Objective(chosen, advantage_b[kept], torch.tensor(weights)), value_loss
-
-
 def _correction_sequences(
     corrections: Sequence[Experience], max_tokens: int, vocabulary: int
 ) -> tuple[TokenSequence, ...]:
@@ -261,24 +248,18 @@ def _correction_sequences(
 
 
 def _account(
-    step: StepStats,
-    objective: Objective,
-    batch: MicroBatch,
-    outcomes: Sequence[Outcome],
-    value_loss: float,
-    spread: Spread,
+    step: StepStats, objective: Objective, batch: MicroBatch, outcomes: Sequence[Outcome]
 ) -> UpdateStats:
     fresh = {experience.sample_id for experience in batch.fresh}
+    debts = {debt.experience.sample_id for debt in batch.owed}
     ids = [one.experience.sample_id for one in objective.scored]
-    used = sum(1 for sample_id in ids if sample_id in fresh)
     rewards = [experience.reward for experience in batch.fresh]
     return UpdateStats(
         **msgspec.structs.asdict(step),
         corrections=len(objective.corrections),
-        value_loss=value_loss,
         reward_mean=sum(rewards) / max(len(rewards), 1),
-        advantage_scale=spread.scale(),
-        used=used,
-        replayed=len(ids) - used,
-        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome != "used")),
+        used=sum(1 for sample_id in ids if sample_id in fresh),
+        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts),
+        revised=sum(1 for sample_id in ids if sample_id in debts),
+        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome not in (USED, REVISED))),
     )

@@ -1,4 +1,4 @@
-"""The learned baseline: what reward to expect before the answer is known, and its spread.
+"""The learned baseline: what reward and what cost to expect before the answer is known.
 
 It sees the base model's hidden state at the end of the prompt and a few numbers about the user;
 no gradient flows into the policy.
@@ -18,6 +18,10 @@ LEAST_SPREAD = 0.2
 LARGEST_ADVANTAGE = 3.0
 
 
+EXPECTED = 2
+"""What a prompt is expected to bring: reward, and cost."""
+
+
 class ValueHead(nn.Module):
     """Two layers on a normalised hidden state and ``features`` numbers; starts at 0 everywhere."""
 
@@ -26,7 +30,7 @@ class ValueHead(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
         self.inner = nn.Linear(hidden + features, WIDTH)
-        self.outer = nn.Linear(WIDTH, 1)
+        self.outer = nn.Linear(WIDTH, EXPECTED)
         with torch.no_grad():
             bound = 1.0 / math.sqrt(hidden + features)
             self.inner.weight.uniform_(-bound, bound, generator=generator)
@@ -35,10 +39,10 @@ class ValueHead(nn.Module):
             self.outer.bias.zero_()
 
     def forward(self, hidden_bh: Tensor, features_bf: Tensor) -> Tensor:
-        """Return the expected reward of each prompt, shape b."""
+        """Return the expected reward and cost of each prompt, shape b×2."""
         joined = torch.cat([self.norm(hidden_bh), features_bf], dim=-1)
-        value: Tensor = self.outer(torch.tanh(self.inner(joined)))
-        return value.squeeze(-1)
+        value_bk: Tensor = self.outer(torch.tanh(self.inner(joined)))
+        return value_bk
 
 
 class Spread(Struct, frozen=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from contracts.errors import SettingsError
 from contracts.settings.guard import check_guard
+from contracts.settings.learner import Constraint
 from contracts.settings.streams import (
     SIGNALS,
     SIGNALS_GROUP,
@@ -32,6 +33,7 @@ def check_settings(settings: Settings) -> None:
     _check_patterns(settings.streams.disallowed_topics, "disallowed_topics")
     _check_patterns(settings.streams.topics, "topics")
     _check_signals(settings.streams)
+    _check_constraint(settings.learner.constraint)
     check_guard(settings.guard)
     _check_room(settings)
     check_addresses(settings)
@@ -109,6 +111,20 @@ def _check_signals(streams: Streams) -> None:
             f"{min(unknown)!r} - at `$.streams.reward`; signals are "
             f"{', '.join(sorted(SIGNALS))}, and those of installed packages with an entry point "
             f"of the group {SIGNALS_GROUP}"
+        )
+
+
+def _check_constraint(constraint: Constraint) -> None:
+    """A limit that false alarms alone exceed would only be met by a policy that says nothing."""
+    if constraint.mode != "off" and constraint.limit <= constraint.false_alarms:
+        raise SettingsError(
+            f"{constraint.limit:g} - at `$.learner.constraint.limit`; the limit must lie above "
+            f"`false_alarms` ({constraint.false_alarms:g}): raise it, or set the mode to off"
+        )
+    if constraint.multiplier > constraint.largest:
+        raise SettingsError(
+            f"{constraint.multiplier:g} - at `$.learner.constraint.multiplier`; give at most "
+            f"`largest` ({constraint.largest:g})"
         )
 
 

@@ -9,11 +9,28 @@ from msgspec import Meta
 from contracts.settings.section import Count, NonNegative, Positive, Section, Share
 
 
+class Constraint(Section, frozen=True):
+    """Safety as a constraint of learning; see `learner.constraint`.
+
+    ``limit`` is the share of samples that may be violations, ``false_alarms`` how often the
+    monitor calls a harmless answer one: a limit at or below that is reached by nothing but silence.
+    λ begins at ``multiplier``, moves by ``rate`` per batch and unit, and stays below ``largest``.
+    """
+
+    mode: Literal["lagrangian", "off"] = "lagrangian"
+    limit: Share = 0.02
+    false_alarms: Share = 0.001
+    multiplier: NonNegative = 0.5
+    rate: Positive = 0.5
+    largest: Positive = 5.0
+
+
 class Learner(Section, frozen=True):
     """The continual learner; see `learner.update` for the loss and its terms.
 
     ``length_scale`` is the constant number of tokens that a sequence's sum is divided by;
-    ``correction_replay`` how many corrections each update repeats, at most;
+    ``correction_replay`` how many corrections each update repeats, at most; of
+    ``revision_memory`` decisions it is remembered what was taught, should their reward change;
     ``signing_key_file`` the private key that versions are signed with, for the learner alone.
     """
 
@@ -33,6 +50,7 @@ class Learner(Section, frozen=True):
     value_learning_rate: Positive = 2e-3
     replay_share: Share = 0.25
     replay_capacity: Count = 1024
+    revision_memory: Count = 4096
     max_version_lag: Count = 12
     max_log_ratio: Positive = 10.0
     max_grad_norm: Positive = 1.0
@@ -41,6 +59,7 @@ class Learner(Section, frozen=True):
     seed: int = 0
     keep_checkpoints: Count = 3
     signing_key_file: str = ""
+    constraint: Constraint = Constraint()
 
 
 class Gate(Section, frozen=True):

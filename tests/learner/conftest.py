@@ -30,6 +30,8 @@ TEMPLATE = (
 )
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
+torch.set_num_threads(1)  # the models are tiny: on a busy machine threads only wait for each other
+
 MakeSample = Callable[..., Sample]
 SendSamples = Callable[[Kafka, int, int], None]
 

@@ -21,8 +21,9 @@ from learner.buckets import TokenSequence
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
+from learner.ledger import JUDGE
 from learner.policy import Policy, load_policy
-from learner.progress import JUDGE, Progress, advance, keep_judged, released
+from learner.progress import Progress, advance, keep_judged, released
 from learner.publish import publish
 from learner.update import new_train_state
 

@@ -10,6 +10,7 @@ import torch
 
 from contracts.events import Sample
 from contracts.settings import Settings
+from learner.advantage import user_weights
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.micro_batch import Replay
@@ -21,7 +22,6 @@ from learner.update import (
     UpdateResult,
     new_train_state,
     update,
-    user_weights,
 )
 
 MAX = 64
@@ -91,6 +91,7 @@ def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSamp
 def _batch(make_sample: MakeSample) -> MicroBatch:
     fresh = [_experience(make_sample, number) for number in range(8)]
     fresh[7] = msgspec.structs.replace(fresh[7], correction_ids=(30, 3))
+    fresh[2] = msgspec.structs.replace(fresh[2], violation=True)
     return MicroBatch(fresh=tuple(fresh), corrections=(fresh[7],))
 
 
@@ -102,14 +103,22 @@ def _gradient_of_the_plain_loss(
     residual = torch.tensor([e.reward for e in batch.fresh])  # the baseline begins at 0
     spread = max(float(residual.double().pow(2).mean()) ** 0.5, 0.2)
     users = [e.user_id for e in batch.fresh]
+    weights = [1.0 / (users.count(user) * len(set(users))) for user in users]
+    cost = sum(w for e, w in zip(batch.fresh, weights, strict=True) if e.violation)
+    rule = config.constraint
+    price = rule.multiplier + rule.rate * (cost - rule.limit)
     total = torch.zeros(())
     for place, one in enumerate(batch.fresh):
         ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
         logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
         with torch.no_grad(), policy.model.disable_adapter():
             anchor = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
-        share = 1.0 / (users.count(one.user_id) * len(set(users))) / config.length_scale
-        advantage = max(min(float(residual[place]) / spread, 3.0), -3.0)
+        share = weights[place] / config.length_scale
+        advantage, harm = (
+            max(min(value / spread, 3.0), -3.0)
+            for value in (float(residual[place]), float(one.violation))
+        )
+        advantage = max(min((advantage - price * harm) / (1 + 0.2 * price), 3.0), -3.0)
         for at, token in enumerate(one.token_ids):
             row = len(one.prompt_ids) - 1 + at
             here, ref = logp[row, token], anchor[row, token]

@@ -1,0 +1,145 @@
+"""What each scored experience counts in the loss: a weight by its user, and an advantage.
+
+Shape suffixes: b experiences, k reward and cost.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from contracts.settings import Learner
+from learner.constraint import constrained, next_multiplier, share_of_reward
+from learner.experience import Experience
+from learner.objective import Scored
+from learner.revision import Lesson
+from learner.value import LARGEST_ADVANTAGE, Spread, ValueHead, advantages
+
+
+class Baseline(Protocol):
+    """The part of the training state that advantages come from, and that learns with them."""
+
+    value: ValueHead
+    value_optimizer: torch.optim.Optimizer
+    spread: Spread
+    multiplier: float
+
+
+class Weighed(Struct, frozen=True):
+    """Experiences with their weights, which add up to 1, and their advantages.
+
+    ``gain_b`` is how far the coefficient, weight times advantage, moves with one unit of reward;
+    ``debt_b`` marks those whose advantage is what is owed.
+    """
+
+    scored: tuple[Scored, ...]
+    advantage_b: Tensor
+    weight_b: Tensor
+    gain_b: Tensor
+    debt_b: Tensor
+    value_loss: float = 0.0
+
+    def lessons(self) -> tuple[Lesson, ...]:
+        """Return what a step on these teaches."""
+        coefficients = (self.weight_b * self.advantage_b).tolist()
+        return tuple(
+            Lesson(one.experience.decision_id, one.experience.reward, coefficient, gain, debt)
+            for one, coefficient, gain, debt in zip(
+                self.scored, coefficients, self.gain_b.tolist(), self.debt_b.tolist(), strict=True
+            )
+        )
+
+
+_NONE = torch.zeros(0)
+NOTHING = Weighed((), _NONE, _NONE, _NONE, _NONE.bool())
+
+
+def user_weights(users: Sequence[str]) -> list[float]:
+    """Return weights that add up to 1, with the same total for every user."""
+    counts = Counter(users)
+    return [1.0 / (counts[user] * len(counts)) for user in users]
+
+
+def observe_costs(state: Baseline, fresh: Sequence[Experience], config: Learner) -> float:
+    """Move λ by the costs of a fresh batch; return their mean, each user weighing alike."""
+    weights = user_weights([e.user_id for e in fresh])
+    costs = [float(e.violation) for e in fresh]
+    state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
+    return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
+
+
+def weigh(
+    state: Baseline,
+    scored: Sequence[Scored],
+    owed: Mapping[str, float],
+    reasons: dict[str, str],
+    config: Learner,
+) -> Weighed:
+    """Return weights and advantages of what is used, after one lesson of the baseline.
+
+    ``owed`` maps decisions to the coefficient that is still to be taught. The advantage uses the
+    baseline from before it saw these rewards. Without logged probabilities a discouraged answer has
+    no bound on its weight, so only encouraged ones are used, with weight 1 (TOPR, arXiv
+    2503.14286: the ratio matters for negatives alone); for the others ``reasons`` says so.
+    """
+    if not scored:
+        return NOTHING
+    debt_b = torch.tensor([one.experience.decision_id in owed for one in scored])
+    advantage_b, value_loss = _advantages(state, scored, debt_b, config)
+    owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
+    usable = torch.tensor([bool(one.experience.logprobs) for one in scored])
+    kept_b = usable | (torch.where(debt_b, owed_b, advantage_b) > 0)
+    for place in (~kept_b).nonzero().flatten().tolist():
+        reasons[scored[place].experience.sample_id] = "no-logprobs"
+    chosen = tuple(scored[place] for place in kept_b.nonzero().flatten().tolist())
+    weight_b = torch.tensor(user_weights([one.experience.user_id for one in chosen]))
+    paid_b = torch.clamp(owed_b[kept_b] / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
+    gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
+    return Weighed(
+        chosen,
+        torch.where(debt_b[kept_b], paid_b, advantage_b[kept_b]),
+        weight_b,
+        torch.where(debt_b[kept_b], 0.0, gain * weight_b),
+        debt_b[kept_b],
+        value_loss,
+    )
+
+
+def _advantages(
+    state: Baseline, scored: Sequence[Scored], debt_b: Tensor, config: Learner
+) -> tuple[Tensor, float]:
+    """Return the constrained advantage of each, and the loss of the baseline's lesson.
+
+    A debt says nothing about a prompt: what was retracted has no reward, what was revised is
+    repeated later.
+    """
+    ends_bh = torch.stack([one.end_h for one in scored])
+    features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
+    seen = [(one.experience.reward, float(one.experience.violation)) for one in scored]
+    seen_bk = torch.tensor(seen)
+    with torch.no_grad():
+        residual_bk = seen_bk - state.value(ends_bh, features_bf)
+    new_b = ~debt_b
+    value_loss = 0.0
+    if bool(new_b.any()):
+        state.spread = state.spread.seen(residual_bk[new_b, 0])
+        users = [
+            one.experience.user_id for one, new in zip(scored, new_b.tolist(), strict=True) if new
+        ]
+        weight_b1 = torch.tensor(user_weights(users))[:, None]
+        for _ in range(config.inner_epochs):
+            state.value_optimizer.zero_grad()
+            error_bk = state.value(ends_bh[new_b], features_bf[new_b]) - seen_bk[new_b]
+            loss = (weight_b1 * error_bk.pow(2)).sum()
+            loss.backward()
+            state.value_optimizer.step()
+            value_loss = float(loss.detach())
+    reward_b = advantages(residual_bk[:, 0], state.spread)
+    cost_b = advantages(residual_bk[:, 1], state.spread)
+    whole_b = constrained(reward_b, cost_b, state.multiplier)
+    return torch.clamp(whole_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE), value_loss

@@ -1,0 +1,56 @@
+"""What became of each sample that was read: a line of the ledger that lies in every version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from learner.experience import Experience
+
+USED, REVISED = "used", "revised"
+"""Outcomes of a sample that taught, and of one that corrects what its decision taught before."""
+
+JUDGE = "judge"
+"""Outcome of a sample whose user judges (`contracts.judges`), and trains nothing."""
+
+SUPERSEDED, WITHDRAWN = "superseded", "withdrawn"
+"""Outcomes of a sample that another of its decision took the place of before it was learned, and of
+one that says that its decision has no reward any more."""
+
+UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN)
+"""Outcomes that follow from whose the sample is, and what came after it."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of a sample: one of the outcomes above, or why the weights did not learn from it.
+
+    ``coefficient`` is what it had in the loss, weight times advantage; 0 for what taught nothing.
+    """
+
+    sample_id: str
+    decision_id: str
+    offset: int
+    outcome: str
+    user_reward_mean: float | None
+    user_id: str = ""
+    action: str = ""
+    reward: float = 0.0
+    violation: bool = False
+    coefficient: float = 0.0
+
+
+def outcome_of(experience: Experience, outcome: str, taught: Mapping[str, float]) -> Outcome:
+    """Return the line of an experience; ``taught`` maps decisions to coefficients."""
+    return Outcome(
+        sample_id=experience.sample_id,
+        decision_id=experience.decision_id,
+        offset=experience.offset,
+        outcome=outcome,
+        user_reward_mean=experience.user_reward_mean,
+        user_id=experience.user_id,
+        action=experience.action,
+        reward=experience.reward,
+        violation=experience.violation,
+        coefficient=taught.get(experience.decision_id, 0.0),
+    )

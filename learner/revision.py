@@ -1,0 +1,91 @@
+"""What was taught of each decision: a revised reward corrects it, a retracted one undoes it.
+
+Of every lesson the loss's own coefficient is kept, weight times advantage. A reward that changes by
+d should have been taught with d·gain more, where gain is the sum of weight/scale over the lessons;
+the baseline cancels. What is owed is taught by the next updates as a clipped advantage of its own,
+what the clip cuts off by those after them, so that all of it arrives. This is Retroactive Advantage
+Correction (arXiv 2606.27580) with the whole residual given back at the next step; as there, it is
+exact to first order where the importance weight is, and a decision is never counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+from learner.experience import Experience
+
+SETTLED = 1e-9
+"""Coefficients below this are rounding."""
+
+
+class Lesson(Struct, frozen=True):
+    """One teaching of a decision: its coefficient in the loss, and that of one unit of reward."""
+
+    decision_id: str
+    reward: float
+    coefficient: float
+    gain: float
+    correction: bool = False
+    """Whether it paid a debt; then it changes what was taught, not what should have been."""
+
+
+class Taught(Struct, frozen=True, array_like=True):
+    """All lessons of a decision. ``wanted`` is the coefficient they should add up to by now."""
+
+    reward: float
+    coefficient: float = 0.0
+    wanted: float = 0.0
+    gain: float = 0.0
+
+    @property
+    def owed(self) -> float:
+        """Return the coefficient that is still to be taught."""
+        return self.wanted - self.coefficient
+
+
+Memory = Mapping[str, Taught]
+"""Decision id to what was taught of it, the longest ago first."""
+
+
+class Debt(Struct, frozen=True):
+    """A decision whose reward changed after it was learned: its newest sample, and what is owed."""
+
+    experience: Experience
+    coefficient: float
+
+
+def revise(memory: Memory, experience: Experience) -> dict[str, Taught]:
+    """Return the memory after a newer reward of a decision in it."""
+    before = memory[experience.decision_id]
+    change = (experience.reward - before.reward) * before.gain
+    after = Taught(experience.reward, before.coefficient, before.wanted + change, before.gain)
+    return {**memory, experience.decision_id: after}
+
+
+def retract(memory: Memory, decision_id: str) -> dict[str, Taught]:
+    """Return the memory after a decision lost its reward: nothing should have been taught."""
+    before = memory[decision_id]
+    return {**memory, decision_id: Taught(0.0, before.coefficient)}
+
+
+def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str, Taught]:
+    """Return the memory with more lessons, the newest ``limit`` decisions of it."""
+    found = dict(memory)
+    for lesson in lessons:
+        before = found.pop(lesson.decision_id, Taught(lesson.reward))
+        found[lesson.decision_id] = Taught(
+            before.reward if lesson.correction else lesson.reward,
+            before.coefficient + lesson.coefficient,
+            before.wanted + (0.0 if lesson.correction else lesson.coefficient),
+            before.gain + (0.0 if lesson.correction else lesson.gain),
+        )
+    surplus = len(found) - limit
+    return dict(list(found.items())[surplus:]) if surplus > 0 else found
+
+
+def debts(memory: Memory, revised: Sequence[Experience]) -> tuple[Debt, ...]:
+    """Return what is owed for these experiences, without those where nothing is."""
+    known = [(e, memory.get(e.decision_id)) for e in revised]
+    return tuple(Debt(e, t.owed) for e, t in known if t is not None and abs(t.owed) > SETTLED)

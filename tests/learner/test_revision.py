@@ -1,0 +1,245 @@
+"""A reward that changes corrects what the earlier one taught; one that is retracted undoes it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import msgspec
+import pytest
+import torch
+
+from contracts.events import Sample
+from contracts.settings import Settings
+from learner.buckets import TokenSequence
+from learner.experience import Experience, experience_of
+from learner.ledger import WITHDRAWN
+from learner.policy import load_policy
+from learner.progress import Progress, advance
+from learner.revision import Lesson, Taught, debts, remember, retract, revise
+from learner.update import TrainState, new_train_state
+
+MakeSample = Callable[..., Sample]
+PROMPT, ANSWER = (10, 11, 12), (25, 9, 3)
+WARM_UP = 20
+"""Batches before it begins: Adam's first steps are long whatever the gradient, and not undone."""
+
+
+def _one(make_sample: MakeSample, number: int, **changes: object) -> Experience:
+    return experience_of(make_sample(number, correction=None, **changes), offset=number)
+
+
+def test_a_revision_owes_the_change_of_reward_times_what_a_unit_of_reward_taught(
+    make_sample: MakeSample,
+) -> None:
+    one = _one(make_sample, 1, reward=-1.0)
+    taught = remember({}, [Lesson(one.decision_id, 1.0, 0.05, 0.04)] * 3, 10)
+
+    memory = revise(taught, one)
+
+    [debt] = debts(memory, [one])
+    assert debt.experience == one
+    assert debt.coefficient == pytest.approx(-2.0 * 0.12)
+    assert memory[one.decision_id].reward == -1.0
+
+
+def test_a_retraction_owes_all_that_was_taught_and_a_second_one_no_more(
+    make_sample: MakeSample,
+) -> None:
+    one = _one(make_sample, 1)
+    taught = remember({}, [Lesson(one.decision_id, 1.0, 0.05, 0.04)] * 2, 10)
+
+    once = retract(taught, one.decision_id)
+    paid = remember(once, [Lesson(one.decision_id, 0.0, -0.1, 0.0, True)], 10)
+
+    [debt] = debts(once, [one])
+    assert debt.coefficient == pytest.approx(-0.1)
+    assert debts(paid, [one]) == debts(retract(paid, one.decision_id), [one]) == ()
+
+
+def test_what_was_taught_is_remembered_of_the_newest_decisions() -> None:
+    lessons = [Lesson(f"d{n}", 1.0, 0.1, 0.1) for n in (1, 2, 3, 1)]
+
+    assert list(remember({}, lessons, 2)) == ["d3", "d1"]
+    assert remember({}, lessons, 2)["d1"] == Taught(1.0, 0.2, 0.2, 0.2)
+
+
+def _start(settings: Settings) -> tuple[TrainState, Progress]:
+    state = new_train_state(load_policy(settings), settings.learner)
+    return state, Progress(policy="assistant", base=state.policy.base)
+
+
+def _filler(make_sample: MakeSample, batch: int) -> list[Experience]:
+    return [_one(make_sample, 100 * batch + n, user_id=f"user-{n}") for n in range(7)]
+
+
+def test_a_revised_decision_has_taught_what_its_last_reward_should_have(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """However often it was repeated in between, and although the clip cuts the debt in pieces."""
+    learner = msgspec.structs.replace(settings.learner, replay_share=1.0)
+    settings = msgspec.structs.replace(settings, learner=learner)
+    state, progress = _start(settings)
+    first = _one(make_sample, 0, reward=1.0, user_id="u")
+    newer = _one(make_sample, 9000, decision_id=first.decision_id, reward=-1.0, user_id="u")
+    progress = advance(state, progress, [first, *_filler(make_sample, 1)], settings)
+    for batch in range(2, 8):  # it is drawn from the replay buffer now and then
+        progress = advance(state, progress, _filler(make_sample, batch), settings)
+    before = progress.taught[first.decision_id]
+    assert before.coefficient > 0
+
+    progress = advance(state, progress, [newer, *_filler(make_sample, 9)], settings)
+    steps = [progress.taught[first.decision_id].owed]
+    while progress.owed:
+        batch = 10 + len(steps)
+        progress = advance(state, progress, _filler(make_sample, batch), settings)
+        steps.append(progress.taught[first.decision_id].owed)
+        assert len(steps) < 20
+
+    after = progress.taught[first.decision_id]
+    print("owed after each batch:", steps)
+    assert after.coefficient == pytest.approx(after.wanted)
+    assert steps[0] < 0, "the clip should have left something over"
+    [line] = [line for line in progress.ledger if line.sample_id == newer.sample_id]
+    assert line.outcome == "revised"
+    assert (progress.revised, progress.samples) == (1, len(progress.seen) - 1)
+    kept = [e for e in progress.replay.recent if e.decision_id == first.decision_id]
+    assert [e.reward for e in kept] in ([-1.0], [])
+
+
+def _logp(state: TrainState) -> float:
+    return sum(state.policy.logprobs([TokenSequence(PROMPT, ANSWER)], 4)[0])
+
+
+def _served(state: TrainState, make_sample: MakeSample, number: int) -> Experience:
+    mu = state.policy.logprobs([TokenSequence(PROMPT, ANSWER)], 4)[0]
+    return _one(
+        make_sample,
+        number,
+        prompt_token_ids=PROMPT,
+        token_ids=ANSWER,
+        logprobs=tuple(mu),
+        reward=1.0,
+        user_id=f"user-{number}",
+    )
+
+
+def _taken_back(one: Experience) -> tuple[Experience, str]:
+    return msgspec.structs.replace(one, sample_id=f"back-{one.sample_id}", reward=0.0), WITHDRAWN
+
+
+def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: bool) -> float:
+    """Return the answer's log-probability after six batches that praise it, and six more."""
+    state, progress = _start(settings)
+    praised: list[Experience] = []
+    for batch in range(21, 21 + WARM_UP):
+        progress = advance(state, progress, _filler(make_sample, batch), settings)
+    for batch in range(1, 7):
+        fresh = [_served(state, make_sample, 1000 * batch + n) for n in range(2 * praise)]
+        praised += fresh
+        progress = advance(state, progress, [*fresh, *_filler(make_sample, batch)], settings)
+    back = [_taken_back(one) for one in praised] if take_back else []
+    for batch in range(7, 13):
+        progress = advance(state, progress, _filler(make_sample, batch), settings, superseded=back)
+        back = []
+    assert progress.owed == ()
+    for one in praised:
+        left = progress.taught[one.decision_id].coefficient
+        assert (abs(left) < 1e-8) == take_back
+    return _logp(state)
+
+
+def test_what_was_retracted_is_unlearned(settings: Settings, make_sample: MakeSample) -> None:
+    """Nearly as if it had never been said; the optimizer's own scaling keeps a little of it."""
+    never = _run(settings, make_sample, praise=False, take_back=False)
+    kept = _run(settings, make_sample, praise=True, take_back=False)
+    back = _run(settings, make_sample, praise=True, take_back=True)
+
+    print(f"log-probability: never praised {never:.2f}, praised {kept:.2f}, taken back {back:.2f}")
+    assert kept > never + 0.5
+    assert back - never < 0.35 * (kept - never)
+
+
+def test_a_decision_that_was_never_learned_owes_nothing_when_it_is_withdrawn(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    state, progress = _start(settings)
+    gone = _one(make_sample, 3)
+
+    progress = advance(
+        state, progress, _filler(make_sample, 1), settings, superseded=[(gone, WITHDRAWN)]
+    )
+
+    assert progress.owed == ()
+    assert gone.decision_id not in progress.taught
+
+
+def test_a_debt_that_cannot_be_scored_is_given_up_and_named(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    state, progress = _start(settings)
+    first = _one(make_sample, 0, reward=1.0)
+    far = tuple(-30.0 for _ in first.token_ids)
+    newer = _one(make_sample, 900, decision_id=first.decision_id, reward=-1.0)
+    newer = msgspec.structs.replace(newer, token_ids=first.token_ids, logprobs=far)
+    progress = advance(state, progress, [first, *_filler(make_sample, 1)], settings)
+
+    progress = advance(state, progress, [newer, *_filler(make_sample, 2)], settings)
+
+    [line] = [line for line in progress.ledger if line.sample_id == newer.sample_id]
+    assert line.outcome == "log-ratio"
+    assert progress.owed == ()
+
+
+def test_any_history_of_rewards_ends_as_if_only_the_last_of_each_had_been_taught(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """Random rewards, revisions and retractions; once all debts are paid nothing is owed, and a
+    retracted decision has taught nothing."""
+    seed = random.randrange(1_000_000)
+    print("seed", seed)
+    draw = random.Random(seed)
+    state, progress = _start(settings)
+    last: dict[str, Experience | None] = {}
+    number = 0
+    for _ in range(12):
+        fresh: dict[str, Experience] = {}
+        gone: list[tuple[Experience, str]] = []
+        while len(fresh) < 8:
+            number += 1
+            known = [d for d in last if d not in fresh]
+            old = draw.choice(known) if known and draw.random() < 0.3 else None
+            one = _one(make_sample, number, reward=draw.choice((-1.0, 0.0, 1.0)))
+            if old is not None:
+                one = msgspec.structs.replace(one, decision_id=old)
+            if old is not None and draw.random() < 0.3:
+                gone.append((one, WITHDRAWN))
+                last[old] = None
+            else:
+                fresh[one.decision_id] = one
+                last[one.decision_id] = one
+        kept = [pair for pair in gone if pair[0].decision_id not in fresh]
+        progress = advance(state, progress, list(fresh.values()), settings, superseded=kept)
+    _pay(state, progress, settings, make_sample, last)
+
+
+def _pay(
+    state: TrainState,
+    progress: Progress,
+    settings: Settings,
+    make_sample: MakeSample,
+    last: dict[str, Experience | None],
+) -> None:
+    turn = 0
+    while progress.owed:
+        turn += 1
+        progress = advance(state, progress, _filler(make_sample, 50 + turn), settings)
+        assert turn < 60
+    for decision_id, experience in last.items():
+        taught = progress.taught[decision_id]
+        assert taught.coefficient == pytest.approx(taught.wanted, abs=1e-8)
+        if experience is None:
+            assert taught.coefficient == pytest.approx(0.0, abs=1e-8)
+        else:
+            assert taught.reward == experience.reward
+    assert all(bool(torch.isfinite(p).all()) for p in state.policy.adapters().values())
