@@ -44,7 +44,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of ``progress.batches`` below ``root`` and drop all but ``keep``.
 
-    Crash points: ``before-save``, ``inside``, ``renamed``.
+    Newer ones, which `restore` passed over, are dropped, too: they are written again. Crash points:
+    ``before-save``, ``inside``, ``renamed``.
     """
 
     def fill(directory: Path) -> str:
@@ -55,7 +56,9 @@ def save(
 
     crash_point("before-save")
     final = appear(root, fill, crash_point)
-    for path in _checkpoints(root)[keep:]:
+    found = _checkpoints(root)
+    older = [path for path in found if path.name <= final.name]
+    for path in (*found[: -len(older)], *older[keep:]):
         shutil.rmtree(path)
     return final
 
@@ -63,8 +66,8 @@ def save(
 def restore(root: Path, train: TrainState) -> Progress | None:
     """Set ``train`` to the newest sound checkpoint; return its progress, None when none is there.
 
-    Torn directories are passed over with a warning. SettingsError when the checkpoint belongs to
-    another base model.
+    Torn directories are passed over with a warning; when all are, learning begins anew.
+    SettingsError when the checkpoint belongs to another base model.
     """
     root.mkdir(parents=True, exist_ok=True)
     clear_partial(root)
@@ -87,6 +90,10 @@ def restore(root: Path, train: TrainState) -> Progress | None:
         if saved.progress.multiplier is not None:
             train.multiplier = saved.progress.multiplier
         return saved.progress
+    if _checkpoints(root):
+        _log.error(
+            "no checkpoint in %s is sound: learning begins anew at the log's beginning", root
+        )
     return None
 
 
@@ -99,6 +106,11 @@ def newest_progress(root: Path) -> Progress | None:
         except (OSError, msgspec.MsgspecError):
             continue  # it is being removed, or torn
     return None
+
+
+def read(directory: Path) -> Progress:
+    """Return the progress of one checkpoint; OSError or ValueError when it cannot be read."""
+    return msgspec.json.decode((directory / STATE).read_bytes(), type=_Saved).progress
 
 
 def _checkpoints(root: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Callable
@@ -20,8 +21,9 @@ def no_crash(name: str) -> None:
 def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -> Path:
     """Fill a directory beside ``target`` and rename it; return where it came to lie.
 
-    ``fill`` writes the files and returns the final name. A directory of that name that is already
-    there is left as it is: equal names mean equal content. Crash points: ``inside``, ``renamed``.
+    ``fill`` writes the files and returns the final name. Equal names mean equal content: what is
+    there under that name stays, unless it differs; then a crash has torn it, and the new one takes
+    its place. Crash points: ``inside``, ``renamed``.
     """
     target.mkdir(parents=True, exist_ok=True)
     partial = target / f"{PARTIAL_PREFIX}{os.getpid()}"
@@ -33,13 +35,26 @@ def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -
     _fsync(partial)
     crash_point("inside")
     final = target / name
+    torn = target / f"{PARTIAL_PREFIX}torn-{os.getpid()}"
+    if final.exists() and not _is_equal(partial, final):
+        shutil.rmtree(torn, ignore_errors=True)
+        final.rename(torn)
     if final.exists():
         shutil.rmtree(partial)
     else:
         partial.rename(final)
         _fsync(target)
+    shutil.rmtree(torn, ignore_errors=True)
     crash_point("renamed")
     return final
+
+
+def _is_equal(one: Path, other: Path) -> bool:
+    """Tell whether two directories hold the same files, byte for byte."""
+    names = [path.name for path in one.iterdir()]
+    if sorted(names) != sorted(path.name for path in other.iterdir()):
+        return False
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
 def clear_partial(target: Path) -> None:

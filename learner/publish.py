@@ -59,12 +59,12 @@ def publish(
     evidence: ReleaseEvidence,
     crash_point: CrashPoint = no_crash,
 ) -> Published:
-    """Write the next version, signed; an equal one that is already there is checked and kept.
+    """Write the next version, signed; an equal one that is already there is kept, a torn one is
+    written again.
 
     The ledger lists every sample read since the parent, used or dropped and why, and ``evidence``
-    lies beside it; see `learner.evaluation`. Raises
-    ManifestError when a directory of that id has other content. Crash points: ``inside-version``,
-    ``renamed-version``.
+    lies beside it; see `learner.evaluation`. Raises ManifestError when what lies there is not what
+    was written. Crash points: ``inside-version``, ``renamed-version``.
     """
     root, key = versions_directory(settings), signing_key(settings)
 

@@ -8,7 +8,6 @@ the features; and a fresh worker must make the same of the same log.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
@@ -19,19 +18,15 @@ import pytest
 
 from tests.histories import disturbances, history
 from tests.histories.running import Running, running
+from tests.rounds import given_seed, new_seed, rounds
 
 pytestmark = pytest.mark.loop
-
-ROUNDS = int(os.environ.pop("HEADRACE_TEST_ROUNDS", "2"))
-SEED = os.environ.pop("HEADRACE_TEST_SEED", None)
-"""Both are taken out: the processes of the stack refuse a name that is no setting."""
 
 
 def seeds() -> list[int]:
     """Return the seed of each round: the one given, or new ones."""
-    if SEED is not None:
-        return [int(SEED)]
-    return [random.SystemRandom().randrange(1_000_000) for _ in range(ROUNDS)]
+    seed = given_seed()
+    return [new_seed() for _ in range(rounds(2))] if seed is None else [seed]
 
 
 def play(parts: Running, seed: int, decision: Any, feedback: Any) -> None:

@@ -1,0 +1,196 @@
+"""Learners killed at random: each sample counts once, and the end is bit for bit that of no death.
+
+Real processes on a real broker, with SIGKILL at a random moment, at each crash point of a save or a
+release and shortly after one; files of what was written last are cut off, the broker restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from console.local_broker import LocalBroker
+from contracts.broker import create_topics, events_to_end
+from contracts.events import Release, Sample
+from contracts.judges import is_judge
+from contracts.settings import Kafka, Settings
+from contracts.topics import RELEASES, SAMPLES
+from learner import checkpoint
+from learner.directory import PARTIAL_PREFIX
+from learner.progress import Progress
+from tests.learner.kill_plan import Death, Log, MakeSample, deaths, newest, tear
+from tests.learner.lives import KILLED, SECONDS, Lives
+from tests.rounds import given_seed, new_seed, rounds
+from tests.topic_log import events, write
+from tests.until import until
+
+RECORDS = 16
+"""New records before each life, a batch or two."""
+
+UNLEARNED = 48
+"""More records than ever wait for a micro-batch to fill."""
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[LocalBroker]:
+    with LocalBroker(tmp_path / "own-broker") as running:
+        create_topics(running.kafka)
+        yield running
+
+
+def _versions(settings: Settings) -> Path:
+    return settings.state_dir / "versions" / settings.policy.name
+
+
+def _checkpoints(settings: Settings) -> Path:
+    return settings.state_dir / "checkpoints" / settings.policy.name
+
+
+def _progress(settings: Settings) -> Progress:
+    found = checkpoint.newest_progress(_checkpoints(settings))
+    assert found is not None
+    return found
+
+
+def _die(lives: Lives, death: Death, settings: Settings, broker: LocalBroker) -> None:
+    """Live until the death that is planned, or until there is nothing more to do."""
+    began = time.monotonic()
+    lives.start(settings, death.suicide)
+    if death.broker_restarts:
+        broker.stop()
+        broker.start()
+    if death.seconds is not None:
+        due = began + death.seconds
+        until("the moment to die", lambda: time.monotonic() >= due or lives.ended() is not None)
+    else:
+        until(
+            "a death, or the end of the log",
+            lambda: lives.ended() is not None or lives.has_read_all(),
+            SECONDS,
+            state=lives.last_lines,
+        )
+    if lives.ended() is None:
+        lives.kill()
+    assert lives.ended() == KILLED, lives.last_lines()
+
+
+def _tear_newest(rng: random.Random, settings: Settings) -> list[str]:
+    """Cut what was written last: the newest checkpoint, and a version that no other knows of."""
+    saved = newest(_checkpoints(settings)) if _checkpoints(settings).is_dir() else []
+    if len(saved) < 2:
+        return []
+    done = [tear(rng, saved[0])]
+    left = checkpoint.read(saved[1])
+    unknown = [path for path in newest(_versions(settings)) if path.name not in left.versions]
+    return [*done, *(tear(rng, path) for path in unknown)]
+
+
+def _partial(settings: Settings) -> list[str]:
+    """Return what the death left unfinished."""
+    roots = (_checkpoints(settings), _versions(settings))
+    return [root.parent.name for root in roots for _ in root.glob(f"{PARTIAL_PREFIX}*")]
+
+
+def _live_to_the_end(lives: Lives, settings: Settings, records: int) -> Progress:
+    """Let a learner read all of the log and stop it."""
+    lives.start(settings)
+    until("the end of the log", lives.has_read_all, SECONDS, state=lives.last_lines)
+    lives.stop()
+    found = _progress(settings)
+    assert found.next_offset > records - UNLEARNED, lives.last_lines()
+    return found
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _outcomes(settings: Settings, progress: Progress) -> list[tuple[str, str]]:
+    """Return (sample id, outcome) of every line of every ledger, in order."""
+    found = []
+    for version in progress.versions:
+        lines = (_versions(settings) / version / "ledger.jsonl").read_text().splitlines()
+        found += [(line["sample_id"], line["outcome"]) for line in map(json.loads, lines)]
+    return [*found, *((line.sample_id, line.outcome) for line in progress.ledger)]
+
+
+def _wrong(kafka: Kafka, settings: Settings, progress: Progress) -> list[str]:
+    """Return what the ledgers say otherwise than the log, as this test reads it."""
+    samples: dict[str, Sample] = {}
+    last: dict[str, str] = {}
+    for record, event in events_to_end(kafka, (SAMPLES,), "test-reader"):
+        if record.offset >= progress.next_offset or not isinstance(event, Sample):
+            continue
+        if event.assignment.policy == settings.policy.name and event.id not in samples:
+            samples[event.id] = event
+            last[event.decision_id] = event.id
+    outcomes = _outcomes(settings, progress)
+    times = Counter(sample_id for sample_id, _ in outcomes)
+    wrong = [f"{one} stands {times[one]} times" for one in samples if times[one] != 1]
+    wrong += [f"{one} was never sent" for one in times.keys() - samples.keys()]
+    for sample_id, outcome in outcomes:
+        sample = samples.get(sample_id)
+        if sample is None:
+            continue
+        judge = is_judge(settings.policy.name, sample.user_id, settings.policy.judge_share)
+        allowed = {"judge"} if judge else {"used", "stale", "log-ratio", "no-logprobs"}
+        if sample.withdrawn:
+            allowed = {"withdrawn"}
+        elif last[sample.decision_id] != sample_id:
+            allowed |= {"superseded"}
+        if outcome not in allowed:
+            wrong.append(f"{sample_id} is {outcome}, not {sorted(allowed)}")
+    return wrong
+
+
+def test_a_learner_killed_at_any_moment_counts_each_sample_once_and_ends_bit_equal(
+    settings: Settings, own_broker: LocalBroker, tmp_path: Path, make_sample: MakeSample
+) -> None:
+    seed, count = given_seed(), rounds(9)
+    seed = new_seed() if seed is None else seed
+    rng = random.Random(seed)
+    kafka = own_broker.kafka
+    killed = msgspec.structs.replace(settings, kafka=kafka)
+    whole = msgspec.structs.replace(killed, state_dir=tmp_path / "whole")
+    plan, log = deaths(rng, count), Log(rng, make_sample)
+    print(f"HEADRACE_TEST_SEED={seed} HEADRACE_TEST_ROUNDS={count}", flush=True)
+    records, happened = 0, Counter[str]()
+    with Lives(tmp_path / "learner.log") as lives:
+        for number, death in enumerate(plan):
+            released = dict.fromkeys(r.version for r in events(kafka, RELEASES, Release))
+            pieces = log.draw(RECORDS, list(released))
+            write(kafka, *pieces)
+            records += len(pieces)
+            _die(lives, death, killed, own_broker)
+            left = _partial(killed)
+            torn = _tear_newest(rng, killed) if death.torn else []
+            happened += Counter({f"unfinished {name}": 1 for name in left})
+            happened += Counter({"torn": len(torn), "broker restarts": death.broker_restarts})
+            print(f"  {number}: {death}; left {left}, torn {torn}", flush=True)
+        found = _live_to_the_end(lives, killed, records)
+        wanted = _live_to_the_end(lives, whole, records)
+
+    assert not (wrong := _wrong(kafka, killed, found)), f"seed {seed}\n" + "\n".join(wrong[:20])
+    assert found == wanted, f"seed {seed}"
+    saved = f"{found.batches:09d}"
+    assert _files(_checkpoints(killed) / saved) == _files(_checkpoints(whole) / saved), seed
+    assert _files(_versions(killed)) == _files(_versions(whole)), seed
+    announced = {r.id: r.version for r in events(kafka, RELEASES, Release)}
+    made = sorted(path.name for path in _versions(killed).iterdir())
+    assert sorted(announced.values()) == made, seed
+    outcomes = Counter(outcome for _, outcome in _outcomes(killed, found))
+    print(
+        f"{count} deaths, {records} records, {found.batches} batches, "
+        f"{len(made)} versions, {dict(outcomes)}, {dict(happened)}"
+    )

@@ -1,0 +1,74 @@
+"""What a power cut tore is written again by the learner that makes it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from contracts.events import Sample
+from contracts.manifest import verify
+from contracts.settings import Settings
+from learner import checkpoint
+from learner.directory import appear, no_crash
+from learner.evaluation import release_evidence
+from learner.experience import experience_of
+from learner.policy import load_policy
+from learner.progress import Progress, advance
+from learner.publish import publish
+from learner.update import TrainState, new_train_state
+
+MakeSample = Callable[..., Sample]
+
+
+def _learned(settings: Settings, make_sample: MakeSample) -> tuple[TrainState, Progress]:
+    train = new_train_state(load_policy(settings), settings.learner)
+    fresh = [experience_of(make_sample(number), offset=number) for number in range(8)]
+    before = Progress(policy="assistant", base=train.policy.base)
+    return train, advance(train, before, fresh, settings)
+
+
+def test_a_torn_checkpoint_is_replaced_when_its_batch_is_learned_again(
+    settings: Settings, make_sample: MakeSample, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "checkpoints"
+    train, progress = _learned(settings, make_sample)
+    saved = checkpoint.save(root, train, progress, keep=1)
+    state = (saved / checkpoint.STATE).read_bytes()
+    for name in ("000000001", "000000009"):
+        (root / name).mkdir(exist_ok=True)
+        (root / name / checkpoint.STATE).write_bytes(state[:100])
+
+    again, relearned = _learned(settings, make_sample)
+    assert checkpoint.restore(root, again) is None
+    assert "learning begins anew" in caplog.text
+    checkpoint.save(root, again, relearned, keep=1)
+    assert [path.name for path in root.iterdir()] == ["000000001"]
+    assert checkpoint.restore(root, again) == progress
+
+
+def test_a_torn_version_is_replaced_by_the_same_version(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    train, progress = _learned(settings, make_sample)
+    evidence = release_evidence(train.policy, progress, settings)
+    made = publish(settings, train.policy, progress, evidence)
+    for path in sorted(made.directory.iterdir()):
+        path.write_bytes(path.read_bytes()[:-1])
+        assert publish(settings, train.policy, progress, evidence) == made
+        assert verify(made.directory, made.version) == made.manifest
+    (made.directory / "manifest.json").unlink()
+    assert publish(settings, train.policy, progress, evidence) == made
+
+
+def test_a_sound_directory_of_the_same_name_is_left_as_it_is(tmp_path: Path) -> None:
+    def fill(directory: Path) -> str:
+        (directory / "a").write_bytes(b"a")
+        return "name"
+
+    first = appear(tmp_path, fill, no_crash).stat().st_ino
+    assert appear(tmp_path, fill, no_crash).stat().st_ino == first
+    (tmp_path / "name" / "b").write_bytes(b"")
+    assert appear(tmp_path, fill, no_crash).stat().st_ino != first
+    assert [path.name for path in tmp_path.rglob("*")] == ["name", "a"]
