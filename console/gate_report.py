@@ -1,27 +1,9 @@
-"""The gate's report on one version, found by the beginning of its id, and shown to people."""
+"""The gate's report on one version, shown to people."""
 
 from __future__ import annotations
 
 from console.table import table
-from contracts.errors import UnavailableError
-from contracts.evidence import DirectSampling, GateReport, OffPolicy, read_report, reports_of
-from contracts.settings import Settings
-
-LEAST_CHARACTERS = 4
-
-
-def find_report(settings: Settings, beginning: str) -> GateReport:
-    """Return the report on the version whose id begins so; UnavailableError unless there is one."""
-    known = [(p, v) for p, v in reports_of(settings.state_dir) if v.startswith(beginning)]
-    if len(beginning) < LEAST_CHARACTERS or len(known) != 1:
-        raise UnavailableError(
-            f"{len(known)} versions that begin with {beginning!r} came before the gate; give "
-            f"{LEAST_CHARACTERS} or more characters of one that 'headrace releases' lists"
-        )
-    report = read_report(settings.state_dir, *known[0])
-    if report is None:
-        raise UnavailableError(f"the gate's report on {known[0][1]} cannot be read; see the audit")
-    return report
+from contracts.evidence import DirectSampling, GateReport, OffPolicy
 
 
 def report_text(report: GateReport) -> str:

@@ -15,6 +15,7 @@ from console.command_line import AS_JSON, command, write
 from console.dead_letters import dead_letters
 from console.drill import drill
 from console.keys import keys
+from console.release_commands import releases
 from console.rollout import rollout
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ main.add_command(rollout)
 main.add_command(keys)
 main.add_command(drill)
 main.add_command(dead_letters)
+main.add_command(releases)
 
 
 @main.command()
@@ -173,28 +175,6 @@ def explain(
     write(overall) if as_json else click.echo(traceability_text(overall))
     if not is_traceable(overall):
         raise click.exceptions.Exit(1)
-
-
-@main.command()
-@click.argument("version", default="")
-@AS_JSON
-@command
-def releases(settings: Settings, version: str, as_json: bool) -> None:
-    """List the policy versions and what became of each; with VERSION, what the gate found."""
-    from console.gate_report import find_report, report_text
-    from console.log_access import newest, open_log
-    from console.releases import read_versions, versions_text
-
-    if version:
-        report = find_report(newest(settings), version)
-        write(report) if as_json else click.echo(report_text(report))
-        return
-    with open_log(newest(settings)) as kafka:
-        rows = read_versions(kafka)
-    if as_json:
-        write(rows)
-    else:
-        click.echo(versions_text(rows))
 
 
 @main.command()

@@ -36,7 +36,7 @@ def the_one(known: set[str], text: str) -> str:
     if found:
         several = ", ".join(version[: len(text) + 8] for version in found[:5])
         raise SettingsError(f"{text!r} begins {len(found)} versions: {several}; give more of it")
-    raise SettingsError(f"no version begins with {text!r}; see 'headrace releases'")
+    raise SettingsError(f"no version begins with {text!r}; see 'headrace releases list'")
 
 
 def versions_named(events: Iterable[Event], policy: str) -> set[str]:

@@ -42,7 +42,11 @@ class OffsetRange(Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """What a version is; ``as_of`` is the event time of the newest sample in it."""
+    """What a version is; ``as_of`` is the event time of the newest sample in it.
+
+    ``samples`` is how many taught it since its parent, ``users`` by how many people, None where
+    that was not counted; the oldest feedback is that of these samples.
+    """
 
     format: Literal[1] = 1
     policy: str
@@ -52,8 +56,10 @@ class Manifest(Struct, frozen=True, kw_only=True):
     parent: str
     as_of: datetime
     newest_feedback_time: datetime
+    oldest_feedback_time: datetime | None = None
     trained_on: tuple[OffsetRange, ...]
     samples: int
+    users: int | None = None
     config: dict[str, Any]
     code: str
     files: dict[str, str]

@@ -36,6 +36,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``judged`` counts all of them, ``superseded`` the samples that another took the place of.
     ``multiplier`` is λ of `learner.constraint`; ``taught`` maps decisions to what was taught of
     them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
+    ``users`` are those who taught since version ``parent``, and ``oldest_feedback_time`` is the
+    oldest of what they said.
     """
 
     policy: str
@@ -49,6 +51,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     served_sequence: int = 0
     as_of: datetime | None = None
     newest_feedback_time: datetime | None = None
+    oldest_feedback_time: datetime | None = None
+    users: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
     ledger: tuple[Outcome, ...] = ()
     replay: Replay = Replay()
@@ -108,6 +112,7 @@ def advance(
     paid = frozenset(lesson.decision_id for lesson in result.lessons)
     refused = frozenset() if result.stats.skipped else _decisions(batch.owed) - paid
     changed = [e for e in changed if e.decision_id not in refused]
+    teachers = [e for e in fresh if e.sample_id in learned]
     outcomes = sorted(
         (
             *result.outcomes,
@@ -125,6 +130,11 @@ def advance(
         newest_feedback_time=_newest(
             progress.newest_feedback_time, [e.feedback_time for e in fresh]
         ),
+        oldest_feedback_time=min(
+            [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)],
+            default=None,
+        ),
+        users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
         ledger=(*progress.ledger, *outcomes),
         replay=replay if result.stats.skipped else remember(replay, fresh, learned, config),
@@ -192,8 +202,14 @@ def released(progress: Progress, version: str) -> Progress:
         parent=version,
         versions={**progress.versions, version: progress.sequence},
         ledger=(),
+        users=(),
+        oldest_feedback_time=None,
     )
 
 
 def _newest(before: datetime | None, moments: Sequence[datetime]) -> datetime:
-    return max([*moments, *([before] if before else [])])
+    return max([*moments, *_known(before)])
+
+
+def _known(moment: datetime | None) -> list[datetime]:
+    return [moment] if moment else []

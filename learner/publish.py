@@ -126,6 +126,7 @@ def _manifest(
         parent=progress.parent,
         as_of=progress.as_of,
         newest_feedback_time=progress.newest_feedback_time,
+        oldest_feedback_time=progress.oldest_feedback_time,
         trained_on=(
             OffsetRange(
                 topic=SAMPLES.name,
@@ -135,6 +136,7 @@ def _manifest(
             ),
         ),
         samples=sum(1 for outcome in progress.ledger if outcome.outcome == "used"),
+        users=len(progress.users),
         config={
             "learner": _without_place_of_key(settings.learner),
             "max_model_len": settings.engine.max_model_len,

@@ -1,4 +1,4 @@
-"""``headrace releases VERSION`` shows what the gate found and why it refused."""
+"""``headrace releases show`` tells what the gate found and why it refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REPORT = GateReport(
 
 def _shown(state_dir: Path, *words: str) -> tuple[int, str]:
     found = CliRunner().invoke(
-        main, ["releases", *words], env={"HEADRACE_STATE_DIR": str(state_dir)}
+        main, ["releases", "show", *words], env={"HEADRACE_STATE_DIR": str(state_dir)}
     )
     return found.exit_code, found.output
 
@@ -42,7 +42,8 @@ def _shown(state_dir: Path, *words: str) -> tuple[int, str]:
 def test_a_report_is_shown_with_its_reasons_estimates_and_rates(state_dir: Path) -> None:
     write_report(state_dir, REPORT)
     code, output = _shown(state_dir, "abab")
-    assert code == 0
+    assert code == 1  # only the report is left of it
+    assert "NOT SOUND: its files are not below" in output
     assert "version abababababab (number 3 of desk): refused" in output
     assert "against it: regression: slice 'order' lost 8 prompts" in output
     assert "600 answers of 80 judges, KL to the parent 0.300 nats" in output
@@ -54,12 +55,4 @@ def test_a_report_is_shown_with_its_reasons_estimates_and_rates(state_dir: Path)
     assert "red team: not asked" in output
 
     code, output = _shown(state_dir, "abab", "--json")
-    assert json.loads(output)["evidence"]["kl_to_parent"] == 0.3
-
-
-def test_a_version_that_never_came_before_the_gate_is_said_so(state_dir: Path) -> None:
-    write_report(state_dir, REPORT)
-    for beginning in ("ffff", "ab"):
-        code, output = _shown(state_dir, beginning)
-        assert code != 0
-        assert "came before the gate" in output
+    assert json.loads(output)["gate"]["evidence"]["kl_to_parent"] == 0.3

@@ -143,6 +143,7 @@ def test_a_version_verifies_names_its_samples_and_parent_and_shows_a_changed_byt
     settings: Settings,
     kafka: Kafka,
     tmp_path: Path,
+    make_sample: MakeSample,
     send_samples: SendSamples,
     open_learner: OpenLearner,
 ) -> None:
@@ -156,6 +157,8 @@ def test_a_version_verifies_names_its_samples_and_parent_and_shows_a_changed_byt
     assert (first.sequence, second.sequence) == (1, 2)
     assert [(r.first, r.next) for r in manifest.trained_on] == [(16, 32)]
     assert manifest.base == learner.train.policy.base
+    assert (manifest.samples, manifest.users) == (16, 3)
+    assert manifest.oldest_feedback_time == make_sample(16).feedback_time
     assert manifest.as_of < manifest.newest_feedback_time == second.newest_feedback_time
     assert str(tmp_path) not in (Path(second.location) / "manifest.json").read_text()
     lines = (Path(second.location) / "ledger.jsonl").read_text().splitlines()

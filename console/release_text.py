@@ -1,0 +1,70 @@
+"""A version's view for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from console.gate_report import report_text
+from console.release_view import ReleaseView
+from console.table import table
+from contracts.manifest import Manifest
+
+SHOWN = 12
+_LEDGER = ("offset", "sample_id", "decision_id", "outcome", "user_reward_mean")
+
+
+def view_text(view: ReleaseView) -> str:
+    """Return the view for people; hashes and ids of versions are cut to 12 characters."""
+    parts = [f"version {view.version}"]
+    if view.manifest is not None:
+        parts[0] += f" (number {view.manifest.sequence} of {view.manifest.policy})"
+        parts.append(table(("what", "value"), _facts(view, view.manifest)))
+        parts.append(_counts(view.outcomes))
+        parts.append("learned with\n" + "\n".join(_config(view.manifest.config)))
+    if view.files:
+        rows = [(file.name, file.sha256[:SHOWN], file.state) for file in view.files]
+        parts.append(table(("file", "sha256", "is"), rows))
+    parts.append(f"NOT SOUND: {view.fault}" if view.fault else "id, files and signature are sound")
+    parts.append(report_text(view.gate) if view.gate else "it did not come before the gate yet")
+    if view.ledger:
+        rows_ = [tuple(line.get(name) for name in _LEDGER) for line in view.ledger]
+        parts.append(table(("offset", "sample", "decision", "outcome", "user mean"), rows_))
+    return "\n\n".join(parts)
+
+
+def _facts(view: ReleaseView, manifest: Manifest) -> list[tuple[str, object]]:
+    ranges = [
+        (f"offsets of {r.topic}/{r.partition}", f"{r.first} to {r.next - 1}")
+        for r in manifest.trained_on
+    ]
+    oldest, newest = manifest.oldest_feedback_time, manifest.newest_feedback_time
+    feedback = f"{newest:%Y-%m-%d %H:%M:%S}"
+    if oldest is not None:
+        feedback = f"{oldest:%Y-%m-%d %H:%M:%S} to {feedback}"
+    return [
+        ("parent", manifest.parent[:SHOWN]),
+        ("base", manifest.base),
+        *ranges,
+        ("users who taught it", "not counted" if manifest.users is None else manifest.users),
+        ("newest sample", f"{manifest.as_of:%Y-%m-%d %H:%M:%S}"),
+        ("feedback", feedback),
+        ("made by", manifest.code),
+        ("directory", view.directory),
+    ]
+
+
+def _counts(outcomes: dict[str, int]) -> str:
+    """Return how many samples taught it, and why the others did not."""
+    rest = {name: count for name, count in outcomes.items() if name != "used"}
+    rows = [("used", outcomes.get("used", 0)), *rest.items()]
+    return table(("samples", "count"), [*rows, ("read in all", sum(outcomes.values()))])
+
+
+def _config(config: dict[str, Any], indent: str = "  ") -> list[str]:
+    lines = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{name}:", *_config(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return lines

@@ -1,0 +1,158 @@
+"""What one version is made of, read from its directory: origin, samples, files checked, verdict.
+
+It needs no broker: all of it lies below the state directory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from console.evidence import ledger_lines, version_directories
+from contracts.errors import ManifestError, SettingsError, UnavailableError
+from contracts.events import BASE_VERSION
+from contracts.evidence import GateReport, read_report, reports_of
+from contracts.manifest import Manifest, hash_files, read_manifest, verify_signed
+from contracts.settings import Settings
+from contracts.signing import trusted_keys
+
+MOST_NAMED = 5
+FileState = Literal["sound", "differs", "missing", "unexpected"]
+
+
+class FileRow(Struct, frozen=True, kw_only=True):
+    """A file of a version; ``sha256`` is what the manifest says, or that of an unexpected one."""
+
+    name: str
+    sha256: str
+    state: FileState
+
+
+class ReleaseView(Struct, frozen=True, kw_only=True):
+    """A version as it lies on disk.
+
+    ``manifest`` is None when its files are gone or unreadable. ``fault`` says why it would not be
+    loaded, "" when it would. ``outcomes`` counts the ledger: samples ``used``, and the others by
+    why they taught nothing. ``ledger`` is empty unless it is asked for.
+    """
+
+    version: str
+    directory: str
+    manifest: Manifest | None
+    fault: str
+    files: tuple[FileRow, ...]
+    outcomes: dict[str, int]
+    gate: GateReport | None
+    ledger: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether id, files and signature are as they must be."""
+        return not self.fault
+
+
+def release_view(settings: Settings, beginning: str, *, samples: bool = False) -> ReleaseView:
+    """Return the one version whose id begins so; ``samples``: with its ledger.
+
+    SettingsError when none does, or several do.
+    """
+    directories = version_directories(settings.state_dir / "versions")
+    reports = {version: policy for policy, version in reports_of(settings.state_dir)}
+    version = the_version(directories.keys() | reports.keys(), beginning, settings.state_dir)
+    gate = (
+        read_report(settings.state_dir, reports[version], version) if version in reports else None
+    )
+    directory = directories.get(version)
+    if directory is None:
+        fault = f"its files are not below {settings.state_dir / 'versions'}"
+        return ReleaseView(
+            version=version,
+            directory="",
+            manifest=None,
+            fault=fault,
+            files=(),
+            outcomes={},
+            gate=gate,
+        )
+    ledger = _ledger(directory)
+    return ReleaseView(
+        version=version,
+        directory=str(directory),
+        manifest=_manifest(directory),
+        fault=_fault(settings, directory, version),
+        files=_files(directory),
+        outcomes=dict(Counter(str(line.get("outcome")) for line in ledger).most_common()),
+        gate=gate,
+        ledger=ledger if samples else (),
+    )
+
+
+def the_version(known: Collection[str], beginning: str, state_dir: Path) -> str:
+    """Return the only version whose id begins so; SettingsError says which others there are."""
+    if beginning == BASE_VERSION:
+        raise SettingsError("'base' is the model itself, which no version made; give a version")
+    found = sorted(version for version in known if beginning and version.startswith(beginning))
+    if len(found) == 1:
+        return found[0]
+    shown = ", ".join(
+        version[: max(12, len(beginning) + 4)] for version in (found or sorted(known))[:MOST_NAMED]
+    )
+    if found:
+        raise SettingsError(f"{beginning!r} begins {len(found)} versions: {shown}; give more of it")
+    there = f"there are {len(known)}, such as {shown}" if known else "there is none yet"
+    raise SettingsError(
+        f"no version below {state_dir} begins with {beginning!r}; {there}; "
+        "'headrace releases list' shows those that were released"
+    )
+
+
+def _manifest(directory: Path) -> Manifest | None:
+    try:
+        return read_manifest(directory)[1]
+    except ManifestError:
+        return None
+
+
+def _ledger(directory: Path) -> tuple[dict[str, Any], ...]:
+    """Return its lines; none when it is torn, which its hash then shows."""
+    try:
+        return tuple(ledger_lines(directory))
+    except ValueError:
+        return ()
+
+
+def _fault(settings: Settings, directory: Path, version: str) -> str:
+    try:
+        verify_signed(directory, version, trusted_keys(settings))
+    except ManifestError as error:
+        return str(error)
+    return ""
+
+
+def _files(directory: Path) -> tuple[FileRow, ...]:
+    manifest = _manifest(directory)
+    wanted = manifest.files if manifest else {}
+    try:
+        found = hash_files(directory)
+    except (ManifestError, OSError) as error:
+        raise UnavailableError(f"the files of {directory} cannot be read: {error}") from error
+    return tuple(
+        FileRow(
+            name=name,
+            sha256=wanted.get(name) or found[name],
+            state=_state(wanted.get(name), found.get(name)),
+        )
+        for name in sorted(wanted.keys() | found.keys())
+    )
+
+
+def _state(wanted: str | None, found: str | None) -> FileState:
+    if wanted is None:
+        return "unexpected"
+    if found is None:
+        return "missing"
+    return "sound" if wanted == found else "differs"

@@ -1,0 +1,132 @@
+"""``headrace releases``: the list, and one version taken apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from console.main import main
+from contracts.ids import NewId
+from contracts.manifest import read_manifest, sign_manifest, write_manifest
+from contracts.settings import Kafka
+from contracts.signing import signing_key
+from tests.console.story import START, Story, write_version
+from tests.signing_keys import new_key
+
+LEDGER = [
+    {"sample_id": f"s-{n}", "decision_id": f"d-{n}", "offset": 10 + n, "outcome": outcome}
+    for n, outcome in enumerate(["used", "used", "judge", "stale", "superseded", "used"])
+]
+
+
+def _run(state_dir: Path, *words: str, **environment: str) -> Result:
+    environment = {"HEADRACE_STATE_DIR": str(state_dir), **environment}
+    return CliRunner().invoke(main, ["releases", *words], env=environment)
+
+
+@pytest.fixture
+def version(state_dir: Path) -> str:
+    """A signed version with a ledger, as the learner writes it."""
+    key = signing_key(new_key(state_dir))
+    made = write_version(state_dir / "versions", 4, "base", LEDGER)  # type: ignore[arg-type] # offsets are numbers
+    directory = state_dir / "versions" / "assistant" / made
+    _, manifest = read_manifest(directory)
+    again = msgspec.structs.replace(manifest, users=3, oldest_feedback_time=START)
+    named = write_manifest(directory, again)
+    sign_manifest(directory, key)
+    directory.rename(directory.with_name(named))
+    return named
+
+
+def _view(state_dir: Path, *words: str) -> tuple[int, dict[str, Any]]:
+    found = _run(state_dir, "show", *words, "--json")
+    view: dict[str, Any] = json.loads(found.output)
+    return found.exit_code, view
+
+
+def test_a_version_is_shown_with_its_offsets_samples_users_and_sound_files(
+    state_dir: Path, version: str
+) -> None:
+    code, view = _view(state_dir, version[:6])
+    assert (code, view["version"], view["fault"]) == (0, version, "")
+    assert view["outcomes"] == {"used": 3, "judge": 1, "stale": 1, "superseded": 1}
+    assert view["manifest"]["users"] == 3
+    assert [(file["name"], file["state"]) for file in view["files"]] == [("ledger.jsonl", "sound")]
+    assert view["ledger"] == []
+
+    rows = _run(state_dir, "show", version[:6], "--samples").output.splitlines()
+    words = [row.split() for row in rows]
+    assert ["offsets", "of", "samples/0", "0", "to", "63"] in words
+    assert ["judge", "1"] in words
+    assert ["read", "in", "all", "6"] in words
+    assert ["users", "who", "taught", "it", "3"] in words
+    assert ["13", "s-3", "d-3", "stale", "-"] in words
+    assert "id, files and signature are sound" in rows
+    assert "it did not come before the gate yet" in rows
+
+
+def test_a_changed_a_missing_and_an_added_file_are_told_apart(
+    state_dir: Path, version: str
+) -> None:
+    directory = state_dir / "versions" / "assistant" / version
+    (directory / "added.safetensors").write_bytes(b"")
+    (directory / "ledger.jsonl").write_bytes(b"{")
+    code, view = _view(state_dir, version)
+    assert code == 1
+    assert {f["name"]: f["state"] for f in view["files"]} == {
+        "added.safetensors": "unexpected",
+        "ledger.jsonl": "differs",
+    }
+    assert "differ from the manifest" in view["fault"]
+    (directory / "ledger.jsonl").unlink()
+    assert {f["name"]: f["state"] for f in _view(state_dir, version)[1]["files"]} == {
+        "added.safetensors": "unexpected",
+        "ledger.jsonl": "missing",
+    }
+
+
+def test_a_version_that_nobody_trusted_signed_is_not_sound(state_dir: Path, version: str) -> None:
+    (state_dir / "keys" / "learner.pub").unlink()
+    found = _run(state_dir, "show", version)
+    assert found.exit_code == 1
+    assert "NOT SOUND" in found.output
+    assert "not trusted" in found.output
+
+
+def test_what_names_no_version_or_several_is_said_with_what_there_is(
+    state_dir: Path, version: str
+) -> None:
+    for given, said in (
+        ("xyz", f"begins with 'xyz'; there are 1, such as {version[:12]}"),
+        ("base", "'base' is the model itself"),
+        ("", "begins with ''"),
+    ):
+        found = _run(state_dir, "show", given)
+        assert found.exit_code == 2
+        assert said in " ".join(found.output.split())
+    write_version(state_dir / "versions", 5, version, [])
+    nothing_in_common = _run(state_dir, "show", "")
+    assert "there are 2" in nothing_in_common.output
+
+
+def test_releases_alone_lists_as_it_always_did(
+    state_dir: Path, story: Story, kafka: Kafka, new_id: NewId
+) -> None:
+    environment = {
+        "HEADRACE_KAFKA__BOOTSTRAP": kafka.bootstrap,
+        "HEADRACE_KAFKA__PREFIX": kafka.prefix,
+    }
+    alone, listed = (_run(state_dir, *words, **environment) for words in ((), ("list",)))
+    assert alone.exit_code == listed.exit_code == 0
+    assert alone.output == listed.output
+    assert story.version[:12] in alone.output
+    as_json = [
+        _run(state_dir, *words, **environment) for words in (("--json",), ("list", "--json"))
+    ]
+    assert json.loads(as_json[0].output) == json.loads(as_json[1].output)
+    assert _run(state_dir, "--json", "list", **environment).exit_code == 2
