@@ -6,6 +6,7 @@ Shape suffixes: b experiences, t response tokens (padded and masked).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from msgspec import Struct
@@ -14,7 +15,7 @@ from torch import Tensor
 from contracts.settings import Learner
 from learner.buckets import Bucket, TokenSequence, bucketed, padded
 from learner.experience import Experience
-from learner.losses import anchor_penalty, clipped_surrogate, importance_weights, is_clipped
+from learner.losses import LOSSES, Bounds, Terms, anchor_penalty
 from learner.policy import Policy
 
 
@@ -82,9 +83,9 @@ def descend(
     """
     optimizer.zero_grad()
     sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
-    tokens, correction_loss = 0, 0.0
+    tokens, correction_loss, drift = 0, 0.0, _drift(objective.scored)
     for bucket in bucketed([_sequence(one.experience) for one in objective.scored], config.bucket):
-        part = _bucket_loss(policy, objective, bucket, config)
+        part = _bucket_loss(policy, objective, bucket, config, drift)
         (part.policy + config.kl_weight * part.kl).backward()
         sums = _Part(
             sums.policy + part.policy.detach(),
@@ -128,25 +129,48 @@ class _Part(Struct, frozen=True):
     weight_sum: float
 
 
-def _bucket_loss(policy: Policy, objective: Objective, bucket: Bucket, config: Learner) -> _Part:
+def _bucket_loss(
+    policy: Policy, objective: Objective, bucket: Bucket, config: Learner, drift: float
+) -> _Part:
     members = list(bucket.members)
     width = bucket.rows_bt.shape[1]
     chosen = [objective.scored[place] for place in members]
     prox_bt = padded([one.prox for one in chosen], width)
     mu_bt = padded([one.experience.logprobs or one.prox for one in chosen], width)
     anchor_bt = padded([one.anchor for one in chosen], width)
-    advantage_b = objective.advantage_b[members]
     logp_bt, _ = policy.score(bucket)
-    weights_bt = importance_weights(prox_bt, mu_bt, config.importance_cap)
-    surrogate_bt = clipped_surrogate(
-        logp_bt, prox_bt, advantage_b, config.clip_low, config.clip_high
+    terms = Terms(
+        logp_bt=logp_bt,
+        prox_bt=prox_bt,
+        mu_bt=mu_bt,
+        anchor_bt=anchor_bt,
+        advantage_b=objective.advantage_b[members],
+        mask_bt=bucket.mask_bt,
+        drift=drift,
     )
-    share_bt = bucket.mask_bt * objective.weight_b[members][:, None] / config.length_scale
-    with torch.no_grad():
-        clip_bt = is_clipped(logp_bt, prox_bt, advantage_b, config.clip_low, config.clip_high)
+    value = LOSSES[config.loss](terms, bounds_of(config))
+    share_b = objective.weight_b[members] / config.length_scale
+    penalty_bt = bucket.mask_bt * anchor_penalty(logp_bt, anchor_bt)
     return _Part(
-        (share_bt * weights_bt * surrogate_bt).sum(),
-        (share_bt * anchor_penalty(logp_bt, anchor_bt)).sum(),
-        float((clip_bt & bucket.mask_bt).sum()),
-        float((weights_bt * bucket.mask_bt).sum()),
+        (share_b * value.loss_b).sum(),
+        (share_b * penalty_bt.sum(1)).sum(),
+        float(value.stopped_bt.sum()),
+        float((value.weight_bt * bucket.mask_bt).sum()),
     )
+
+
+def bounds_of(config: Learner) -> Bounds:
+    """Return the bounds of the losses as set."""
+    return Bounds(
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        importance_cap=config.importance_cap,
+        awr_temperature=config.awr_temperature,
+        beta=config.beta,
+    )
+
+
+def _drift(scored: Sequence[Scored]) -> float:
+    """Return how far the policy was from its anchor before the update, per answer in the batch."""
+    moved = sum(sum(one.prox) - sum(one.anchor) for one in scored)
+    return max(moved / max(len(scored), 1), 0.0)

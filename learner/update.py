@@ -1,13 +1,13 @@
 """One micro-batch update: experiences in, better adapters and a truthful account out.
 
-Per response token of the used experiences, and per token of the corrections,
+Of the used experiences, and of the corrections,
 
-    loss = Σ_i u_i / scale · Σ_t [ w_t · clipped surrogate + kl_weight · anchor penalty ]
+    loss = Σ_i u_i / scale · [ loss of answer i + kl_weight · Σ_t anchor penalty ]
          + correction_weight / scale · mean over corrections of Σ_t −log pi
 
 with u_i equal per user (each user's experiences share one weight) and ``scale`` a constant number
-of tokens, so that long answers are neither favoured nor punished (arXiv 2503.20783). See
-`learner.losses` for the terms and `learner.value` for the advantage.
+of tokens, so that long answers are neither favoured nor punished (arXiv 2503.20783). The loss of an
+answer is the one of `learner.losses` that the settings name; `learner.value` has the advantage.
 
 Example::
 

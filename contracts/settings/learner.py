@@ -28,6 +28,7 @@ class Constraint(Section, frozen=True):
 class Learner(Section, frozen=True):
     """The continual learner; see `learner.update` for the loss and its terms.
 
+    ``loss`` names one of `learner.losses`; ``beta`` is for those that compare with the anchor.
     ``length_scale`` is the constant number of tokens that a sequence's sum is divided by;
     ``correction_replay`` how many corrections each update repeats, at most; of
     ``revision_memory`` decisions it is remembered what was taught, should their reward change;
@@ -37,12 +38,15 @@ class Learner(Section, frozen=True):
     batch_samples: Count = 64
     publish_every: Count = 4
     inner_epochs: Count = 2
+    loss: Literal["ppo", "topr", "cispo", "awr", "kto"] = "ppo"
     learning_rate: Positive = 5e-4
     lora_rank: Literal[8, 16, 32, 64] = 32
     lora_alpha: Positive = 32.0
     clip_low: Positive = 0.2
     clip_high: Positive = 0.28
     importance_cap: Positive = 2.0
+    awr_temperature: Positive = 1.0
+    beta: Positive = 0.1
     kl_weight: NonNegative = 0.01
     correction_weight: NonNegative = 0.1
     correction_replay: Annotated[int, Meta(ge=0)] = 8

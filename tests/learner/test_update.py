@@ -7,13 +7,16 @@ from collections.abc import Callable
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.settings import Settings
 from learner.advantage import user_weights
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
+from learner.losses import LOSSES, Terms
 from learner.micro_batch import Replay
+from learner.objective import bounds_of
 from learner.policy import Policy, load_policy
 from learner.progress import Progress, advance
 from learner.update import (
@@ -46,10 +49,11 @@ def _total(policy: Policy, response: tuple[int, ...]) -> float:
     return sum(policy.logprobs([TokenSequence(PROMPT, response)], 4)[0])
 
 
+@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "kto"])
 def test_a_rewarded_answer_becomes_likelier_and_a_punished_one_rarer(
-    settings: Settings, make_sample: MakeSample
+    loss: str, settings: Settings, make_sample: MakeSample
 ) -> None:
-    settings, state = _state(settings)
+    settings, state = _state(settings, loss=loss)
     good, bad = (20, 3), (21, 3)
     before = _total(state.policy, good), _total(state.policy, bad)
 
@@ -71,8 +75,9 @@ def test_a_rewarded_answer_becomes_likelier_and_a_punished_one_rarer(
         result = update(state, MicroBatch(fresh=tuple(fresh)), settings.learner, MAX)
 
     assert result.stats.used == 8
-    assert _total(state.policy, good) > before[0] + 0.5
-    assert _total(state.policy, bad) < before[1] - 0.5
+    gained = _total(state.policy, good) - before[0], _total(state.policy, bad) - before[1]
+    assert gained[0] > 0.5
+    assert gained[1] < gained[0] - 0.5 if loss == "awr" else gained[1] < -0.5  # awr only imitates
 
 
 def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSample) -> None:
@@ -98,7 +103,7 @@ def _batch(make_sample: MakeSample) -> MicroBatch:
 def _gradient_of_the_plain_loss(
     state: TrainState, settings: Settings, batch: MicroBatch
 ) -> dict[str, torch.Tensor]:
-    """The loss written out, sequence by sequence and token by token, without padding."""
+    """The losses of the sequences one by one, without padding or buckets, by their shares."""
     config, policy = settings.learner, state.policy
     residual = torch.tensor([e.reward for e in batch.fresh])  # the baseline begins at 0
     spread = max(float(residual.double().pow(2).mean()) ** 0.5, 0.2)
@@ -107,25 +112,36 @@ def _gradient_of_the_plain_loss(
     cost = sum(w for e, w in zip(batch.fresh, weights, strict=True) if e.violation)
     rule = config.constraint
     price = rule.multiplier + rule.rate * (cost - rule.limit)
-    total = torch.zeros(())
+    total, drift, terms = torch.zeros(()), 0.0, []
     for place, one in enumerate(batch.fresh):
         ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
         logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
         with torch.no_grad(), policy.model.disable_adapter():
             anchor = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
-        share = weights[place] / config.length_scale
+        targets = torch.tensor(one.token_ids)[:, None]
+        rows = slice(len(one.prompt_ids) - 1, -1)
+        here, ref = (values[rows].gather(1, targets)[:, 0][None] for values in (logp, anchor))
+        drift += float((here - ref).sum().detach()) / len(batch.fresh)
         advantage, harm = (
             max(min(value / spread, 3.0), -3.0)
             for value in (float(residual[place]), float(one.violation))
         )
         advantage = max(min((advantage - price * harm) / (1 + 0.2 * price), 3.0), -3.0)
-        for at, token in enumerate(one.token_ids):
-            row = len(one.prompt_ids) - 1 + at
-            here, ref = logp[row, token], anchor[row, token]
-            weight = min(float(torch.exp(here.detach() - one.logprobs[at])), config.importance_cap)
-            rho = torch.exp(here - here.detach())
-            penalty = torch.exp(ref - here) - 1 - (ref - here)
-            total = total + share * (-weight * rho * advantage + config.kl_weight * penalty)
+        terms.append(
+            Terms(
+                logp_bt=here,
+                prox_bt=here.detach(),
+                mu_bt=torch.tensor([one.logprobs]),
+                anchor_bt=ref,
+                advantage_b=torch.tensor([advantage]),
+                mask_bt=torch.ones_like(here, dtype=torch.bool),
+            )
+        )
+    for weight, term in zip(weights, terms, strict=True):
+        share = weight / config.length_scale
+        value = LOSSES[config.loss](replace(term, drift=max(drift, 0.0)), bounds_of(config))
+        penalty = torch.exp(term.anchor_bt - term.logp_bt) - 1 - (term.anchor_bt - term.logp_bt)
+        total = total + share * (value.loss_b.sum() + config.kl_weight * penalty.sum())
     for one in batch.corrections:
         ids = torch.tensor([[*one.prompt_ids, *one.correction_ids]])
         logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
@@ -136,11 +152,14 @@ def _gradient_of_the_plain_loss(
     return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
 
 
-@pytest.mark.parametrize("bucket", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("loss", "bucket"),
+    [("ppo", 1), ("ppo", 3), ("ppo", 8), ("topr", 3), ("cispo", 3), ("awr", 3), ("kto", 3)],
+)
 def test_the_bucketed_gradient_is_that_of_the_loss_written_out(
-    settings: Settings, make_sample: MakeSample, bucket: int
+    settings: Settings, make_sample: MakeSample, loss: str, bucket: int
 ) -> None:
-    settings, state = _state(settings, bucket=bucket, inner_epochs=1, max_grad_norm=1e9)
+    settings, state = _state(settings, loss=loss, bucket=bucket, inner_epochs=1, max_grad_norm=1e9)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in state.policy.adapters().values():
