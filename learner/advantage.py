@@ -74,38 +74,27 @@ def observe_costs(state: Baseline, fresh: Sequence[Experience], config: Learner)
 
 
 def weigh(
-    state: Baseline,
-    scored: Sequence[Scored],
-    owed: Mapping[str, float],
-    reasons: dict[str, str],
-    config: Learner,
+    state: Baseline, scored: Sequence[Scored], owed: Mapping[str, float], config: Learner
 ) -> Weighed:
     """Return weights and advantages of what is used, after one lesson of the baseline.
 
     ``owed`` maps decisions to the coefficient that is still to be taught. The advantage uses the
-    baseline from before it saw these rewards. Without logged probabilities a discouraged answer has
-    no bound on its weight, so only encouraged ones are used, with weight 1 (TOPR, arXiv
-    2503.14286: the ratio matters for negatives alone); for the others ``reasons`` says so.
+    baseline from before it saw these rewards.
     """
     if not scored:
         return NOTHING
     debt_b = torch.tensor([one.experience.decision_id in owed for one in scored])
-    advantage_b, value_loss = _advantages(state, scored, debt_b, config)
     owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
-    usable = torch.tensor([bool(one.experience.logprobs) for one in scored])
-    kept_b = usable | (torch.where(debt_b, owed_b, advantage_b) > 0)
-    for place in (~kept_b).nonzero().flatten().tolist():
-        reasons[scored[place].experience.sample_id] = "no-logprobs"
-    chosen = tuple(scored[place] for place in kept_b.nonzero().flatten().tolist())
-    weight_b = torch.tensor(user_weights([one.experience.user_id for one in chosen]))
-    paid_b = torch.clamp(owed_b[kept_b] / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
+    advantage_b, value_loss = _advantages(state, scored, debt_b, config)
+    weight_b = torch.tensor(user_weights([one.experience.user_id for one in scored]))
+    paid_b = torch.clamp(owed_b / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
     gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
     return Weighed(
-        chosen,
-        torch.where(debt_b[kept_b], paid_b, advantage_b[kept_b]),
+        tuple(scored),
+        torch.where(debt_b, paid_b, advantage_b),
         weight_b,
-        torch.where(debt_b[kept_b], 0.0, gain * weight_b),
-        debt_b[kept_b],
+        torch.where(debt_b, 0.0, gain * weight_b),
+        debt_b,
         value_loss,
     )
 

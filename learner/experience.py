@@ -15,11 +15,16 @@ from contracts.events import Sample
 USER_REWARD_MEAN = "user.reward_mean"
 """The feature that tells harsh and kind raters apart: an input of the baseline."""
 
+LEAST_TEMPERATURE = 1e-2
+"""Below it sampling is greedy for all purposes; divided by less, logits leave float32."""
+
 
 class Experience(Struct, frozen=True, kw_only=True):
     """A sample as the update uses it.
 
     ``logprobs`` (natural log, one per token of ``token_ids``) is empty when they are not usable.
+    ``temperature`` is what logits are divided by: 1 for an answer that was drawn greedily, which
+    has no probabilities of its own.
     ``behaviour_sequence`` is the release number of the version that served it, 0 for the base and
     for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
     ``user_reward_mean`` is what the gateway had for the decision; None when there was none.
@@ -60,7 +65,8 @@ def experience_of(
     come from `learner.policy.correction_ids`.
     """
     logged = sample.features.get(USER_REWARD_MEAN)
-    usable = len(sample.logprobs) == len(sample.token_ids)
+    greedy = 0.0 <= sample.temperature < LEAST_TEMPERATURE
+    usable = len(sample.logprobs) == len(sample.token_ids) and not greedy
     return Experience(
         sample_id=sample.id,
         decision_id=sample.decision_id,
@@ -71,7 +77,7 @@ def experience_of(
         prompt_ids=sample.prompt_token_ids,
         token_ids=sample.token_ids,
         logprobs=sample.logprobs if usable else (),
-        temperature=sample.temperature,
+        temperature=1.0 if greedy else sample.temperature,
         reward=sample.reward,
         decided_at=sample.decided_at,
         feedback_time=sample.feedback_time,

@@ -196,6 +196,12 @@ LOSSES: dict[str, Loss] = {
     "rloo": rloo,
     "dpo": dpo,
 }
+NEED_LOGPROBS = frozenset({"ppo", "topr", "cispo"})
+"""Losses that read ``mu``: an answer whose probabilities were not logged, or are not those it was
+drawn with, has no place in them."""
+
+WITHOUT_LOGPROBS = "kto"
+"""What such an answer is learned by instead: bounded whether it is encouraged or discouraged."""
 
 
 def importance_weights(prox_bt: Tensor, mu_bt: Tensor, cap: float) -> Tensor:

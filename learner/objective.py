@@ -15,7 +15,15 @@ from torch import Tensor
 from contracts.settings import Learner
 from learner.buckets import Bucket, TokenSequence, bucketed, padded
 from learner.experience import Experience
-from learner.losses import LOSSES, Bounds, Terms, anchor_penalty
+from learner.losses import (
+    LOSSES,
+    NEED_LOGPROBS,
+    WITHOUT_LOGPROBS,
+    Bounds,
+    LossValue,
+    Terms,
+    anchor_penalty,
+)
 from learner.policy import Policy
 
 
@@ -148,7 +156,7 @@ def _bucket_loss(
         mask_bt=bucket.mask_bt,
         drift=drift,
     )
-    value = LOSSES[config.loss](terms, bounds_of(config))
+    value = _losses(terms, [bool(one.experience.logprobs) for one in chosen], config)
     share_b = objective.weight_b[members] / config.length_scale
     penalty_bt = bucket.mask_bt * anchor_penalty(logp_bt, anchor_bt)
     return _Part(
@@ -156,6 +164,25 @@ def _bucket_loss(
         (share_b * penalty_bt.sum(1)).sum(),
         float(value.stopped_bt.sum()),
         float((value.weight_bt * bucket.mask_bt).sum()),
+    )
+
+
+def _losses(terms: Terms, logged: Sequence[bool], config: Learner) -> LossValue:
+    """Return each answer's loss: the one that is set, or `kto` where it lacks what that needs."""
+    bounds = bounds_of(config)
+    if config.loss not in NEED_LOGPROBS or all(logged):
+        return LOSSES[config.loss](terms, bounds)
+    places = sorted(range(len(logged)), key=lambda place: logged[place])
+    count = logged.count(False)
+    parts = (
+        LOSSES[WITHOUT_LOGPROBS](terms.rows(places[:count]), bounds),
+        LOSSES[config.loss](terms.rows(places[count:]), bounds),
+    )
+    back = torch.argsort(torch.tensor(places))
+    return LossValue(
+        torch.cat([part.loss_b for part in parts])[back],
+        torch.cat([part.weight_bt for part in parts])[back],
+        torch.cat([part.stopped_bt for part in parts])[back],
     )
 
 

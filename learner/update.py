@@ -44,7 +44,7 @@ from contracts.settings import Learner
 from learner.advantage import NOTHING, observe_costs, weigh
 from learner.buckets import TokenSequence
 from learner.constraint import first_multiplier
-from learner.experience import Experience
+from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import REVISED, USED, Outcome, outcome_of
 from learner.objective import Objective, Scored, StepStats, descend, score
 from learner.policy import Policy
@@ -52,8 +52,6 @@ from learner.revision import Debt, Lesson
 from learner.value import Spread, ValueHead
 
 USER_FEATURES = 1
-LEAST_TEMPERATURE = 1e-2
-"""Below it sampling is greedy for all purposes; divided by less, logits leave float32."""
 
 _BETAS = (0.9, 0.98)
 _NOTHING = Objective((), torch.zeros(0), torch.zeros(0))
@@ -132,7 +130,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     cost_mean = observe_costs(state, batch.fresh, config) if batch.fresh else 0.0
     scored = _scored(state, batch, reasons, config, max_tokens)
     owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
-    weighed = weigh(state, scored, owed, reasons, config)
+    weighed = weigh(state, scored, owed, config)
     objective = Objective(
         weighed.scored,
         weighed.advantage_b,
@@ -218,7 +216,7 @@ def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | 
     if min(ids) < 0 or max(ids) >= vocabulary:
         return "unknown-token"
     if not experience.temperature >= LEAST_TEMPERATURE:
-        return "greedy"  # a choice without chance has no probability to correct for
+        return "no-temperature"
     return None
 
 

@@ -80,6 +80,36 @@ def test_a_rewarded_answer_becomes_likelier_and_a_punished_one_rarer(
     assert gained[1] < gained[0] - 0.5 if loss == "awr" else gained[1] < -0.5  # awr only imitates
 
 
+@pytest.mark.parametrize(
+    "how", [{"logprobs": ()}, {"temperature": 0.0}], ids=["unlogged", "greedy"]
+)
+def test_an_answer_without_usable_probabilities_is_learned_from_whatever_its_reward(
+    how: dict[str, object], settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings)
+    good, bad = (20, 3), (21, 3)
+    before = _total(state.policy, good), _total(state.policy, bad)
+
+    for turn in range(8):
+        fresh = tuple(
+            _experience(
+                make_sample,
+                100 * turn + place,
+                prompt_token_ids=PROMPT,
+                token_ids=good if place % 2 else bad,
+                reward=1.0 if place % 2 else -1.0,
+                **{"logprobs": (-0.1, -0.1), **how},
+            )
+            for place in range(8)
+        )
+        assert not any(experience.logprobs for experience in fresh)
+        assert {experience.temperature for experience in fresh} == {1.0}
+        assert update(state, MicroBatch(fresh=fresh), settings.learner, MAX).stats.used == 8
+
+    assert _total(state.policy, good) > before[0] + 0.5
+    assert _total(state.policy, bad) < before[1] - 0.5
+
+
 def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSample) -> None:
     settings, state = _state(settings, correction_weight=1.0)
     wanted = (30, 31, 3)
@@ -93,8 +123,10 @@ def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSamp
     assert _total(state.policy, wanted) > before + 0.5
 
 
-def _batch(make_sample: MakeSample) -> MicroBatch:
+def _batch(make_sample: MakeSample, unlogged: tuple[int, ...] = ()) -> MicroBatch:
     fresh = [_experience(make_sample, number) for number in range(8)]
+    for number in unlogged:
+        fresh[number] = msgspec.structs.replace(fresh[number], logprobs=())
     fresh[7] = msgspec.structs.replace(fresh[7], correction_ids=(30, 3))
     fresh[2] = msgspec.structs.replace(fresh[2], violation=True)
     return MicroBatch(fresh=tuple(fresh), corrections=(fresh[7],))
@@ -131,15 +163,16 @@ def _gradient_of_the_plain_loss(
             Terms(
                 logp_bt=here,
                 prox_bt=here.detach(),
-                mu_bt=torch.tensor([one.logprobs]),
+                mu_bt=torch.tensor([one.logprobs]) if one.logprobs else here.detach(),
                 anchor_bt=ref,
                 advantage_b=torch.tensor([advantage]),
                 mask_bt=torch.ones_like(here, dtype=torch.bool),
             )
         )
-    for weight, term in zip(weights, terms, strict=True):
+    for one, weight, term in zip(batch.fresh, weights, terms, strict=True):
         share = weight / config.length_scale
-        value = LOSSES[config.loss](replace(term, drift=max(drift, 0.0)), bounds_of(config))
+        loss = LOSSES[config.loss if one.logprobs or config.loss == "awr" else "kto"]
+        value = loss(replace(term, drift=max(drift, 0.0)), bounds_of(config))
         penalty = torch.exp(term.anchor_bt - term.logp_bt) - 1 - (term.anchor_bt - term.logp_bt)
         total = total + share * (value.loss_b.sum() + config.kl_weight * penalty.sum())
     for one in batch.corrections:
@@ -153,18 +186,25 @@ def _gradient_of_the_plain_loss(
 
 
 @pytest.mark.parametrize(
+    "unlogged", [pytest.param((), id="logged"), pytest.param((0, 2, 5), id="some-not-logged")]
+)
+@pytest.mark.parametrize(
     ("loss", "bucket"),
     [("ppo", 1), ("ppo", 3), ("ppo", 8), ("topr", 3), ("cispo", 3), ("awr", 3), ("kto", 3)],
 )
 def test_the_bucketed_gradient_is_that_of_the_loss_written_out(
-    settings: Settings, make_sample: MakeSample, loss: str, bucket: int
+    settings: Settings,
+    make_sample: MakeSample,
+    loss: str,
+    bucket: int,
+    unlogged: tuple[int, ...],
 ) -> None:
     settings, state = _state(settings, loss=loss, bucket=bucket, inner_epochs=1, max_grad_norm=1e9)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in state.policy.adapters().values():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    batch = _batch(make_sample)
+    batch = _batch(make_sample, unlogged)
     wanted = _gradient_of_the_plain_loss(state, settings, batch)
 
     result = update(state, batch, settings.learner, MAX)
@@ -227,15 +267,15 @@ def test_what_cannot_be_learned_from_is_dropped_with_its_reason(
         0: "used",
         1: "no-tokens",
         2: "too-long",
-        3: "greedy",
-        4: "no-logprobs",
+        3: "used",
+        4: "used",
         5: "log-ratio",
         6: "used",
         7: "stale",
         8: "unknown-token",
     }
-    assert result.stats.used == 2
-    assert sum(result.stats.dropped.values()) == 7
+    assert result.stats.used == 4
+    assert sum(result.stats.dropped.values()) == 5
 
 
 def test_a_batch_of_nothing_usable_changes_nothing(
@@ -246,7 +286,7 @@ def test_a_batch_of_nothing_usable_changes_nothing(
 
     result = update(
         state,
-        MicroBatch(fresh=(_experience(make_sample, 0, temperature=0.0),)),
+        MicroBatch(fresh=(_experience(make_sample, 0, prompt_token_ids=()),)),
         settings.learner,
         MAX,
     )
@@ -291,8 +331,8 @@ def test_what_is_not_a_finite_number_is_dropped_and_the_rest_is_learned(
 
     assert _outcomes(result) == {
         0: "used",
-        1: "greedy",
-        2: "greedy",
+        1: "used",
+        2: "no-temperature",
         3: "not-finite",
         4: "not-finite",
     }
