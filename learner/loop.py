@@ -321,6 +321,7 @@ class Learner:
                 "corrections": stats.corrections,
                 "cost_mean": stats.cost_mean,
                 "multiplier": stats.multiplier,
+                "pairs": stats.pairs,
                 "users_with_features": known,
                 "policy_loss": stats.policy_loss,
                 "kl": stats.kl,

@@ -24,6 +24,7 @@ from learner.losses import (
     Terms,
     anchor_penalty,
 )
+from learner.pairs import Correction, add_gradients
 from learner.policy import Policy
 
 
@@ -41,12 +42,12 @@ class Scored(Struct, frozen=True):
 
 
 class Objective(Struct, frozen=True):
-    """What a step descends: weighted experiences, and corrections to imitate."""
+    """What a step descends: weighted experiences, and corrections."""
 
     scored: tuple[Scored, ...]
     advantage_b: Tensor
     weight_b: Tensor
-    corrections: tuple[TokenSequence, ...] = ()
+    corrections: tuple[Correction, ...] = ()
 
 
 class StepStats(Struct, frozen=True, kw_only=True):
@@ -55,6 +56,7 @@ class StepStats(Struct, frozen=True, kw_only=True):
     policy_loss: float = 0.0
     kl: float = 0.0
     correction_loss: float = 0.0
+    preference_loss: float = 0.0
     clip_share: float = 0.0
     mean_weight: float = 1.0
     grad_norm: float = 0.0
@@ -91,7 +93,7 @@ def descend(
     """
     optimizer.zero_grad()
     sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
-    tokens, correction_loss, drift = 0, 0.0, _drift(objective.scored)
+    tokens, drift = 0, _drift(objective.scored)
     for bucket in bucketed([_sequence(one.experience) for one in objective.scored], config.bucket):
         part = _bucket_loss(policy, objective, bucket, config, drift)
         (part.policy + config.kl_weight * part.kl).backward()
@@ -102,12 +104,7 @@ def descend(
             sums.weight_sum + part.weight_sum,
         )
         tokens += int(bucket.mask_bt.sum())
-    for bucket in bucketed(objective.corrections, config.bucket):
-        logp_bt, _ = policy.score(bucket)
-        count = len(objective.corrections)
-        loss = -(logp_bt * bucket.mask_bt).sum() / (count * config.length_scale)
-        (config.correction_weight * loss).backward()
-        correction_loss += float(loss.detach())
+    corrected = add_gradients(policy, objective.corrections, config, bounds_of(config))
     if not objective.scored and not objective.corrections:
         return StepStats()
     parameters = list(policy.adapters().values())
@@ -118,7 +115,8 @@ def descend(
     return StepStats(
         policy_loss=float(sums.policy),
         kl=float(sums.kl),
-        correction_loss=correction_loss,
+        correction_loss=corrected.imitation,
+        preference_loss=corrected.preference,
         clip_share=sums.clipped / max(tokens, 1),
         mean_weight=sums.weight_sum / tokens if tokens else 1.0,
         grad_norm=norm,

@@ -3,7 +3,8 @@
 Of the used experiences, and of the corrections,
 
     loss = Σ_i u_i / scale · [ loss of answer i + kl_weight · Σ_t anchor penalty ]
-         + correction_weight / scale · mean over corrections of Σ_t −log pi
+         + 1 / scale · mean over corrections of
+               [ correction_weight · Σ_t −log pi(wanted) + preference_weight · DPO loss ]
 
 with u_i equal per user (each user's experiences share one weight) and ``scale`` a constant number
 of tokens, so that long answers are neither favoured nor punished (arXiv 2503.20783). The loss of an
@@ -42,11 +43,11 @@ from msgspec import Struct
 
 from contracts.settings import Learner
 from learner.advantage import NOTHING, observe_costs, weigh
-from learner.buckets import TokenSequence
 from learner.constraint import first_multiplier
 from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import REVISED, USED, Outcome, outcome_of
 from learner.objective import Objective, Scored, StepStats, descend, score
+from learner.pairs import anchored, corrections_of
 from learner.policy import Policy
 from learner.revision import Debt, Lesson
 from learner.value import Spread, ValueHead
@@ -86,6 +87,7 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
     corrections: int = 0
     cost_mean: float = 0.0
     multiplier: float = 0.0
+    pairs: int = 0
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -131,11 +133,12 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     scored = _scored(state, batch, reasons, config, max_tokens)
     owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
     weighed = weigh(state, scored, owed, config)
+    corrections = corrections_of(batch.corrections, max_tokens, state.policy.vocabulary_size)
     objective = Objective(
         weighed.scored,
         weighed.advantage_b,
         weighed.weight_b,
-        _correction_sequences(batch.corrections, max_tokens, state.policy.vocabulary_size),
+        anchored(state.policy, corrections, config),
     )
     step, learned = _descend(state, objective, config)
     if not learned:
@@ -230,21 +233,6 @@ def _log_ratio(scored: Scored) -> float:
     return abs(sum(scored.prox) - sum(mu)) if mu else 0.0
 
 
-def _correction_sequences(
-    corrections: Sequence[Experience], max_tokens: int, vocabulary: int
-) -> tuple[TokenSequence, ...]:
-    sequences = [TokenSequence(e.prompt_ids, e.correction_ids) for e in corrections]
-    return tuple(
-        sequence
-        for sequence in sequences
-        if sequence.prompt_ids
-        and sequence.response_ids
-        and len(sequence) <= max_tokens
-        and min(sequence.prompt_ids) >= 0
-        and max(sequence.prompt_ids) < vocabulary
-    )
-
-
 def _account(
     step: StepStats, objective: Objective, batch: MicroBatch, outcomes: Sequence[Outcome]
 ) -> UpdateStats:
@@ -255,6 +243,7 @@ def _account(
     return UpdateStats(
         **msgspec.structs.asdict(step),
         corrections=len(objective.corrections),
+        pairs=sum(1 for one in objective.corrections if one.given),
         reward_mean=sum(rewards) / max(len(rewards), 1),
         used=sum(1 for sample_id in ids if sample_id in fresh),
         replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts),

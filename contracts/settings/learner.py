@@ -49,6 +49,7 @@ class Learner(Section, frozen=True):
     beta: Positive = 0.1
     kl_weight: NonNegative = 0.01
     correction_weight: NonNegative = 0.1
+    preference_weight: NonNegative = 1.0
     correction_replay: Annotated[int, Meta(ge=0)] = 8
     length_scale: Positive = 8.0
     value_learning_rate: Positive = 2e-3

@@ -127,9 +127,22 @@ def _batch(make_sample: MakeSample, unlogged: tuple[int, ...] = ()) -> MicroBatc
     fresh = [_experience(make_sample, number) for number in range(8)]
     for number in unlogged:
         fresh[number] = msgspec.structs.replace(fresh[number], logprobs=())
-    fresh[7] = msgspec.structs.replace(fresh[7], correction_ids=(30, 3))
+    for number, wanted in ((3, (31, 32, 33, 3)), (5, (34, 3)), (7, (30, 3))):
+        fresh[number] = msgspec.structs.replace(fresh[number], correction_ids=wanted)
     fresh[2] = msgspec.structs.replace(fresh[2], violation=True)
-    return MicroBatch(fresh=tuple(fresh), corrections=(fresh[7],))
+    return MicroBatch(fresh=tuple(fresh), corrections=(fresh[7], fresh[3], fresh[5]))
+
+
+def _both(
+    policy: Policy, prompt: tuple[int, ...], answer: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of an answer's tokens under the policy and under the base."""
+    ids, targets = torch.tensor([[*prompt, *answer]]), torch.tensor(answer)[:, None]
+    rows = slice(len(prompt) - 1, -1)
+    here = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
+    with torch.no_grad(), policy.model.disable_adapter():
+        anchor = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
+    return here[rows].gather(1, targets)[:, 0], anchor[rows].gather(1, targets)[:, 0]
 
 
 def _gradient_of_the_plain_loss(
@@ -146,13 +159,7 @@ def _gradient_of_the_plain_loss(
     price = rule.multiplier + rule.rate * (cost - rule.limit)
     total, drift, terms = torch.zeros(()), 0.0, []
     for place, one in enumerate(batch.fresh):
-        ids = torch.tensor([[*one.prompt_ids, *one.token_ids]])
-        logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
-        with torch.no_grad(), policy.model.disable_adapter():
-            anchor = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
-        targets = torch.tensor(one.token_ids)[:, None]
-        rows = slice(len(one.prompt_ids) - 1, -1)
-        here, ref = (values[rows].gather(1, targets)[:, 0][None] for values in (logp, anchor))
+        here, ref = _both(policy, one.prompt_ids, one.token_ids)
         drift += float((here - ref).sum().detach()) / len(batch.fresh)
         advantage, harm = (
             max(min(value / spread, 3.0), -3.0)
@@ -161,12 +168,12 @@ def _gradient_of_the_plain_loss(
         advantage = max(min((advantage - price * harm) / (1 + 0.2 * price), 3.0), -3.0)
         terms.append(
             Terms(
-                logp_bt=here,
-                prox_bt=here.detach(),
-                mu_bt=torch.tensor([one.logprobs]) if one.logprobs else here.detach(),
-                anchor_bt=ref,
+                logp_bt=here[None],
+                prox_bt=here[None].detach(),
+                mu_bt=torch.tensor([one.logprobs]) if one.logprobs else here[None].detach(),
+                anchor_bt=ref[None],
                 advantage_b=torch.tensor([advantage]),
-                mask_bt=torch.ones_like(here, dtype=torch.bool),
+                mask_bt=torch.ones_like(here[None], dtype=torch.bool),
             )
         )
     for one, weight, term in zip(batch.fresh, weights, terms, strict=True):
@@ -176,11 +183,15 @@ def _gradient_of_the_plain_loss(
         penalty = torch.exp(term.anchor_bt - term.logp_bt) - 1 - (term.anchor_bt - term.logp_bt)
         total = total + share * (value.loss_b.sum() + config.kl_weight * penalty.sum())
     for one in batch.corrections:
-        ids = torch.tensor([[*one.prompt_ids, *one.correction_ids]])
-        logp = torch.log_softmax(policy.model(input_ids=ids).logits[0], dim=-1)
-        for at, token in enumerate(one.correction_ids):
-            factor = config.correction_weight / (len(batch.corrections) * config.length_scale)
-            total = total - factor * logp[len(one.prompt_ids) - 1 + at, token]
+        factor = 1.0 / (len(batch.corrections) * config.length_scale)
+        moved = []
+        for answer in (one.correction_ids, one.token_ids):
+            here, ref = _both(policy, one.prompt_ids, answer)
+            moved.append((here - ref).sum())
+            if answer is one.correction_ids:
+                total = total - factor * config.correction_weight * here.sum()
+        preferred = torch.log(torch.sigmoid(config.beta * (moved[0] - moved[1])))
+        total = total - factor * config.preference_weight * preferred
     names, parameters = zip(*policy.adapters().items(), strict=True)
     return dict(zip(names, torch.autograd.grad(total, parameters), strict=True))
 

@@ -1,0 +1,145 @@
+"""Corrections: the answer that was wanted, and as a pair with it the one that was given.
+
+A correction is the only signal that says what to do instead. The wanted answer is imitated, and
+preferred over the given one by `learner.losses.dpo`, both from one forward pass. Both answers are
+scored at temperature 1: the wanted one was not drawn at any. Shape suffixes: b sequences, t tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from torch import Tensor
+
+from contracts.settings import Learner
+from learner.buckets import TokenSequence, bucketed, padded
+from learner.experience import Experience
+from learner.losses import Bounds, Terms, dpo
+from learner.policy import Policy
+
+
+class Correction(Struct, frozen=True):
+    """A wanted answer, and the given one; None where that cannot be scored or is the same.
+
+    The anchor's log-probabilities, one per response token, are there for pairs alone.
+    """
+
+    wanted: TokenSequence
+    given: TokenSequence | None = None
+    wanted_anchor: tuple[float, ...] = ()
+    given_anchor: tuple[float, ...] = ()
+
+
+class CorrectionLosses(Struct, frozen=True):
+    """Mean losses before a step: of imitation per correction, of preference per pair."""
+
+    imitation: float = 0.0
+    preference: float = 0.0
+
+
+def corrections_of(
+    experiences: Sequence[Experience], max_tokens: int, vocabulary: int
+) -> tuple[Correction, ...]:
+    """Return the corrections that can be learned from, in the order given.
+
+    ``max_tokens`` bounds prompt and answer together, ``vocabulary`` the ids of tokens.
+    """
+    found = []
+    for one in experiences:
+        wanted = TokenSequence(one.prompt_ids, one.correction_ids)
+        given = TokenSequence(one.prompt_ids, one.token_ids)
+        if _can_be_scored(wanted, max_tokens, vocabulary):
+            told_apart = given != wanted and _can_be_scored(given, max_tokens, vocabulary)
+            found.append(Correction(wanted, given if told_apart else None))
+    return tuple(found)
+
+
+def anchored(
+    policy: Policy, corrections: Sequence[Correction], config: Learner
+) -> tuple[Correction, ...]:
+    """Return the corrections with what the anchor says of the pairs among them.
+
+    Where preferences have no weight, or the anchor gives no finite number, none is a pair.
+    """
+    found = [replace(one, given=None) for one in corrections]
+    places = [place for place, one in enumerate(corrections) if one.given]
+    if not config.preference_weight or not places:
+        return tuple(found)
+    pairs = [corrections[place] for place in places]
+    asked = [*(one.wanted for one in pairs), *(one.given for one in pairs if one.given)]
+    scores = [tuple(row) for row in policy.logprobs(asked, config.bucket, adapted=False)]
+    halves = scores[: len(pairs)], scores[len(pairs) :]
+    for place, wanted, given in zip(places, *halves, strict=True):
+        if all(map(math.isfinite, (*wanted, *given))):
+            found[place] = replace(corrections[place], wanted_anchor=wanted, given_anchor=given)
+    return tuple(found)
+
+
+def add_gradients(
+    policy: Policy, corrections: Sequence[Correction], config: Learner, bounds: Bounds
+) -> CorrectionLosses:
+    """Add the gradients of all corrections, each with an equal share, to those of the adapters."""
+    imitation, preference = 0.0, 0.0
+    pairs = sum(1 for one in corrections if one.given)
+    for group in _grouped(corrections, config.bucket):
+        imitated, preferred = _losses(policy, group, bounds)
+        total = config.correction_weight * imitated + config.preference_weight * preferred
+        (total / (len(corrections) * config.length_scale)).backward()
+        imitation += float(imitated.detach())
+        preference += float(preferred.detach())
+    return CorrectionLosses(
+        imitation / (max(len(corrections), 1) * config.length_scale), preference / max(pairs, 1)
+    )
+
+
+def _losses(policy: Policy, group: Sequence[Correction], bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """Return the sums over a group of Σ_t −log pi(wanted), and of the losses of its pairs."""
+    given = [one.given for one in group if one.given]
+    sequences = [*(one.wanted for one in group), *given]
+    [bucket] = bucketed(sequences, len(sequences))
+    logp_bt, _ = policy.score(bucket)
+    order = torch.argsort(torch.tensor(bucket.members))
+    logp_bt, mask_bt = logp_bt[order], bucket.mask_bt[order]
+    wanted = slice(len(group))
+    imitated = -(logp_bt[wanted] * mask_bt[wanted]).sum()
+    if not given:
+        return imitated, torch.zeros(())
+    anchors = [*(one.wanted_anchor for one in group), *(one.given_anchor for one in group)]
+    anchor_bt = padded(anchors, mask_bt.shape[1])
+    terms = Terms(
+        logp_bt=logp_bt,
+        prox_bt=logp_bt.detach(),
+        mu_bt=logp_bt.detach(),
+        anchor_bt=anchor_bt,
+        advantage_b=torch.ones(len(sequences)),
+        mask_bt=mask_bt,
+    )
+    return imitated, dpo(terms, bounds).loss_b.sum()
+
+
+def _grouped(corrections: Sequence[Correction], size: int) -> Iterator[list[Correction]]:
+    """Yield groups of about ``size`` sequences of like length, pairs apart from the rest."""
+    pairs = sorted((one for one in corrections if one.given), key=_length)
+    alone = sorted((one for one in corrections if not one.given), key=_length)
+    for part, most in ((pairs, max(size // 2, 1)), (alone, size)):
+        for first in range(0, len(part), most):
+            yield part[first : first + most]
+
+
+def _length(correction: Correction) -> int:
+    return max(len(correction.wanted), len(correction.given or ()))
+
+
+def _can_be_scored(sequence: TokenSequence, max_tokens: int, vocabulary: int) -> bool:
+    ids = (*sequence.prompt_ids, *sequence.response_ids)
+    return (
+        bool(sequence.prompt_ids)
+        and bool(sequence.response_ids)
+        and len(sequence) <= max_tokens
+        and min(ids) >= 0
+        and max(ids) < vocabulary
+    )

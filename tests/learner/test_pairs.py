@@ -1,0 +1,113 @@
+"""A correction is imitated, and preferred over the answer that was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from contracts.events import Sample
+from contracts.settings import Settings
+from learner.buckets import TokenSequence
+from learner.experience import Experience, experience_of
+from learner.pairs import Correction, anchored, corrections_of
+from learner.policy import load_policy
+from learner.update import MicroBatch, TrainState, new_train_state, update
+
+MAX = 64
+PROMPT, GIVEN, WANTED = (10, 11, 12), (20, 21, 3), (30, 31, 3)
+MakeSample = Callable[..., Sample]
+
+
+def _corrected(make_sample: MakeSample, number: int = 1, **changes: object) -> Experience:
+    one = experience_of(
+        make_sample(number, prompt_token_ids=PROMPT, token_ids=GIVEN, logprobs=(-1.0,) * 3),
+        correction_ids=WANTED,
+    )
+    return msgspec.structs.replace(one, **changes)
+
+
+def _state(settings: Settings, **changes: object) -> tuple[Settings, TrainState]:
+    learner = msgspec.structs.replace(settings.learner, **changes)
+    changed = msgspec.structs.replace(settings, learner=learner)
+    return changed, new_train_state(load_policy(changed), learner)
+
+
+def _margin(state: TrainState) -> float:
+    pair = [TokenSequence(PROMPT, WANTED), TokenSequence(PROMPT, GIVEN)]
+    wanted, given = state.policy.logprobs(pair, 2)
+    return sum(wanted) - sum(given)
+
+
+def test_a_correction_alone_teaches_to_prefer_it_over_what_was_given(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    margins = []
+    for weight in (0.0, 1.0):
+        changed, state = _state(settings, correction_weight=0.0, preference_weight=weight)
+        batch = MicroBatch(fresh=(), corrections=(_corrected(make_sample),))
+        before = _margin(state)
+        losses = [
+            update(state, batch, changed.learner, MAX).stats.preference_loss for _ in range(5)
+        ]
+        margins.append(_margin(state) - before)
+
+    assert margins[0] == 0.0
+    assert margins[1] > 1.0
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] == pytest.approx(0.6931, abs=0.1)  # the last of two epochs, near log 2
+
+
+def test_an_answer_given_that_is_the_one_wanted_or_cannot_be_scored_makes_no_pair(
+    make_sample: MakeSample,
+) -> None:
+    cases = [
+        _corrected(make_sample),
+        _corrected(make_sample, token_ids=WANTED),
+        _corrected(make_sample, token_ids=()),
+        _corrected(make_sample, token_ids=(48,)),
+        _corrected(make_sample, token_ids=(20,) * 62),
+        _corrected(make_sample, correction_ids=()),
+        _corrected(make_sample, correction_ids=(20,) * 62),
+        _corrected(make_sample, prompt_ids=(-1,)),
+    ]
+
+    found = corrections_of(cases, MAX, vocabulary=48)
+
+    wanted = TokenSequence(PROMPT, WANTED)
+    alone = Correction(wanted)
+    assert found == (Correction(wanted, TokenSequence(PROMPT, GIVEN)), *[alone] * 4)
+
+
+def test_pairs_and_lone_corrections_are_counted_and_learned_together(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings, bucket=1)
+    alone = _corrected(make_sample, 2, token_ids=WANTED, correction_ids=WANTED)
+    batch = MicroBatch(fresh=(), corrections=(alone, _corrected(make_sample)))
+
+    stats = update(state, batch, settings.learner, MAX).stats
+
+    assert (stats.corrections, stats.pairs) == (2, 1)
+    assert stats.correction_loss > 0.0
+    assert stats.preference_loss > 0.0
+
+
+def test_the_anchor_scores_pairs_alone_and_nothing_where_preferences_have_no_weight(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings)
+    cases = [_corrected(make_sample, token_ids=WANTED), _corrected(make_sample)]
+    corrections = corrections_of(cases, MAX, vocabulary=48)
+
+    alone, pair = anchored(state.policy, corrections, settings.learner)
+
+    scored = state.policy.logprobs(
+        [TokenSequence(PROMPT, WANTED), TokenSequence(PROMPT, GIVEN)], 1, adapted=False
+    )
+    assert alone == corrections[0]
+    assert pair.wanted_anchor == pytest.approx(scored[0], abs=1e-5)
+    assert pair.given_anchor == pytest.approx(scored[1], abs=1e-5)
+    off = msgspec.structs.replace(settings.learner, preference_weight=0.0)
+    assert anchored(state.policy, corrections, off) == (corrections[0], corrections[0])
