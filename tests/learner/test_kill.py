@@ -144,7 +144,9 @@ def _wrong(kafka: Kafka, settings: Settings, progress: Progress) -> list[str]:
         if sample is None:
             continue
         judge = is_judge(settings.policy.name, sample.user_id, settings.policy.judge_share)
-        allowed = {"judge"} if judge else {"used", "stale", "log-ratio", "no-logprobs"}
+        allowed = {"judge"} if judge else {"used", "stale", "log-ratio"}
+        if sample.revision and not judge:
+            allowed |= {"revised"}
         if sample.withdrawn:
             allowed = {"withdrawn"}
         elif last[sample.decision_id] != sample_id:
