@@ -1,7 +1,7 @@
 """One atomic checkpoint after every batch: tensors in safetensors, the rest in JSON, no pickle.
 
-Weights, optimizers, baseline, replay buffer and Kafka offset are one commit, so a sample is in the
-weights exactly when the offset is behind it.
+Weights, anchor, optimizers, baseline, replay buffer and Kafka offset are one commit, so a sample is
+in the weights exactly when the offset is behind it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.manifest import file_sha256
+from learner.anchor import Anchor
 from learner.directory import CrashPoint, appear, clear_partial, no_crash
 from learner.policy import restore_adapters
 from learner.progress import Progress
@@ -89,6 +90,7 @@ def restore(root: Path, train: TrainState) -> Progress | None:
         train.spread = saved.progress.spread
         if saved.progress.multiplier is not None:
             train.multiplier = saved.progress.multiplier
+        train.anchor = Anchor(saved.progress.anchor, _of_group(tensors, "anchor"))
         return saved.progress
     if _checkpoints(root):
         _log.error(
@@ -127,6 +129,7 @@ def _groups(train: TrainState) -> list[tuple[str, dict[str, nn.Parameter], torch
 
 def _tensors(train: TrainState) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
+    tensors.update({f"anchor/{name}": value for name, value in train.anchor.weights.items()})
     for group, parameters, optimizer in _groups(train):
         for name, parameter in parameters.items():
             tensors[f"{group}/{name}"] = parameter.detach().clone()
@@ -135,13 +138,13 @@ def _tensors(train: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
+def _of_group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
+    start = f"{group}/"
+    return {k.removeprefix(start): tensor for k, tensor in tensors.items() if k.startswith(start)}
+
+
 def _apply(train: TrainState, tensors: dict[str, Tensor]) -> None:
-    adapters = {
-        key.removeprefix("adapter/"): value
-        for key, value in tensors.items()
-        if key.startswith("adapter/")
-    }
-    restore_adapters(train.policy, adapters)
+    restore_adapters(train.policy, _of_group(tensors, "adapter"))
     with torch.no_grad():
         for name, parameter in train.value.named_parameters():
             kept = tensors[f"value/{name}"]

@@ -1,4 +1,7 @@
-"""Directories that appear whole or not at all: write aside, fsync, rename, fsync the parent."""
+"""Directories that appear whole or not at all: write aside, fsync, rename, fsync the parent.
+
+And where those of the policy's versions lie.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from contracts.settings import Settings
+
 CrashPoint = Callable[[str], None]
 """Called with the name of each place where a crash must do no harm; tests raise there."""
 
@@ -16,6 +21,11 @@ PARTIAL_PREFIX = ".partial-"
 
 def no_crash(name: str) -> None:
     """Go on."""
+
+
+def versions_directory(settings: Settings) -> Path:
+    """Return where the versions of the policy lie."""
+    return settings.state_dir / "versions" / settings.policy.name
 
 
 def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -> Path:

@@ -16,12 +16,12 @@ from contracts.manifest import Manifest, hash_files, sign_manifest, write_manife
 from contracts.settings import Settings
 from contracts.signing import signing_key
 from learner.checkpoint import newest_progress
-from learner.directory import appear, no_crash
+from learner.directory import appear, no_crash, versions_directory
 from learner.drill_adapter import Likeness, read_prompts, shape
 from learner.evaluation import release_evidence
 from learner.policy import Policy, load_policy, save_adapter
 from learner.progress import Progress
-from learner.publish import LEDGER, code_version, versions_directory
+from learner.publish import LEDGER, code_version
 
 
 class DrillOrder(Struct, frozen=True, kw_only=True):

@@ -7,27 +7,25 @@ twice, it is the same to the last bit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
 
 from contracts.events import BASE_VERSION
 from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence
 from contracts.settings import Settings
 from learner import off_policy
+from learner.anchor import other_adapters
 from learner.buckets import TokenSequence
+from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
 from learner.off_policy import Floats, LoggedAnswers, Resampled
-from learner.policy import ADAPTER_WEIGHTS, Policy, restore_adapters
+from learner.policy import ADAPTER_WEIGHTS, Policy
 from learner.progress import Progress
-from learner.publish import versions_directory
 from learner.update import unusable
 
 LEAST_SAMPLES = 8
@@ -139,20 +137,8 @@ def _parent_scored(
     weights = versions_directory(settings) / progress.parent / ADAPTER_WEIGHTS
     if not weights.is_file():
         return None
-    with _adapters(policy, load_file(weights)):
+    with other_adapters(policy, load_file(weights)):
         return _score(policy, decisions, usable)
-
-
-@contextmanager
-def _adapters(policy: Policy, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give the policy other weights for the length of a block."""
-    own = {name: tensor.detach().clone() for name, tensor in policy.adapters().items()}
-    restore_adapters(policy, dict(weights))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            restore_adapters(policy, own)
 
 
 def _divergence(usable: Sequence[Experience], parent: _Scored, candidate: _Scored) -> float:

@@ -325,6 +325,7 @@ class Learner:
                 "users_with_features": known,
                 "policy_loss": stats.policy_loss,
                 "kl": stats.kl,
+                "anchor": progress.anchor,
                 "version_sequence": progress.sequence,
             },
         )

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
+from learner.anchor import Anchor
 from learner.buckets import Bucket, TokenSequence, bucketed, padded
 from learner.experience import Experience
 from learner.losses import (
@@ -29,7 +31,7 @@ from learner.policy import Policy
 
 
 class Scored(Struct, frozen=True):
-    """A usable experience with what policy and base said of it before the update.
+    """A usable experience with what policy, anchor and base said of it before the update.
 
     ``prox`` and ``anchor`` are log-probabilities per response token; ``end_h`` is the base's
     hidden state at the end of the prompt.
@@ -64,23 +66,39 @@ class StepStats(Struct, frozen=True, kw_only=True):
     skipped: bool = False
 
 
-def score(policy: Policy, experiences: list[Experience], size: int) -> list[Scored]:
-    """Return every experience with its log-probabilities under the policy and under the base."""
+def score(
+    policy: Policy, anchor: Anchor, experiences: Sequence[Experience], size: int
+) -> list[Scored]:
+    """Return every experience with its log-probabilities under the policy and under the anchor.
+
+    The base has read each prompt for ``end_h``, whatever the anchor is: what the baseline learned
+    to read does not change when the anchor does.
+    """
     sequences = [_sequence(experience) for experience in experiences]
-    found: dict[int, Scored] = {}
+    prox = policy.logprobs(sequences, size)
+    if anchor.is_base:
+        anchored, ends = _under_base(policy, sequences, size)
+    else:
+        anchored = anchor.logprobs(policy, sequences, size)
+        first = [replace(one, response_ids=one.response_ids[:1]) for one in sequences]
+        _, ends = _under_base(policy, first, size)
+    return [Scored(*each) for each in zip(experiences, prox, anchored, ends, strict=True)]
+
+
+def _under_base(
+    policy: Policy, sequences: Sequence[TokenSequence], size: int
+) -> tuple[list[list[float]], list[Tensor]]:
+    """Return the base's log-probabilities of each response, and its state at each prompt's end."""
+    logprobs: dict[int, list[float]] = {}
+    ends: dict[int, Tensor] = {}
     with torch.no_grad():
         for bucket in bucketed(sequences, size):
-            prox_bt, _ = policy.score(bucket)
-            anchor_bt, end_bh = policy.score(bucket, adapted=False)
+            logp_bt, end_bh = policy.score(bucket, adapted=False)
             for row, place in enumerate(bucket.members):
-                mask = bucket.mask_bt[row]
-                found[place] = Scored(
-                    experiences[place],
-                    prox_bt[row][mask].tolist(),
-                    anchor_bt[row][mask].tolist(),
-                    end_bh[row],
-                )
-    return [found[place] for place in range(len(experiences))]
+                logprobs[place] = logp_bt[row][bucket.mask_bt[row]].tolist()
+                ends[place] = end_bh[row]
+    places = range(len(sequences))
+    return [logprobs[place] for place in places], [ends[place] for place in places]
 
 
 def descend(

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
+from learner.anchor import Anchor
 from learner.buckets import TokenSequence, bucketed, padded
 from learner.experience import Experience
 from learner.losses import Bounds, Terms, dpo
@@ -59,7 +60,7 @@ def corrections_of(
 
 
 def anchored(
-    policy: Policy, corrections: Sequence[Correction], config: Learner
+    policy: Policy, anchor: Anchor, corrections: Sequence[Correction], config: Learner
 ) -> tuple[Correction, ...]:
     """Return the corrections with what the anchor says of the pairs among them.
 
@@ -71,7 +72,7 @@ def anchored(
         return tuple(found)
     pairs = [corrections[place] for place in places]
     asked = [*(one.wanted for one in pairs), *(one.given for one in pairs if one.given)]
-    scores = [tuple(row) for row in policy.logprobs(asked, config.bucket, adapted=False)]
+    scores = [tuple(row) for row in anchor.logprobs(policy, asked, config.bucket)]
     halves = scores[: len(pairs)], scores[len(pairs) :]
     for place, wanted, given in zip(places, *halves, strict=True):
         if all(map(math.isfinite, (*wanted, *given))):

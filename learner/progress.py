@@ -14,6 +14,8 @@ from msgspec.structs import replace
 
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
+from learner.anchor import refreshed
+from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, REVISED, USED, WITHDRAWN, Outcome, outcome_of
 from learner.micro_batch import Replay, compose, remember, without
@@ -38,6 +40,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
     ``users`` are those who taught since version ``parent``, and ``oldest_feedback_time`` is the
     oldest of what they said.
+    ``anchor`` is the version that the newest batch was tied to.
     """
 
     policy: str
@@ -67,6 +70,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     judged: int = 0
     superseded: int = 0
     evaluation: tuple[Experience, ...] = ()
+    anchor: str = BASE_VERSION
 
     @property
     def sequence(self) -> int:
@@ -105,6 +109,13 @@ def advance(
         learned=frozenset(memory),
         owed=owed[: config.batch_samples],
     )
+    train.anchor = refreshed(
+        train.anchor,
+        progress.versions,
+        fresh,
+        versions_directory(settings),
+        config.anchor_refresh_releases,
+    )
     result = update(train, batch, config, settings.engine.max_model_len)
     learned = frozenset(o.sample_id for o in result.outcomes if o.outcome in (USED, REVISED))
     used = sum(1 for o in result.outcomes if o.outcome == USED)
@@ -142,6 +153,7 @@ def advance(
         multiplier=train.multiplier,
         taught=memory,
         owed=tuple(debt.experience for debt in debts(memory, changed)),
+        anchor=train.anchor.version,
         stats=result.stats,
         samples=progress.samples + used,
         revised=progress.revised + len(learned) - used,

@@ -32,7 +32,7 @@ from contracts.manifest import (
 from contracts.settings import Learner, Settings
 from contracts.signing import signing_key
 from contracts.topics import SAMPLES
-from learner.directory import CrashPoint, appear, clear_partial, no_crash
+from learner.directory import CrashPoint, appear, clear_partial, no_crash, versions_directory
 from learner.policy import Policy, save_adapter
 from learner.progress import Progress
 
@@ -45,11 +45,6 @@ class Published(Struct, frozen=True):
     version: str
     directory: Path
     manifest: Manifest
-
-
-def versions_directory(settings: Settings) -> Path:
-    """Return where the versions of the policy lie."""
-    return settings.state_dir / "versions" / settings.policy.name
 
 
 def publish(
@@ -139,6 +134,7 @@ def _manifest(
         users=len(progress.users),
         config={
             "learner": _without_place_of_key(settings.learner),
+            "anchor": progress.anchor,
             "max_model_len": settings.engine.max_model_len,
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
         },

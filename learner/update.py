@@ -43,6 +43,7 @@ from msgspec import Struct
 
 from contracts.settings import Learner
 from learner.advantage import NOTHING, observe_costs, weigh
+from learner.anchor import Anchor
 from learner.constraint import first_multiplier
 from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import REVISED, USED, Outcome, outcome_of
@@ -100,7 +101,10 @@ class UpdateResult(Struct, frozen=True):
 
 
 class TrainState:
-    """All that an update changes: adapters, baseline, both optimizers, spread and λ."""
+    """All that an update changes: adapters, baseline, both optimizers, spread and λ.
+
+    And the anchor, which `learner.progress.advance` refreshes between updates.
+    """
 
     def __init__(self, policy: Policy, config: Learner) -> None:
         self.policy = policy
@@ -116,6 +120,7 @@ class TrainState:
         )
         self.spread = Spread()
         self.multiplier = first_multiplier(config.constraint)
+        self.anchor = Anchor()
 
 
 def new_train_state(policy: Policy, config: Learner) -> TrainState:
@@ -138,7 +143,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
         weighed.scored,
         weighed.advantage_b,
         weighed.weight_b,
-        anchored(state.policy, corrections, config),
+        anchored(state.policy, state.anchor, corrections, config),
     )
     step, learned = _descend(state, objective, config)
     if not learned:
@@ -185,7 +190,7 @@ def _scored(
             reasons[experience.sample_id] = reason
     usable = [e for e in usable if e.sample_id not in reasons]
     scored = []
-    for one in score(state.policy, usable, config.bucket):
+    for one in score(state.policy, state.anchor, usable, config.bucket):
         if not _is_finite(one):
             reasons[one.experience.sample_id] = "not-finite"
         elif not _log_ratio(one) <= config.max_log_ratio:

@@ -28,11 +28,12 @@ class Constraint(Section, frozen=True):
 class Learner(Section, frozen=True):
     """The continual learner; see `learner.update` for the loss and its terms.
 
-    ``loss`` names one of `learner.losses`; ``beta`` is for those that compare with the anchor.
-    ``length_scale`` is the constant number of tokens that a sequence's sum is divided by;
-    ``correction_replay`` how many corrections each update repeats, at most; of
-    ``revision_memory`` decisions it is remembered what was taught, should their reward change;
-    ``signing_key_file`` the private key that versions are signed with, for the learner alone.
+    ``loss`` names one of `learner.losses`; ``beta`` is for those that compare with the anchor,
+    which moves as `learner.anchor` says. ``length_scale`` is the constant number of tokens that a
+    sequence's sum is divided by; ``correction_replay`` how many corrections each update repeats, at
+    most; of ``revision_memory`` decisions it is remembered what was taught, should their reward
+    change; ``signing_key_file`` the private key that versions are signed with, for the learner
+    alone.
     """
 
     batch_samples: Count = 64
@@ -48,6 +49,7 @@ class Learner(Section, frozen=True):
     awr_temperature: Positive = 1.0
     beta: Positive = 0.1
     kl_weight: NonNegative = 0.01
+    anchor_refresh_releases: Annotated[int, Meta(ge=0)] = 4
     correction_weight: NonNegative = 0.1
     preference_weight: NonNegative = 1.0
     correction_replay: Annotated[int, Meta(ge=0)] = 8

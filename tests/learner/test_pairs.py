@@ -9,6 +9,7 @@ import pytest
 
 from contracts.events import Sample
 from contracts.settings import Settings
+from learner.anchor import Anchor
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.pairs import Correction, anchored, corrections_of
@@ -101,7 +102,7 @@ def test_the_anchor_scores_pairs_alone_and_nothing_where_preferences_have_no_wei
     cases = [_corrected(make_sample, token_ids=WANTED), _corrected(make_sample)]
     corrections = corrections_of(cases, MAX, vocabulary=48)
 
-    alone, pair = anchored(state.policy, corrections, settings.learner)
+    alone, pair = anchored(state.policy, Anchor(), corrections, settings.learner)
 
     scored = state.policy.logprobs(
         [TokenSequence(PROMPT, WANTED), TokenSequence(PROMPT, GIVEN)], 1, adapted=False
@@ -110,4 +111,4 @@ def test_the_anchor_scores_pairs_alone_and_nothing_where_preferences_have_no_wei
     assert pair.wanted_anchor == pytest.approx(scored[0], abs=1e-5)
     assert pair.given_anchor == pytest.approx(scored[1], abs=1e-5)
     off = msgspec.structs.replace(settings.learner, preference_weight=0.0)
-    assert anchored(state.policy, corrections, off) == (corrections[0], corrections[0])
+    assert anchored(state.policy, Anchor(), corrections, off) == (corrections[0], corrections[0])

@@ -130,6 +130,38 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     assert len({release.id for release in releases}) == 2  # the same two ids in eight runs
 
 
+def test_a_restart_after_any_crash_is_bit_equal_while_the_anchor_moves(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    make_sample: MakeSample,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    learner = msgspec.structs.replace(settings.learner, anchor_refresh_releases=1)
+    settings = msgspec.structs.replace(settings, learner=learner)
+    send_samples(kafka, 0, 16)
+    first = _read_on(open_learner(settings)).progress.parent
+    served = Assignment(policy="assistant", policy_version=first)
+    publish(kafka, SAMPLES, *(make_sample(n, assignment=served) for n in range(16, 40)))
+    again = msgspec.structs.replace(settings, state_dir=tmp_path / "whole")
+    whole = _read_on(open_learner(again))
+    assert (whole.progress.batches, whole.progress.anchor) == (5, first)
+    newest = whole.root / "000000005" / checkpoint.TENSORS
+    assert any(name.startswith("anchor/") for name in load_file(newest))
+
+    # The anchor moves with the third batch.
+    for name, occurrence in (("before-save", 3), ("before-save", 4), ("renamed", 3)):
+        mine = msgspec.structs.replace(settings, state_dir=tmp_path / f"{name}-{occurrence}")
+        with pytest.raises(Crash):
+            _read_on(open_learner(mine, _crash_at(name, occurrence)))
+        resumed = _read_on(open_learner(mine))
+
+        assert resumed.progress == whole.progress, (name, occurrence)
+        tensors = resumed.root / "000000005" / checkpoint.TENSORS
+        assert tensors.read_bytes() == newest.read_bytes(), (name, occurrence)
+
+
 def _ledger_ids(learner: Learner) -> list[str]:
     root = learner.settings.state_dir / "versions" / learner.settings.policy.name
     found = []
