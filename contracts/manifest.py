@@ -45,7 +45,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """What a version is; ``as_of`` is the event time of the newest sample in it.
 
     ``samples`` is how many taught it since its parent, ``users`` by how many people, None where
-    that was not counted; the oldest feedback is that of these samples.
+    that was not counted; the oldest feedback is that of these samples. ``state`` is the sha256 of
+    the learner's state that it was published with, by which one can learn on from it.
     """
 
     format: Literal[1] = 1
@@ -62,6 +63,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     users: int | None = None
     config: dict[str, Any]
     code: str
+    state: str = ""
     files: dict[str, str]
 
 

@@ -53,7 +53,7 @@ def save(
         save_file(_tensors(train), directory / TENSORS)
         saved = _Saved(file_sha256(directory / TENSORS), progress)
         (directory / STATE).write_bytes(to_json(saved))
-        return f"{progress.batches:09d}"
+        return place(root, progress).name
 
     crash_point("before-save")
     final = appear(root, fill, crash_point)
@@ -108,6 +108,11 @@ def newest_progress(root: Path) -> Progress | None:
         except (OSError, msgspec.MsgspecError):
             continue  # it is being removed, or torn
     return None
+
+
+def place(root: Path, progress: Progress) -> Path:
+    """Return where the checkpoint of a progress lies."""
+    return root / f"{progress.batches:09d}"
 
 
 def read(directory: Path) -> Progress:

@@ -6,6 +6,7 @@ twice, it is the same to the last bit.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,8 +15,10 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from contracts.errors import ManifestError
 from contracts.events import BASE_VERSION
 from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence
+from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
 from learner.anchor import other_adapters
@@ -36,6 +39,7 @@ BUCKET = 16
 
 PROMPT_BINS = 16
 _KL_CAP = 5.0
+_logger = logging.getLogger("learner")
 
 
 class _Scored(Struct, frozen=True):
@@ -131,13 +135,16 @@ def _parent_scored(
     progress: Progress,
     settings: Settings,
 ) -> _Scored | None:
-    """Return what the parent gives to the same answers; None when its weights are gone."""
+    """Return what the parent gives to the same answers; None when its weights are gone or torn."""
     if progress.parent == BASE_VERSION:
         return _score(policy, decisions, usable, adapted=False)
-    weights = versions_directory(settings) / progress.parent / ADAPTER_WEIGHTS
-    if not weights.is_file():
+    directory = versions_directory(settings) / progress.parent
+    try:
+        verify(directory, progress.parent)
+    except ManifestError as error:
+        _logger.warning("no comparison with the parent: %s", error)
         return None
-    with other_adapters(policy, load_file(weights)):
+    with other_adapters(policy, load_file(directory / ADAPTER_WEIGHTS)):
         return _score(policy, decisions, usable)
 
 

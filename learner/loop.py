@@ -21,8 +21,10 @@ from contracts.clock import Clock
 from contracts.codec import trace_headers
 from contracts.errors import CodecError, DeadlineError, UnavailableError
 from contracts.events import Preference, Sample
+from contracts.evidence import read_evidence
 from contracts.ids import NewId
 from contracts.judges import is_judge
+from contracts.manifest import file_sha256
 from contracts.settings import Settings
 from contracts.signing import signing_key
 from contracts.topics import RELEASES, SAMPLES
@@ -40,10 +42,11 @@ from learner.progress import (
     release_is_due,
     released,
 )
-from learner.publish import publish, release_event
+from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.update import TrainState, new_train_state
 from learner.user_features import RewardMeans
+from learner.version_state import keep_state, published_before
 
 CONNECT_SECONDS = 300.0
 POLL_SECONDS = 0.5
@@ -217,7 +220,11 @@ class Learner:
         _log.info(
             "starting at batch %d, offset %d", self.progress.batches, self.progress.next_offset
         )
-        self.release_if_due()
+        saved = checkpoint.place(self.root, self.progress)
+        if saved.is_dir() and (cut_off := published_before(self.settings, saved)) is not None:
+            self._release(cut_off)
+        else:
+            self.release_if_due()
 
     def release_if_due(self) -> None:
         """Publish and announce the next version when enough batches were learned.
@@ -225,13 +232,21 @@ class Learner:
         The checkpoint does not yet know of the release, so a crash anywhere in here makes the same
         version and the same announcement again.
         """
-        if not release_is_due(self.progress, self.settings.learner.publish_every):
-            return
+        if release_is_due(self.progress, self.settings.learner.publish_every):
+            self._release(self._publish())
+
+    def _publish(self) -> Published:
+        state = file_sha256(checkpoint.place(self.root, self.progress) / checkpoint.STATE)
         evidence = release_evidence(self.train.policy, self.progress, self.settings)
-        published = publish(
-            self.settings, self.train.policy, self.progress, evidence, self.crash_point
-        )
+        policy, progress = self.train.policy, self.progress
+        return publish(self.settings, policy, progress, evidence, self.crash_point, state=state)
+
+    def _release(self, published: Published) -> None:
+        """Keep the version's state, announce it and take it for the parent of the next one."""
+        saved = checkpoint.place(self.root, self.progress)
+        keep_state(self.settings, saved, published.version, self.progress, self.crash_point)
         self.crash_point("before-announce")
+        evidence = read_evidence(published.directory)
         event = release_event(self.settings, published, self.progress, self.clock)
         self.outlet.send(RELEASES, event)
         self.outlet.audit(
@@ -241,7 +256,7 @@ class Learner:
                 "sequence": event.sequence,
                 "parent": event.parent,
                 "samples": published.manifest.samples,
-                "judged": evidence.samples,
+                "judged": evidence.samples if evidence else 0,
                 "first_offset": self.progress.first_offset,
                 "next_offset": self.progress.next_offset,
             },

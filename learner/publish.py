@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from msgspec import Struct
 
 from contracts.clock import Clock
@@ -37,6 +38,8 @@ from learner.policy import Policy, save_adapter
 from learner.progress import Progress
 
 LEDGER = "ledger.jsonl"
+OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states"})
+"""Settings of the learner that no version depends on."""
 
 
 class Published(Struct, frozen=True):
@@ -53,12 +56,15 @@ def publish(
     progress: Progress,
     evidence: ReleaseEvidence,
     crash_point: CrashPoint = no_crash,
+    *,
+    state: str = "",
 ) -> Published:
     """Write the next version, signed; an equal one that is already there is kept, a torn one is
     written again.
 
     The ledger lists every sample read since the parent, used or dropped and why, and ``evidence``
-    lies beside it; see `learner.evaluation`. Raises ManifestError when what lies there is not what
+    lies beside it; see `learner.evaluation`. ``state`` is the hash of the state it is published
+    with, see `learner.version_state`. Raises ManifestError when what lies there is not what
     was written. Crash points: ``inside-version``, ``renamed-version``.
     """
     root, key = versions_directory(settings), signing_key(settings)
@@ -69,7 +75,7 @@ def publish(
         (directory / LEDGER).write_bytes(lines)
         write_evidence(directory, evidence)
         version = write_manifest(
-            directory, _manifest(settings, policy, progress, hash_files(directory))
+            directory, _manifest(settings, policy, progress, state, hash_files(directory))
         )
         sign_manifest(directory, key)
         return version
@@ -109,7 +115,7 @@ def release_event(
 
 
 def _manifest(
-    settings: Settings, policy: Policy, progress: Progress, files: dict[str, str]
+    settings: Settings, policy: Policy, progress: Progress, state: str, files: dict[str, str]
 ) -> Manifest:
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
@@ -133,21 +139,26 @@ def _manifest(
         samples=sum(1 for outcome in progress.ledger if outcome.outcome == "used"),
         users=len(progress.users),
         config={
-            "learner": _without_place_of_key(settings.learner),
             "anchor": progress.anchor,
+            "learner": _what_matters(settings.learner),
             "max_model_len": settings.engine.max_model_len,
+            "max_open_decisions": settings.streams.max_open_decisions,
+            "judge_share": settings.policy.judge_share,
+            "evaluation_samples": settings.gate.evaluation_samples,
+            "level": settings.gate.level,
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
+            "torch": str(torch.__version__),
         },
         code=code_version(),
+        state=state,
         files=files,
     )
 
 
-def _without_place_of_key(learner: Learner) -> dict[str, Any]:
-    """Where the key lies has no part in what the version is."""
+def _what_matters(learner: Learner) -> dict[str, Any]:
+    """Where the key lies and how much is kept have no part in what the version is."""
     found: dict[str, Any] = msgspec.to_builtins(learner)
-    del found["signing_key_file"]
-    return found
+    return {name: value for name, value in found.items() if name not in OF_NO_MATTER}
 
 
 @cache

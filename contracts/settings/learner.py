@@ -32,7 +32,8 @@ class Learner(Section, frozen=True):
     which moves as `learner.anchor` says. ``length_scale`` is the constant number of tokens that a
     sequence's sum is divided by; ``correction_replay`` how many corrections each update repeats, at
     most; of ``revision_memory`` decisions it is remembered what was taught, should their reward
-    change; ``signing_key_file`` the private key that versions are signed with, for the learner
+    change; ``keep_states`` how many of the newest versions can be learned on from (of older ones
+    some); ``signing_key_file`` the private key that versions are signed with, for the learner
     alone.
     """
 
@@ -65,6 +66,7 @@ class Learner(Section, frozen=True):
     threads: Count = 1
     seed: int = 0
     keep_checkpoints: Count = 3
+    keep_states: Annotated[int, Meta(ge=0)] = 4
     signing_key_file: str = ""
     constraint: Constraint = Constraint()
 

@@ -25,6 +25,8 @@ POINTS = (
     "renamed",
     "inside-version",
     "renamed-version",
+    "inside-state",
+    "renamed-state",
     "before-announce",
     "after-announce",
 )

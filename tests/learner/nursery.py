@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from traceback import print_exc
 from typing import Literal
 
 import msgspec
@@ -64,6 +65,8 @@ def live(order: Order) -> None:
         if order.suicide is not None:
             loop.run = partial(loop.run, crash_point=_killing(order.suicide, Path(order.log)))
         status = __main__.main([])
+    except BaseException:  # noqa: BLE001 - edge of the process: the log says why it ended
+        print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -59,6 +59,10 @@ def _progress(settings: Settings) -> Progress:
     return found
 
 
+def _states(settings: Settings) -> Path:
+    return settings.state_dir / "states" / settings.policy.name
+
+
 def _die(lives: Lives, death: Death, settings: Settings, broker: LocalBroker) -> None:
     """Live until the death that is planned, or until there is nothing more to do."""
     began = time.monotonic()
@@ -88,13 +92,14 @@ def _tear_newest(rng: random.Random, settings: Settings) -> list[str]:
         return []
     done = [tear(rng, saved[0])]
     left = checkpoint.read(saved[1])
-    unknown = [path for path in newest(_versions(settings)) if path.name not in left.versions]
+    roots = (_versions(settings), _states(settings))
+    unknown = [p for root in roots for p in newest(root) if p.name not in left.versions]
     return [*done, *(tear(rng, path) for path in unknown)]
 
 
 def _partial(settings: Settings) -> list[str]:
     """Return what the death left unfinished."""
-    roots = (_checkpoints(settings), _versions(settings))
+    roots = (_checkpoints(settings), _versions(settings), _states(settings))
     return [root.parent.name for root in roots for _ in root.glob(f"{PARTIAL_PREFIX}*")]
 
 
@@ -188,6 +193,7 @@ def test_a_learner_killed_at_any_moment_counts_each_sample_once_and_ends_bit_equ
     saved = f"{found.batches:09d}"
     assert _files(_checkpoints(killed) / saved) == _files(_checkpoints(whole) / saved), seed
     assert _files(_versions(killed)) == _files(_versions(whole)), seed
+    assert _files(_states(killed)) == _files(_states(whole)), seed
     announced = {r.id: r.version for r in events(kafka, RELEASES, Release)}
     made = sorted(path.name for path in _versions(killed).iterdir())
     assert sorted(announced.values()) == made, seed

@@ -42,6 +42,8 @@ CRASH_POINTS = [
     "renamed",
     "inside-version",
     "renamed-version",
+    "inside-state",
+    "renamed-state",
     "before-announce",
     "after-announce",
 ]

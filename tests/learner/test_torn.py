@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.manifest import verify
@@ -14,10 +15,11 @@ from learner import checkpoint
 from learner.directory import appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
-from learner.policy import load_policy
-from learner.progress import Progress, advance
+from learner.policy import ADAPTER_WEIGHTS, load_policy
+from learner.progress import Progress, advance, released
 from learner.publish import publish
 from learner.update import TrainState, new_train_state
+from learner.version_state import is_kept
 
 MakeSample = Callable[..., Sample]
 
@@ -72,3 +74,28 @@ def test_a_sound_directory_of_the_same_name_is_left_as_it_is(tmp_path: Path) -> 
     (tmp_path / "name" / "b").write_bytes(b"")
     assert appear(tmp_path, fill, no_crash).stat().st_ino != first
     assert [path.name for path in tmp_path.rglob("*")] == ["name", "a"]
+
+
+def test_a_torn_parent_stops_no_release_and_is_not_compared_with(
+    settings: Settings, make_sample: MakeSample, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, progress = _learned(settings, make_sample)
+    judged = tuple(experience_of(make_sample(n, user_id=f"user-{n % 4}")) for n in range(40, 70))
+    progress = replace(progress, evaluation=judged)
+    evidence = release_evidence(train.policy, progress, settings)
+    assert evidence.kl_to_parent is not None
+    made = publish(settings, train.policy, progress, evidence)
+    later = released(progress, made.version)
+    assert release_evidence(train.policy, later, settings).kl_to_parent is not None
+
+    weights = made.directory / ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert release_evidence(train.policy, later, settings).kl_to_parent is None
+    assert "no comparison with the parent" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [(1, [8, 12, 14, 15]), (4, [4, 8, 10, 12, 13, 14, 15]), (0, [])]
+)
+def test_the_states_that_are_kept_grow_sparser_with_age(keep: int, kept: list[int]) -> None:
+    assert [n for n in range(1, 16) if is_kept(n, 15, keep)] == kept

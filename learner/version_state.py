@@ -1,0 +1,92 @@
+"""What it takes to go on learning from a version: its checkpoint, kept beside the versions.
+
+A version's manifest holds the hash of its state, so the signature covers it. The states kept grow
+sparser with age: of the newest ones each, further back every second, every fourth, and so on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from contracts.errors import ManifestError
+from contracts.manifest import file_sha256, read_manifest, verify
+from contracts.settings import Settings
+from learner.checkpoint import STATE, TENSORS
+from learner.directory import CrashPoint, appear, clear_partial, versions_directory
+from learner.progress import Progress
+from learner.publish import Published
+
+
+def states_directory(settings: Settings) -> Path:
+    """Return where the states of the policy's versions lie."""
+    return settings.state_dir / "states" / settings.policy.name
+
+
+def keep_state(
+    settings: Settings, checkpoint: Path, version: str, progress: Progress, crash_point: CrashPoint
+) -> None:
+    """Copy the checkpoint that a version was published from, and drop the states that are old.
+
+    ``progress`` does not know of the version yet. Crash points: ``inside-state``,
+    ``renamed-state``.
+    """
+    root = states_directory(settings)
+
+    def fill(directory: Path) -> str:
+        for name in (STATE, TENSORS):
+            shutil.copyfile(checkpoint / name, directory / name)
+        return version
+
+    keep = settings.learner.keep_states
+    if keep > 0:
+        root.mkdir(parents=True, exist_ok=True)
+        clear_partial(root)
+        appear(root, fill, lambda name: crash_point(f"{name}-state"))
+    numbers = {**progress.versions, version: progress.sequence}
+    for path in root.iterdir() if root.is_dir() else ():
+        if not is_kept(numbers.get(path.name, 0), progress.sequence, keep):
+            shutil.rmtree(path)
+
+
+def is_kept(sequence: int, newest: int, keep: int) -> bool:
+    """Tell whether the state of a version stays, when ``newest`` is the number of the last one.
+
+    The newest ``keep``, of the ``2 * keep`` newest every second, of the ``4 * keep`` newest every
+    fourth...: about ``keep / 2 * log2(newest)`` in all.
+    """
+    return sequence > 0 and newest - sequence < keep * (sequence & -sequence)
+
+
+def state_of(settings: Settings, version: str) -> Path | None:
+    """Return where the state of a version lies, None when it is not kept.
+
+    ManifestError when the version or its state is not what was signed.
+    """
+    directory = states_directory(settings) / version
+    if not (directory / STATE).is_file():
+        return None
+    manifest = verify(versions_directory(settings) / version, version)
+    if file_sha256(directory / STATE) != manifest.state:
+        raise ManifestError(
+            f"{directory} is not the state that version {version[:12]} was published with; "
+            "remove it, and start from another version"
+        )
+    return directory
+
+
+def published_before(settings: Settings, checkpoint: Path) -> Published | None:
+    """Return the version that was published from this very checkpoint, None when there is none.
+
+    A process that ends between a release and its next checkpoint finds it again, whatever changed
+    meanwhile in settings or code. A torn one is none: it is written again.
+    """
+    state = file_sha256(checkpoint / STATE)
+    for directory in sorted(versions_directory(settings).glob("*")):
+        try:
+            version, manifest = read_manifest(directory)
+            if manifest.state == state:
+                return Published(version, directory, verify(directory, directory.name))
+        except ManifestError:
+            continue
+    return None
