@@ -59,34 +59,48 @@ _NONE = torch.zeros(0)
 NOTHING = Weighed((), _NONE, _NONE, _NONE, _NONE.bool())
 
 
-def user_weights(users: Sequence[str]) -> list[float]:
-    """Return weights that add up to 1, with the same total for every user."""
-    counts = Counter(users)
-    return [1.0 / (counts[user] * len(counts)) for user in users]
+def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[float]:
+    """Return weights that add up to 1, with which every user counts alike over time.
+
+    A sample weighs as much as its user has few of them in ``activity``, the number among the newest
+    samples (here at least those given). Within a batch alone, whoever is in every batch would
+    count as often as there are batches.
+    """
+    here = Counter(users)
+    raw = [1.0 / max(activity.get(user, 0), here[user]) for user in users]
+    total = sum(raw)
+    return [one / total for one in raw]
 
 
-def observe_costs(state: Baseline, fresh: Sequence[Experience], config: Learner) -> float:
+def observe_costs(
+    state: Baseline, fresh: Sequence[Experience], activity: Mapping[str, int], config: Learner
+) -> float:
     """Move λ by the costs of a fresh batch; return their mean, each user weighing alike."""
-    weights = user_weights([e.user_id for e in fresh])
+    weights = user_weights([e.user_id for e in fresh], activity)
     costs = [float(e.violation) for e in fresh]
     state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
 
 
 def weigh(
-    state: Baseline, scored: Sequence[Scored], owed: Mapping[str, float], config: Learner
+    state: Baseline,
+    scored: Sequence[Scored],
+    owed: Mapping[str, float],
+    activity: Mapping[str, int],
+    config: Learner,
 ) -> Weighed:
     """Return weights and advantages of what is used, after one lesson of the baseline.
 
-    ``owed`` maps decisions to the coefficient that is still to be taught. The advantage uses the
+    ``owed`` maps decisions to the coefficient that is still to be taught, ``activity`` users to
+    the number of their samples of late. The advantage uses the
     baseline from before it saw these rewards.
     """
     if not scored:
         return NOTHING
     debt_b = torch.tensor([one.experience.decision_id in owed for one in scored])
     owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
-    advantage_b, value_loss = _advantages(state, scored, debt_b, config)
-    weight_b = torch.tensor(user_weights([one.experience.user_id for one in scored]))
+    weight_b = torch.tensor(user_weights([one.experience.user_id for one in scored], activity))
+    advantage_b, value_loss = _advantages(state, scored, debt_b, weight_b, config)
     paid_b = torch.clamp(owed_b / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
     gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
     return Weighed(
@@ -100,7 +114,7 @@ def weigh(
 
 
 def _advantages(
-    state: Baseline, scored: Sequence[Scored], debt_b: Tensor, config: Learner
+    state: Baseline, scored: Sequence[Scored], debt_b: Tensor, weight_b: Tensor, config: Learner
 ) -> tuple[Tensor, float]:
     """Return the constrained advantage of each, and the loss of the baseline's lesson.
 
@@ -117,10 +131,7 @@ def _advantages(
     value_loss = 0.0
     if bool(new_b.any()):
         state.spread = state.spread.seen(residual_bk[new_b, 0])
-        users = [
-            one.experience.user_id for one, new in zip(scored, new_b.tolist(), strict=True) if new
-        ]
-        weight_b1 = torch.tensor(user_weights(users))[:, None]
+        weight_b1 = (weight_b[new_b] / weight_b[new_b].sum())[:, None]
         for _ in range(config.inner_epochs):
             state.value_optimizer.zero_grad()
             error_bk = state.value(ends_bh[new_b], features_bf[new_b]) - seen_bk[new_b]

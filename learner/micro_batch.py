@@ -35,6 +35,7 @@ def compose(
     served_sequence: int,
     learned: frozenset[str] = frozenset(),
     owed: tuple[Debt, ...] = (),
+    activity: dict[str, int] | None = None,
 ) -> MicroBatch:
     """Return micro-batch ``number``: the fresh experiences and a draw of older ones.
 
@@ -61,6 +62,7 @@ def compose(
         corrections=(*corrected, *_draw(rng, earlier, config.correction_replay)),
         owed=owed,
         served_sequence=served_sequence,
+        activity=activity or {},
     )
 
 

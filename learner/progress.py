@@ -6,6 +6,7 @@ was saved last is exactly what a restart goes on from.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -19,7 +20,7 @@ from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, REVISED, USED, WITHDRAWN, Outcome, outcome_of
 from learner.micro_batch import Replay, compose, remember, without
-from learner.revision import Debt, Memory, Taught, debts, retract, revise
+from learner.revision import Debt, Memory, Taught, debts, paid_at_once, retract, revise
 from learner.revision import remember as remember_lessons
 from learner.update import TrainState, UpdateStats, update
 from learner.value import Spread
@@ -40,7 +41,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
     ``users`` are those who taught since version ``parent``, and ``oldest_feedback_time`` is the
     oldest of what they said.
-    ``anchor`` is the version that the newest batch was tied to.
+    ``anchor`` is the version that the newest batch was tied to, ``raters`` the users of the newest
+    samples.
     """
 
     policy: str
@@ -71,6 +73,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     superseded: int = 0
     evaluation: tuple[Experience, ...] = ()
     anchor: str = BASE_VERSION
+    raters: tuple[str, ...] = ()
 
     @property
     def sequence(self) -> int:
@@ -100,6 +103,7 @@ def advance(
     replay = without(progress.replay, gone)
     memory, changed = _revised(progress, fresh, withdrawn)
     owed = debts(memory, changed)
+    raters = (*progress.raters, *(e.user_id for e in fresh))[-config.user_window :]
     batch = compose(
         fresh,
         replay,
@@ -107,7 +111,8 @@ def advance(
         number=progress.batches,
         served_sequence=served,
         learned=frozenset(memory),
-        owed=owed[: config.batch_samples],
+        owed=owed[: paid_at_once(config.batch_samples)],
+        activity=dict(Counter(raters)),
     )
     train.anchor = refreshed(
         train.anchor,
@@ -154,6 +159,7 @@ def advance(
         taught=memory,
         owed=tuple(debt.experience for debt in debts(memory, changed)),
         anchor=train.anchor.version,
+        raters=raters,
         stats=result.stats,
         samples=progress.samples + used,
         revised=progress.revised + len(learned) - used,

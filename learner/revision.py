@@ -56,6 +56,15 @@ class Debt(Struct, frozen=True):
     coefficient: float
 
 
+def paid_at_once(batch_samples: int) -> int:
+    """Return how many debts one update pays, a quarter of a batch.
+
+    Lessons that were given over many updates are not undone by one: clipped, and scaled by the
+    optimizer, a large gradient moves the weights no further than a small one.
+    """
+    return max(1, batch_samples // 4)
+
+
 def revise(memory: Memory, experience: Experience) -> dict[str, Taught]:
     """Return the memory after a newer reward of a decision in it."""
     before = memory[experience.decision_id]

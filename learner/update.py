@@ -6,9 +6,9 @@ Of the used experiences, and of the corrections,
          + 1 / scale · mean over corrections of
                [ correction_weight · Σ_t −log pi(wanted) + preference_weight · DPO loss ]
 
-with u_i equal per user (each user's experiences share one weight) and ``scale`` a constant number
-of tokens, so that long answers are neither favoured nor punished (arXiv 2503.20783). The loss of an
-answer is the one of `learner.losses` that the settings name; `learner.value` has the advantage.
+with u_i such that users count alike over the newest samples (`learner.advantage`), and ``scale`` a
+constant number of tokens, so that long answers are not favoured nor punished (arXiv 2503.20783).
+The loss of an answer is the one of `learner.losses` that the settings name.
 
 Example::
 
@@ -65,7 +65,8 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh``.
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
-    number seen serving; staleness is counted from it.
+    number seen serving; staleness is counted from it. ``activity`` is how many of the newest
+    samples each user has.
     """
 
     fresh: tuple[Experience, ...]
@@ -74,6 +75,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     owed: tuple[Debt, ...] = ()
     corrections: tuple[Experience, ...] = ()
     served_sequence: int = 0
+    activity: dict[str, int] = {}
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
@@ -134,10 +136,10 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     ``max_tokens`` bounds prompt and response together; longer experiences are dropped.
     """
     reasons: dict[str, str] = {}
-    cost_mean = observe_costs(state, batch.fresh, config) if batch.fresh else 0.0
+    cost_mean = observe_costs(state, batch.fresh, batch.activity, config) if batch.fresh else 0.0
     scored = _scored(state, batch, reasons, config, max_tokens)
     owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
-    weighed = weigh(state, scored, owed, config)
+    weighed = weigh(state, scored, owed, batch.activity, config)
     corrections = corrections_of(batch.corrections, max_tokens, state.policy.vocabulary_size)
     objective = Objective(
         weighed.scored,

@@ -32,9 +32,9 @@ class Learner(Section, frozen=True):
     which moves as `learner.anchor` says. ``length_scale`` is the constant number of tokens that a
     sequence's sum is divided by; ``correction_replay`` how many corrections each update repeats, at
     most; of ``revision_memory`` decisions it is remembered what was taught, should their reward
-    change; ``keep_states`` how many of the newest versions can be learned on from (of older ones
-    some); ``signing_key_file`` the private key that versions are signed with, for the learner
-    alone.
+    change; users count alike over the ``user_window`` newest samples; ``keep_states`` how many of
+    the newest versions can be learned on from (of older ones some); ``signing_key_file`` the
+    private key that versions are signed with, for the learner alone.
     """
 
     batch_samples: Count = 64
@@ -59,6 +59,7 @@ class Learner(Section, frozen=True):
     replay_share: Share = 0.25
     replay_capacity: Count = 1024
     revision_memory: Count = 4096
+    user_window: Count = 4096
     max_version_lag: Count = 12
     max_log_ratio: Positive = 10.0
     max_grad_norm: Positive = 1.0

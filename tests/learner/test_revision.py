@@ -20,7 +20,7 @@ from learner.revision import Lesson, Taught, debts, remember, retract, revise
 from learner.update import TrainState, new_train_state
 
 MakeSample = Callable[..., Sample]
-PROMPT, ANSWER = (10, 11, 12), (25, 9, 3)
+PROMPT, ANSWER = (10, 11, 12), (20, 3)
 WARM_UP = 20
 """Batches before it begins: Adam's first steps are long whatever the gradient, and not undone."""
 
@@ -129,7 +129,7 @@ def _taken_back(one: Experience) -> tuple[Experience, str]:
 
 
 def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: bool) -> float:
-    """Return the answer's log-probability after six batches that praise it, and six more."""
+    """Return the answer's log-probability after six batches that praise it, and ten more."""
     state, progress = _start(settings)
     praised: list[Experience] = []
     for batch in range(21, 21 + WARM_UP):
@@ -139,7 +139,7 @@ def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: b
         praised += fresh
         progress = advance(state, progress, [*fresh, *_filler(make_sample, batch)], settings)
     back = [_taken_back(one) for one in praised] if take_back else []
-    for batch in range(7, 13):
+    for batch in range(7, 17):
         progress = advance(state, progress, _filler(make_sample, batch), settings, superseded=back)
         back = []
     assert progress.owed == ()
@@ -156,7 +156,7 @@ def test_what_was_retracted_is_unlearned(settings: Settings, make_sample: MakeSa
     back = _run(settings, make_sample, praise=True, take_back=True)
 
     print(f"log-probability: never praised {never:.2f}, praised {kept:.2f}, taken back {back:.2f}")
-    assert kept > never + 0.5
+    assert kept > never + 0.3
     assert back - never < 0.35 * (kept - never)
 
 

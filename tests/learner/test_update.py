@@ -240,9 +240,16 @@ def test_the_same_batch_gives_the_same_weights(settings: Settings, make_sample: 
 
 
 def test_users_weigh_alike_however_much_they_say() -> None:
-    weights = user_weights(["a", "a", "a", "b"])
+    weights = user_weights(["a", "a", "a", "b"], {})
 
     assert weights == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
+
+
+def test_users_weigh_alike_over_time_not_only_within_a_batch() -> None:
+    """One who is in each of ten batches counts in all of them as one who is in a single batch."""
+    weights = user_weights(["often", "once"], {"often": 10, "once": 1})
+
+    assert weights == pytest.approx([1 / 11, 10 / 11])
 
 
 def _outcomes(result: UpdateResult) -> dict[int, str]:
