@@ -200,7 +200,7 @@ NEED_LOGPROBS = frozenset({"ppo", "topr", "cispo"})
 """Losses that read ``mu``: an answer whose probabilities were not logged, or are not those it was
 drawn with, has no place in them."""
 
-WITHOUT_LOGPROBS = "kto"
+OTHERWISE = "kto"
 """What such an answer is learned by instead: bounded whether it is encouraged or discouraged."""
 
 

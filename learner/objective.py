@@ -20,7 +20,7 @@ from learner.experience import Experience
 from learner.losses import (
     LOSSES,
     NEED_LOGPROBS,
-    WITHOUT_LOGPROBS,
+    OTHERWISE,
     Bounds,
     LossValue,
     Terms,
@@ -44,12 +44,16 @@ class Scored(Struct, frozen=True):
 
 
 class Objective(Struct, frozen=True):
-    """What a step descends: weighted experiences, and corrections."""
+    """What a step descends: weighted experiences, and corrections.
+
+    ``owed`` are the decisions among them whose advantage is what is owed (`learner.revision`).
+    """
 
     scored: tuple[Scored, ...]
     advantage_b: Tensor
     weight_b: Tensor
     corrections: tuple[Correction, ...] = ()
+    owed: frozenset[str] = frozenset()
 
 
 class StepStats(Struct, frozen=True, kw_only=True):
@@ -172,7 +176,8 @@ def _bucket_loss(
         mask_bt=bucket.mask_bt,
         drift=drift,
     )
-    value = _losses(terms, [bool(one.experience.logprobs) for one in chosen], config)
+    unfit = [_is_unfit(one.experience, objective.owed, config) for one in chosen]
+    value = _losses(terms, unfit, config)
     share_b = objective.weight_b[members] / config.length_scale
     penalty_bt = bucket.mask_bt * anchor_penalty(logp_bt, anchor_bt)
     return _Part(
@@ -183,15 +188,25 @@ def _bucket_loss(
     )
 
 
-def _losses(terms: Terms, logged: Sequence[bool], config: Learner) -> LossValue:
-    """Return each answer's loss: the one that is set, or `kto` where it lacks what that needs."""
+def _is_unfit(experience: Experience, owed: frozenset[str], config: Learner) -> bool:
+    """Return whether the loss that is set cannot teach this: it lacks what that needs.
+
+    A debt may have to take back what was taught, and imitation takes nothing back.
+    """
+    if config.loss in NEED_LOGPROBS:
+        return not experience.logprobs
+    return config.loss == "awr" and experience.decision_id in owed
+
+
+def _losses(terms: Terms, unfit: Sequence[bool], config: Learner) -> LossValue:
+    """Return each answer's loss: the one that is set, or the other one where that is unfit."""
     bounds = bounds_of(config)
-    if config.loss not in NEED_LOGPROBS or all(logged):
+    if not any(unfit):
         return LOSSES[config.loss](terms, bounds)
-    places = sorted(range(len(logged)), key=lambda place: logged[place])
-    count = logged.count(False)
+    places = sorted(range(len(unfit)), key=lambda place: not unfit[place])
+    count = sum(unfit)
     parts = (
-        LOSSES[WITHOUT_LOGPROBS](terms.rows(places[:count]), bounds),
+        LOSSES[OTHERWISE](terms.rows(places[:count]), bounds),
         LOSSES[config.loss](terms.rows(places[count:]), bounds),
     )
     back = torch.argsort(torch.tensor(places))

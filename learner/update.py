@@ -146,6 +146,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
         weighed.advantage_b,
         weighed.weight_b,
         anchored(state.policy, state.anchor, corrections, config),
+        frozenset(owed),
     )
     step, learned = _descend(state, objective, config)
     if not learned:

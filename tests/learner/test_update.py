@@ -19,6 +19,7 @@ from learner.micro_batch import Replay
 from learner.objective import bounds_of
 from learner.policy import Policy, load_policy
 from learner.progress import Progress, advance
+from learner.revision import Debt
 from learner.update import (
     MicroBatch,
     TrainState,
@@ -108,6 +109,22 @@ def test_an_answer_without_usable_probabilities_is_learned_from_whatever_its_rew
 
     assert _total(state.policy, good) > before[0] + 0.5
     assert _total(state.policy, bad) < before[1] - 0.5
+
+
+@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "kto"])
+def test_a_debt_takes_back_what_was_taught(
+    loss: str, settings: Settings, make_sample: MakeSample
+) -> None:
+    settings, state = _state(settings, loss=loss)
+    answer = (20, 3)
+    mu = tuple(state.policy.logprobs([TokenSequence(PROMPT, answer)], 4)[0])
+    one = _experience(make_sample, 1, prompt_token_ids=PROMPT, token_ids=answer, logprobs=mu)
+    before = _total(state.policy, answer)
+
+    for _ in range(5):
+        update(state, MicroBatch(fresh=(), owed=(Debt(one, -0.5),)), settings.learner, MAX)
+
+    assert _total(state.policy, answer) < before - 0.3
 
 
 def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSample) -> None:
