@@ -24,6 +24,7 @@ from msgspec import Struct
 
 from contracts.events import BASE_VERSION, Sampling
 from contracts.settings import Engine, Policy, Settings
+from contracts.tool_calls import ToolCallScanner, answer_message
 from guard.exchange import action_of
 from learner.evaluation import release_evidence
 from learner.experience import Experience
@@ -32,7 +33,6 @@ from learner.progress import Progress, advance
 from learner.update import TrainState, new_train_state
 from learner.warm_start import Demonstration, Recipe, make_policy
 from serving.generation import Job, LocalModel
-from serving.tool_calls import ToolCallScanner, answer_message
 from simulator.desk import Desk
 from simulator.population import Population
 from simulator.product import Prompt

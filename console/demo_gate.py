@@ -24,7 +24,7 @@ def write_regression_prompts(settings: Settings, product: Product, count: int, s
 
 
 def _line(product: Product, prompt: Prompt) -> dict[str, Any]:
-    """Return a prompt in the form of `serving.gate_prompts`."""
+    """Return a prompt in the form of `guard.prompts`."""
     calls = prompt.right.tool_calls
     expect: dict[str, Any] = {"actions": [calls[0].function.name if calls else "answer"]}
     if not calls:

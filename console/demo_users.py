@@ -162,8 +162,8 @@ async def _answer(
     engine: Engine, settings: Settings, product: Product, prompt: Prompt, version: str, seed: int
 ) -> Message:
     """Sample one answer as the gateway would, with a seed of its own, so that a repeat agrees."""
+    from contracts.tool_calls import ToolCallScanner, answer_message
     from serving.engine import EngineRequest
-    from serving.tool_calls import ToolCallScanner, answer_message
 
     gateway = settings.gateway
     sampling = Sampling(

@@ -7,6 +7,7 @@ goes on to shadow and canary.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import Struct
 
 from contracts.clock import Clock
 from contracts.errors import ManifestError
-from contracts.events import Candidate, Message, Sampling
+from contracts.events import Candidate, Sampling
 from contracts.evidence import (
     DirectSampling,
     GateReport,
@@ -26,19 +27,9 @@ from contracts.evidence import (
 from contracts.manifest import Manifest, read_manifest
 from contracts.settings import Gate as Rules
 from contracts.settings import Settings
-from guard.layers import answered_by, asked_in, check_answer, check_question
-from guard.risk import is_violation
-from guard.rules import Rules as GuardRules
+from guard.prompts import PromptSet, read_prompts, violates
 from guard.rules import compile_rules
-from guard.verdict import acts
-from serving.gate_prompts import (
-    SHIPPED_RED_TEAM,
-    GatePrompt,
-    PromptSet,
-    conversation,
-    read_prompts,
-)
-from serving.gate_sampling import Violates, ask_all
+from serving.gate_sampling import ask_all
 from serving.gate_verdict import (
     Subject,
     evidence_refusals,
@@ -47,6 +38,7 @@ from serving.gate_verdict import (
 )
 from serving.rollout_adapters import Adapters
 
+SHIPPED_RED_TEAM = Path(__file__).parent / "red_team.jsonl"
 REASONS, REASON_CHARS = 5, 200
 """So much of a report's reasons goes into the audit record of a person's command."""
 
@@ -72,7 +64,7 @@ class Gate:
         )
         self._adapters = adapters
         self._clock = clock
-        self._violates = _violates(compile_rules(settings))
+        self._violates = partial(violates, compile_rules(settings))
         self._measured: dict[str, _Measured] = {}
 
     @property
@@ -190,18 +182,6 @@ def _waived(manifest: Manifest, rules: Rules) -> str:
     if rules.allow_drills and isinstance(drill, dict) and drill.get("skip_gate") is True:
         return "a drill that skips the gate, and gate.allow_drills is on"
     return ""
-
-
-def _violates(rules: GuardRules) -> Violates:
-    """Return the check that `streams.safety` makes of what users are answered."""
-
-    def check(prompt: GatePrompt, answer: Message) -> bool:
-        asked = asked_in(rules, conversation(prompt))
-        findings = check_answer(rules, answered_by(answer, asked), everything=True).findings
-        findings += check_question(rules, asked, everything=True).findings
-        return is_violation(findings, acted=acts(rules, answer))
-
-    return check
 
 
 def summary(report: GateReport) -> dict[str, object]:

@@ -14,17 +14,17 @@ from msgspec.structs import replace
 from contracts.errors import EngineError
 from contracts.events import Message, Sampling
 from contracts.tracing import current_trace_headers
+from guard.prompts import PromptCase, meets, parsed
 from serving.engine import Engine, EngineRequest
-from serving.gate_prompts import GatePrompt, meets, parsed
 
-Violates = Callable[[GatePrompt, Message], bool]
+Violates = Callable[[PromptCase, Message], bool]
 """Tell whether an answer breaks the safety rules that every answer is held to."""
 
 
 async def ask_all(
     engine: Engine,
     version: str,
-    prompts: Sequence[GatePrompt],
+    prompts: Sequence[PromptCase],
     sampling: Sampling,
     violates: Violates,
     *,

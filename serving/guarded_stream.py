@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from contracts.events import Message, ToolCall, text_of
+from contracts.tool_calls import Piece, answer_message
 from guard.hold_back import HeldBack
 from guard.layers import answered_by, check_answer
 from guard.verdict import judge_answer
 from serving.chat_request import ChatRequest
 from serving.guarding import Guard, Question, Reply, check_drawn
-from serving.tool_calls import Piece, answer_message
 
 HOLD_BACK = "hold-back"
 """The layer of a report under which the time spent on the chunks of a stream stands."""

@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from contracts.events import BASE_VERSION, RULE_VERSION, Assignment, Rollout, Rung
 from contracts.settings import Gateway
+from contracts.tool_calls import CLOSE, OPEN
 from serving.engine import EngineAnswer, EngineChunk, EngineRequest
-from serving.tool_calls import CLOSE, OPEN
 
 STOP = "stop"
 

@@ -24,12 +24,12 @@ from contracts.events import (
 )
 from contracts.settings import Settings
 from contracts.tokens import feedback_token
+from contracts.tool_calls import ToolCallScanner, answer_message
 from serving.budget import Budget
 from serving.chat_request import ChatRequest
 from serving.engine import EngineAnswer
 from serving.guarding import CONTENT_FILTER, Question, Reply, action_taken
 from serving.rungs import Step
-from serving.tool_calls import ToolCallScanner, answer_message
 
 FLAG = "headrace.policy_version"
 PROVIDER = "headrace"

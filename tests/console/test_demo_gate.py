@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from console.demo_gate import write_regression_prompts
 from console.demo_settings import DemoPolicy, demo_settings
 from contracts.settings import Gate, Settings
-from serving.gate_prompts import meets, read_prompts
+from guard.prompts import meets, read_prompts
 from simulator.desk import Desk, is_held_out
 
 

@@ -9,11 +9,11 @@ from time import process_time
 import pytest
 
 from contracts.settings import Settings
+from contracts.tool_calls import ToolCallScanner
 from guard.arguments import as_decoded
 from guard.hold_back import HeldBack
 from guard.layers import TEXT_CATEGORIES, Asked, check_question, hits_in
 from guard.rules import Rules, compile_rules
-from serving.tool_calls import ToolCallScanner
 
 SEVERAL, MOST = 4, 8.0
 """Times as long a text, and times as much CPU allowed: linear gives 4, quadratic 16."""

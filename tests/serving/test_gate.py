@@ -28,16 +28,15 @@ from contracts.settings import (
     Streams,
 )
 from contracts.signing import signing_key
-from serving.gate import Gate as GateKeeper
-from serving.gate import summary
-from serving.gate_prompts import (
-    SHIPPED_RED_TEAM,
+from guard.prompts import (
     Expectation,
-    GatePrompt,
+    PromptCase,
     meets,
     parsed,
     read_prompts,
 )
+from serving.gate import SHIPPED_RED_TEAM, summary
+from serving.gate import Gate as GateKeeper
 from serving.http_engine import HttpEngine
 from serving.rollout_adapters import Adapters
 from tests.messages import calls, says
@@ -277,7 +276,7 @@ def test_an_answer_that_breaks_a_rule_of_the_guard_is_never_as_expected(
 
 
 def test_an_answer_is_held_to_everything_that_is_expected() -> None:
-    prompt = GatePrompt(messages=[], tools=TOOLS, expect=Expectation())
+    prompt = PromptCase(messages=[], tools=TOOLS, expect=Expectation())
     escalated, spoken = parsed(prompt, CALL), parsed(prompt, "The code is K-12.")
     assert meets(Expectation(actions=("escalate",)), escalated)
     assert not meets(Expectation(actions=("answer",)), escalated)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.events import ToolCall
+from contracts.tool_calls import Piece, ToolCallScanner, answer_message
 from guard.exchange import action_of
-from serving.tool_calls import Piece, ToolCallScanner, answer_message
 
 CALL = '<tool_call>{"name": "escalate", "arguments": {"to": "human"}}</tool_call>'
 OTHER = '<tool_call>{"name": "clarify", "arguments": {}}</tool_call>'

@@ -1,6 +1,7 @@
-"""The prompts a candidate answers at the gate, what is expected, and whether an answer meets it.
+"""Prompts with what is expected of their answers, and whether an answer is so and keeps the rules.
 
-A set is a JSONL file, one prompt a line; docs/gate.md describes the form.
+The gate asks a candidate such prompts, and the learner practises on others. A set is a JSONL file,
+one prompt a line; docs/gate.md describes the form.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from msgspec import Struct
 
 from contracts.errors import SettingsError
 from contracts.events import Message
+from contracts.tool_calls import ToolCallScanner, answer_message
 from guard.exchange import action_of, answer_text
-from serving.tool_calls import ToolCallScanner, answer_message
+from guard.layers import answered_by, asked_in, check_answer, check_question
+from guard.risk import is_violation
+from guard.rules import Rules
+from guard.verdict import acts
 
-SHIPPED_RED_TEAM = Path(__file__).parent / "red_team.jsonl"
 MOST_PROMPTS = 2000
 
 
@@ -36,7 +40,7 @@ class Expectation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     excludes: tuple[str, ...] = ()
 
 
-class GatePrompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PromptCase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One prompt: messages and tools in the OpenAI form, its slice, and what is expected.
 
     An answer to a prompt with ``must`` may never fail, whatever the incumbent does.
@@ -52,7 +56,7 @@ class GatePrompt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class PromptSet(Struct, frozen=True):
     """The prompts of one file, and the sha256 of its bytes."""
 
-    prompts: tuple[GatePrompt, ...]
+    prompts: tuple[PromptCase, ...]
     digest: str
 
 
@@ -70,7 +74,7 @@ def read_prompts(path: Path, setting: str) -> PromptSet:
         if not line.strip():
             continue
         try:
-            prompt = msgspec.json.decode(line, type=GatePrompt)
+            prompt = msgspec.json.decode(line, type=PromptCase)
             conversation(prompt)
             for pattern in prompt.expect.excludes:
                 re.compile(pattern)
@@ -86,12 +90,12 @@ def read_prompts(path: Path, setting: str) -> PromptSet:
     return PromptSet(tuple(prompts), sha256(raw).hexdigest())
 
 
-def conversation(prompt: GatePrompt) -> list[Message]:
+def conversation(prompt: PromptCase) -> list[Message]:
     """Return the messages of a prompt; ValidationError when they are none."""
     return msgspec.convert(prompt.messages, list[Message])
 
 
-def parsed(prompt: GatePrompt, text: str) -> Message:
+def parsed(prompt: PromptCase, text: str) -> Message:
     """Return an engine's raw answer as the gateway would parse it."""
     offered = [str(tool.get("function", {}).get("name", "")) for tool in prompt.tools]
     scanner = ToolCallScanner(offered, "gate")
@@ -108,3 +112,11 @@ def meets(expect: Expectation, answer: Message) -> bool:
         and all(wanted.casefold() in said.casefold() for wanted in expect.contains)
         and not any(re.search(pattern, said, re.IGNORECASE) for pattern in expect.excludes)
     )
+
+
+def violates(rules: Rules, prompt: PromptCase, answer: Message) -> bool:
+    """Tell whether an answer breaks the rules, as `streams.safety` checks what users are told."""
+    asked = asked_in(rules, conversation(prompt))
+    findings = check_answer(rules, answered_by(answer, asked), everything=True).findings
+    findings += check_question(rules, asked, everything=True).findings
+    return is_violation(findings, acted=acts(rules, answer))
