@@ -36,6 +36,7 @@ from learner.experience import Experience, experience_of
 from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
 from learner.outlet import Outlet
 from learner.policy import correction_ids, load_policy
+from learner.practice import read_practice
 from learner.progress import (
     Progress,
     advance,
@@ -84,6 +85,7 @@ class Learner:
         self.root = settings.state_dir / "checkpoints" / settings.policy.name
         signing_key(settings)  # a missing key is told at the start, not at the first version
         self.train: TrainState = new_train_state(load_policy(settings), settings.learner)
+        self.train.practice = read_practice(settings, self.train.policy.tokenizer)
         self.progress = checkpoint.restore(self.root, self.train) or Progress(
             policy=settings.policy.name, base=self.train.policy.base
         )
@@ -337,6 +339,8 @@ class Learner:
                 "cost_mean": stats.cost_mean,
                 "multiplier": stats.multiplier,
                 "pairs": stats.pairs,
+                "practised": stats.practised,
+                "practice_reward": stats.practice_reward,
                 "users_with_features": known,
                 "policy_loss": stats.policy_loss,
                 "kl": stats.kl,

@@ -28,6 +28,7 @@ from learner.losses import (
 )
 from learner.pairs import Correction, add_gradients
 from learner.policy import Policy
+from learner.practice import Practised, add_practice_gradients
 
 
 class Scored(Struct, frozen=True):
@@ -44,7 +45,7 @@ class Scored(Struct, frozen=True):
 
 
 class Objective(Struct, frozen=True):
-    """What a step descends: weighted experiences, and corrections.
+    """What a step descends: weighted experiences, corrections, and answers drawn for practice.
 
     ``owed`` are the decisions among them whose advantage is what is owed (`learner.revision`).
     """
@@ -54,6 +55,7 @@ class Objective(Struct, frozen=True):
     weight_b: Tensor
     corrections: tuple[Correction, ...] = ()
     owed: frozenset[str] = frozenset()
+    practised: tuple[Practised, ...] = ()
 
 
 class StepStats(Struct, frozen=True, kw_only=True):
@@ -63,6 +65,7 @@ class StepStats(Struct, frozen=True, kw_only=True):
     kl: float = 0.0
     correction_loss: float = 0.0
     preference_loss: float = 0.0
+    practice_loss: float = 0.0
     clip_share: float = 0.0
     mean_weight: float = 1.0
     grad_norm: float = 0.0
@@ -126,8 +129,10 @@ def descend(
             sums.weight_sum + part.weight_sum,
         )
         tokens += int(bucket.mask_bt.sum())
-    corrected = add_gradients(policy, objective.corrections, config, bounds_of(config))
-    if not objective.scored and not objective.corrections:
+    bounds = bounds_of(config)
+    corrected = add_gradients(policy, objective.corrections, config, bounds)
+    practice_loss = add_practice_gradients(policy, objective.practised, config, bounds)
+    if not (objective.scored or objective.corrections or objective.practised):
         return StepStats()
     parameters = list(policy.adapters().values())
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
@@ -139,6 +144,7 @@ def descend(
         kl=float(sums.kl),
         correction_loss=corrected.imitation,
         preference_loss=corrected.preference,
+        practice_loss=practice_loss,
         clip_share=sums.clipped / max(tokens, 1),
         mean_weight=sums.weight_sum / tokens if tokens else 1.0,
         grad_norm=norm,

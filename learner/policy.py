@@ -50,6 +50,9 @@ class Policy:
         self.alpha = alpha
         self._body: nn.Module = model.get_base_model().get_decoder()
         self._head: nn.Linear = model.get_base_model().get_output_embeddings()
+        given = model.get_base_model().generation_config.eos_token_id
+        ends = {*(given if isinstance(given, list) else [given]), tokenizer.eos_token_id}
+        self._ends = sorted(ends - {None})
 
     @property
     def hidden_size(self) -> int:
@@ -132,6 +135,40 @@ class Policy:
                 for place, row in zip(group.members, joint_bk, strict=True):
                     found[place] = row.tolist()
         return found
+
+    def draw(
+        self, prompt_ids: Sequence[int], count: int, max_tokens: int, seed: int
+    ) -> list[tuple[tuple[int, ...], bool]]:
+        """Return ``count`` answers drawn from the policy at temperature 1, and whether each ended.
+
+        The end is the answer's last token. Nothing but the seed chooses: no setting of sampling
+        that came with the model has a part in it, nor has torch's own random state.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        fed_bl = torch.tensor([list(prompt_ids)] * count)
+        past, drawn = None, list[list[int]]()
+        ended_b = torch.zeros(count, dtype=torch.bool)
+        with torch.no_grad():
+            while len(drawn) < max_tokens and not bool(ended_b.all()):
+                seen = self._body(input_ids=fed_bl, past_key_values=past, use_cache=True)
+                past = seen.past_key_values
+                logits_bv = self._head(seen.last_hidden_state[:, -1]).float()
+                fed_bl = torch.multinomial(logits_bv.softmax(-1), 1, generator=generator)
+                drawn.append(fed_bl[:, 0].tolist())
+                ended_b |= torch.isin(fed_bl[:, 0], torch.tensor(self._ends))
+        return [_up_to_end(row, self._ends) for row in zip(*drawn, strict=True)]
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return an answer's text as an engine gives it: without special tokens."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+
+def _up_to_end(ids: tuple[int, ...], ends: Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    for place, token in enumerate(ids):
+        if token in ends:
+            return ids[: place + 1], True
+    return ids, False
 
 
 def load_policy(settings: Settings) -> Policy:

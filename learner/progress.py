@@ -20,6 +20,7 @@ from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, REVISED, USED, WITHDRAWN, Outcome, outcome_of
 from learner.micro_batch import Replay, compose, remember, without
+from learner.practice import practise
 from learner.revision import Debt, Memory, Taught, debts, paid_at_once, retract, revise
 from learner.revision import remember as remember_lessons
 from learner.update import TrainState, UpdateStats, update
@@ -42,7 +43,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``users`` are those who taught since version ``parent``, and ``oldest_feedback_time`` is the
     oldest of what they said.
     ``anchor`` is the version that the newest batch was tied to, ``raters`` the users of the newest
-    samples.
+    samples, ``practice`` the sha256 of the file that was practised from, "" if from none.
     """
 
     policy: str
@@ -74,6 +75,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     evaluation: tuple[Experience, ...] = ()
     anchor: str = BASE_VERSION
     raters: tuple[str, ...] = ()
+    practice: str = ""
 
     @property
     def sequence(self) -> int:
@@ -114,6 +116,9 @@ def advance(
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(raters)),
     )
+    if train.practice is not None:
+        practised = practise(train.policy, train.practice, config, progress.batches)
+        batch = replace(batch, practised=practised)
     train.anchor = refreshed(
         train.anchor,
         progress.versions,
@@ -160,6 +165,7 @@ def advance(
         owed=tuple(debt.experience for debt in debts(memory, changed)),
         anchor=train.anchor.version,
         raters=raters,
+        practice=train.practice.digest if train.practice else "",
         stats=result.stats,
         samples=progress.samples + used,
         revised=progress.revised + len(learned) - used,

@@ -140,7 +140,7 @@ def _manifest(
         users=len(progress.users),
         config={
             "anchor": progress.anchor,
-            "learner": _what_matters(settings.learner),
+            "learner": _what_matters(settings.learner, progress.practice),
             "max_model_len": settings.engine.max_model_len,
             "max_open_decisions": settings.streams.max_open_decisions,
             "judge_share": settings.policy.judge_share,
@@ -155,9 +155,13 @@ def _manifest(
     )
 
 
-def _what_matters(learner: Learner) -> dict[str, Any]:
-    """Where the key lies and how much is kept have no part in what the version is."""
+def _what_matters(learner: Learner, practice: str) -> dict[str, Any]:
+    """Where the key lies and how much is kept have no part in what the version is.
+
+    Nor has the place of the file that is practised from: ``practice``, its sha256, stands for it.
+    """
     found: dict[str, Any] = msgspec.to_builtins(learner)
+    found["practice"]["prompts"] = practice
     return {name: value for name, value in found.items() if name not in OF_NO_MATTER}
 
 

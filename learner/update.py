@@ -5,9 +5,10 @@ Of the used experiences, and of the corrections,
     loss = Σ_i u_i / scale · [ loss of answer i + kl_weight · Σ_t anchor penalty ]
          + 1 / scale · mean over corrections of
                [ correction_weight · Σ_t −log pi(wanted) + preference_weight · DPO loss ]
+         + practice.weight / scale · mean over answers drawn for practice of their loss
 
 with u_i such that users count alike over the newest samples (`learner.advantage`), and ``scale`` a
-constant number of tokens, so that long answers are not favoured nor punished (arXiv 2503.20783).
+constant number of tokens, so that long answers are neither favoured nor punished (arXiv 2503.20783).
 The loss of an answer is the one of `learner.losses` that the settings name.
 
 Example::
@@ -50,6 +51,7 @@ from learner.ledger import REVISED, USED, Outcome, outcome_of
 from learner.objective import Objective, Scored, StepStats, descend, score
 from learner.pairs import anchored, corrections_of
 from learner.policy import Policy
+from learner.practice import Practice, Practised, mean_reward
 from learner.revision import Debt, Lesson
 from learner.value import Spread, ValueHead
 
@@ -76,6 +78,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     corrections: tuple[Experience, ...] = ()
     served_sequence: int = 0
     activity: dict[str, int] = {}
+    practised: tuple[Practised, ...] = ()
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
@@ -91,6 +94,8 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
     cost_mean: float = 0.0
     multiplier: float = 0.0
     pairs: int = 0
+    practised: int = 0
+    practice_reward: float = 0.0
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -123,6 +128,7 @@ class TrainState:
         self.spread = Spread()
         self.multiplier = first_multiplier(config.constraint)
         self.anchor = Anchor()
+        self.practice: Practice | None = None
 
 
 def new_train_state(policy: Policy, config: Learner) -> TrainState:
@@ -147,6 +153,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
         weighed.weight_b,
         anchored(state.policy, state.anchor, corrections, config),
         frozenset(owed),
+        batch.practised,
     )
     step, learned = _descend(state, objective, config)
     if not learned:
@@ -252,6 +259,8 @@ def _account(
         **msgspec.structs.asdict(step),
         corrections=len(objective.corrections),
         pairs=sum(1 for one in objective.corrections if one.given),
+        practised=len(objective.practised),
+        practice_reward=mean_reward(objective.practised),
         reward_mean=sum(rewards) / max(len(rewards), 1),
         used=sum(1 for sample_id in ids if sample_id in fresh),
         replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts),

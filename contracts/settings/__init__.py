@@ -8,7 +8,7 @@ Secrets come from the environment alone.
 from __future__ import annotations
 
 from contracts.settings.checks import check_addresses, redis_servers
-from contracts.settings.learner import Constraint, Gate, Learner
+from contracts.settings.learner import Constraint, Gate, Learner, Practice
 from contracts.settings.loading import PREFIX, SECRETS, load_settings, to_environment
 from contracts.settings.rollout import Rollout
 from contracts.settings.serving import Engine, Gateway, Key, Policy, PolicyName, Segment
@@ -40,6 +40,7 @@ __all__ = [
     "Learner",
     "Policy",
     "PolicyName",
+    "Practice",
     "Quarantine",
     "QuestionTopic",
     "RewardComponent",

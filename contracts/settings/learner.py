@@ -25,6 +25,21 @@ class Constraint(Section, frozen=True):
     largest: Positive = 5.0
 
 
+class Practice(Section, frozen=True):
+    """Groups of the policy's own answers to prompts that can be checked; see `learner.practice`.
+
+    ``prompts`` is a JSONL file in the form of the gate's, empty: nothing is practised. Each update
+    takes ``prompts_per_batch`` of them and draws so many ``answers`` to each.
+    """
+
+    prompts: str = ""
+    loss: Literal["grpo", "rloo"] = "grpo"
+    prompts_per_batch: Count = 4
+    answers: Annotated[int, Meta(ge=2)] = 4
+    max_tokens: Count = 64
+    weight: NonNegative = 0.25
+
+
 class Learner(Section, frozen=True):
     """The continual learner; see `learner.update` for the loss and its terms.
 
@@ -70,6 +85,7 @@ class Learner(Section, frozen=True):
     keep_states: Annotated[int, Meta(ge=0)] = 4
     signing_key_file: str = ""
     constraint: Constraint = Constraint()
+    practice: Practice = Practice()
 
 
 class Gate(Section, frozen=True):

@@ -17,11 +17,11 @@ from contracts.codec import Record
 from contracts.errors import ManifestError, SettingsError
 from contracts.events import Assignment, AuditRecord, DeadLetter, FeatureValue, Release, Sample
 from contracts.ids import NewId
-from contracts.manifest import verify
-from contracts.settings import Kafka, Settings
+from contracts.manifest import read_manifest, verify
+from contracts.settings import Kafka, Practice, Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, RELEASES, SAMPLES
 from learner import checkpoint
-from learner.directory import CrashPoint, no_crash
+from learner.directory import CrashPoint, no_crash, versions_directory
 from learner.experience import Experience, experience_of
 from learner.loop import Learner
 from learner.outlet import Outlet
@@ -132,7 +132,7 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     assert len({release.id for release in releases}) == 2  # the same two ids in eight runs
 
 
-def test_a_restart_after_any_crash_is_bit_equal_while_the_anchor_moves(
+def test_a_restart_is_bit_equal_where_the_anchor_moves_and_the_policy_practises(
     settings: Settings,
     kafka: Kafka,
     tmp_path: Path,
@@ -140,7 +140,14 @@ def test_a_restart_after_any_crash_is_bit_equal_while_the_anchor_moves(
     send_samples: SendSamples,
     open_learner: OpenLearner,
 ) -> None:
-    learner = msgspec.structs.replace(settings.learner, anchor_refresh_releases=1)
+    prompts = tmp_path / "practice.jsonl"
+    asked = [{"messages": [{"role": "user", "content": f"w{n}"}], "expect": {}} for n in range(6)]
+    prompts.write_text("\n".join(map(json.dumps, asked)))
+    learner = msgspec.structs.replace(
+        settings.learner,
+        anchor_refresh_releases=1,
+        practice=Practice(prompts=str(prompts), max_tokens=8),
+    )
     settings = msgspec.structs.replace(settings, learner=learner)
     send_samples(kafka, 0, 16)
     first = _read_on(open_learner(settings)).progress.parent
@@ -151,6 +158,10 @@ def test_a_restart_after_any_crash_is_bit_equal_while_the_anchor_moves(
     assert (whole.progress.batches, whole.progress.anchor) == (5, first)
     newest = whole.root / "000000005" / checkpoint.TENSORS
     assert any(name.startswith("anchor/") for name in load_file(newest))
+    assert whole.progress.stats.practised == 16
+    assert 0.0 < whole.progress.stats.practice_reward < 1.0
+    manifest = read_manifest(versions_directory(again) / whole.progress.parent)[1]
+    assert manifest.config["learner"]["practice"]["prompts"] == whole.progress.practice
 
     # The anchor moves with the third batch.
     for name, occurrence in (("before-save", 3), ("before-save", 4), ("renamed", 3)):
