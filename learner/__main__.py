@@ -1,5 +1,5 @@
 """``python -m learner``: run the learner; with ``warm-start`` make a small base, with
-``drill-adapter`` a version for `headrace drill`."""
+``drill-adapter`` a version for `headrace drill`, with ``replay`` versions again from the log."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     warm.add_argument("--steps", type=int, default=600)
     drill = commands.add_parser("drill-adapter", help="write a version for a drill")
     drill.add_argument("order", metavar="JSON", help="a learner.drill_version.DrillOrder")
+    replay = commands.add_parser("replay", help="make versions again, for headrace replay")
+    replay.add_argument("order", metavar="JSON", help="a learner.replay_report.ReplayOrder")
     parser.add_argument("--policy", default="", help="a segment's policy")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s learner %(message)s")
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             warm_start.main(options.demonstrations, options.out, options.seed, options.steps)
         elif options.command == "drill-adapter":
             _make_drill_version(options.order)
+        elif options.command == "replay":
+            return _replay(options.policy, options.order)
         else:
             _learn(options.policy)
     except HeadraceError as error:
@@ -55,6 +59,38 @@ def _make_drill_version(text: str) -> None:
     order = msgspec.json.decode(text, type=DrillOrder, dec_hook=lambda _kind, value: Path(value))
     for made in make_versions(load_settings(), order, SystemClock()):
         print(to_json(made).decode())
+
+
+def _replay(policy: str, text: str) -> int:
+    """Do what the order says and print `learner.replay_report.Line`s, the last one the outcome."""
+    import time
+
+    import msgspec
+
+    from contracts.clock import SystemClock
+    from contracts.codec import to_json
+    from contracts.errors import SettingsError
+    from contracts.settings import load_settings, settings_for
+    from learner.rebuild import rebuild
+    from learner.replay_report import Failed, Line, ReplayOrder, Step
+    from learner.user_features import stored_reward_means
+
+    said = [0.0]
+
+    def tell(line: Line) -> None:
+        if not isinstance(line, Step) or time.monotonic() - said[0] > 0.2:
+            said[0] = time.monotonic()
+            print(to_json(line).decode(), flush=True)
+
+    order = msgspec.json.decode(text, type=ReplayOrder, dec_hook=lambda _kind, value: Path(value))
+    general = load_settings()
+    settings = settings_for(general, policy or general.policy.name)
+    try:
+        tell(rebuild(settings, order, SystemClock(), stored_reward_means(settings), tell))
+    except HeadraceError as error:
+        tell(Failed(message=str(error), usage=isinstance(error, SettingsError)))
+        return 1
+    return 0
 
 
 def _learn(policy: str) -> None:

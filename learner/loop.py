@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import ChainMap
 from threading import Event as Flag
 from traceback import format_tb
 
@@ -34,7 +35,7 @@ from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
-from learner.outlet import Outlet
+from learner.outlet import Outlet, Output
 from learner.policy import correction_ids, load_policy
 from learner.practice import read_practice
 from learner.progress import (
@@ -70,7 +71,7 @@ class Learner:
         self,
         settings: Settings,
         clock: Clock,
-        outlet: Outlet,
+        outlet: Output,
         pulse: Pulse,
         reward_means: RewardMeans,
         crash_point: CrashPoint = no_crash,
@@ -97,6 +98,8 @@ class Learner:
         self.others = 0
         self.dead_letters = 0
         self._seen = set(self.progress.seen)
+        self.served: dict[str, int] = {}
+        """Numbers of versions of another line, whose answers count like those of its own."""
 
     def take(self, record: Received) -> None:
         """Take in one record of `samples`; learn when it fills a micro-batch.
@@ -158,7 +161,7 @@ class Learner:
         experience = experience_of(
             sample,
             offset=record.offset,
-            sequences=self.progress.versions,
+            sequences=ChainMap(self.progress.versions, self.served),
             correction_ids=correction,
         )
         return Arrival(experience, trace_headers(record.headers), sample.withdrawn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from threading import Event as Flag
-from typing import Any
+from typing import Any, Protocol
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
@@ -29,6 +29,42 @@ SOURCE = "headrace/learner"
 WAIT_SECONDS = 300.0
 _TRY_SECONDS = 5.0
 _log = logging.getLogger("learner")
+
+
+class Output(Protocol):
+    """Where the learner says what it does."""
+
+    def send(self, topic: Topic, event: Event) -> None:
+        """Send an event."""
+        ...
+
+    def audit(self, action: str, subject: str, detail: dict[str, Any], reason: str = "") -> None:
+        """Write an audit record."""
+        ...
+
+    def dead_letter(self, record: Received, error: CodecError) -> None:
+        """Put a record aside that gives no sample."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        ...
+
+
+class Silence:
+    """Tells nobody: for a replay, whose versions are released by no one."""
+
+    def send(self, topic: Topic, event: Event) -> None:
+        """Send nothing."""
+
+    def audit(self, action: str, subject: str, detail: dict[str, Any], reason: str = "") -> None:
+        """Write nothing."""
+
+    def dead_letter(self, record: Received, error: CodecError) -> None:
+        """Leave the record where it is: the learner has put it aside."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Outlet:

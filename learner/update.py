@@ -8,7 +8,7 @@ Of the used experiences, and of the corrections,
          + practice.weight / scale · mean over answers drawn for practice of their loss
 
 with u_i such that users count alike over the newest samples (`learner.advantage`), and ``scale`` a
-constant number of tokens, so that long answers are neither favoured nor punished (arXiv 2503.20783).
+constant number of tokens, so that length is neither favoured nor punished (arXiv 2503.20783).
 The loss of an answer is the one of `learner.losses` that the settings name.
 
 Example::

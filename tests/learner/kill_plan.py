@@ -80,10 +80,13 @@ def deaths(rng: random.Random, count: int) -> list[Death]:
 
 class Log:
     """The records of `samples`, drawn piece by piece: with duplicates, revisions and what is none
-    of this learner's business."""
+    of this learner's business. The gateway logged the features of ``logged_share`` of them."""
 
-    def __init__(self, rng: random.Random, make_sample: MakeSample) -> None:
+    def __init__(
+        self, rng: random.Random, make_sample: MakeSample, *, logged_share: float = 1.0
+    ) -> None:
         self._rng = rng
+        self._logged_share = logged_share
         self._make = make_sample
         self._made: list[Sample] = []
         self._number = 0
@@ -116,7 +119,8 @@ class Log:
         self._number += 1
         user = f"user-{self._rng.randrange(USERS)}"
         mean = self._rng.choice([None, -0.5, 0.25])
-        features = {"user.reward_mean": FeatureValue(value=mean)}
+        logged = self._rng.random() < self._logged_share
+        features = {"user.reward_mean": FeatureValue(value=mean)} if logged else {}
         return self._make(self._number, user_id=user, features=features, assignment=assignment)
 
     def _revised(self, sample: Sample) -> Sample:

@@ -1,0 +1,300 @@
+"""Makes versions again from the log, by the learner's own code, in a directory of its own.
+
+The live learner's state, topics and versions are only read. With a user left out, the outcome is
+what a learner would have made of the same log without this user's records; an answer of the first
+run's n-th version then counts as one of the n-th.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+from safetensors.torch import load_file
+
+from contracts.broker import Received
+from contracts.clock import Clock
+from contracts.errors import SettingsError, UnavailableError
+from contracts.events import BASE_VERSION
+from contracts.settings import Settings
+from contracts.signing import make_signing_key
+from learner import checkpoint
+from learner.experience import Experience
+from learner.loop import Learner
+from learner.outlet import Silence
+from learner.policy import ADAPTER_WEIGHTS
+from learner.progress import JUDGE, SUPERSEDED, WITHDRAWN
+from learner.publish import versions_directory
+from learner.pulse import Pulse
+from learner.replay_compare import reasons, remade
+from learner.replay_log import LogPart, Proof, sample_of
+from learner.replay_report import Removal, ReplayOrder, ReplayReport, Step
+from learner.user_features import RewardMeans
+from learner.version_line import Link, after, line_of, settings_of, with_state
+from learner.version_state import state_of
+
+Tell = Callable[[Step], None]
+_NEVER_LOOKED_UP = frozenset({JUDGE, SUPERSEDED, WITHDRAWN})
+
+
+class LedgerMeans:
+    """The users' means that the first run learned with, from its ledgers; others are looked up."""
+
+    def __init__(self, part: Sequence[Link], otherwise: RewardMeans) -> None:
+        self.looked_up = 0
+        self._otherwise = otherwise
+        self._by_sample: dict[str, float | None] = {}
+        self._by_decision: dict[str, float | None] = {}
+        for line in (line for link in part for line in link.ledger()):
+            if line.outcome not in _NEVER_LOOKED_UP:
+                self._by_sample[line.sample_id] = line.user_reward_mean
+                self._by_decision[line.decision_id] = line.user_reward_mean
+
+    def __call__(self, experiences: Sequence[Experience]) -> list[float | None]:
+        """Return the means as `learner.user_features.RewardMeans` does."""
+        return [self._mean(experience) for experience in experiences]
+
+    def _mean(self, experience: Experience) -> float | None:
+        if experience.sample_id in self._by_sample:
+            return self._by_sample[experience.sample_id]
+        if experience.decision_id in self._by_decision:
+            return self._by_decision[experience.decision_id]
+        self.looked_up += 1
+        return self._otherwise([experience])[0]
+
+
+class Rebuild:
+    """One replay: a learner that reads a part of the log again."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        order: ReplayOrder,
+        clock: Clock,
+        stored_means: RewardMeans,
+        tell: Tell,
+    ) -> None:
+        self.order = order
+        self.live = settings
+        self.clock = clock
+        self.tell = tell
+        self.removed: dict[str, int] = {}
+        self.records = self.made = 0
+        self._since_commit: deque[Received] = deque()
+        self.line = line_of(settings, order.end)
+        self.end = self.line[-1]
+        self.start = order.start or self._choose_start()
+        self.part = after(settings, self.line, self.start)
+        self.means = LedgerMeans(self.part, stored_means)
+        self.proof = Proof(self.part)
+        self.log = LogPart(settings.kafka, self.part[0].first, self.end.next)
+        self.settings = _own_place(settings, order.directory)
+
+    def _choose_start(self) -> str:
+        """Return the nearest start, or the nearest from before the user's first sample."""
+        kept = with_state(self.live, self.line[:-1])
+        if not self.order.without_user:
+            return kept[-1].version if kept else BASE_VERSION
+        log, oldest = LogPart(self.live.kafka, 0, self.end.next), self.line[0]
+        least = min((line.offset for line in oldest.ledger()), default=oldest.first)
+        if log.begins > least or oldest.manifest.parent != BASE_VERSION:
+            names = ", ".join(link.version[:12] for link in kept) or "none is left"
+            raise SettingsError(
+                f"the log begins at offset {log.begins}, the versions on disk with number "
+                f"{oldest.manifest.sequence}, so whether the user was there before cannot be told; "
+                f"give --from a version that is older than the user; there are: {names}"
+            )
+        first = self._first_of_user(log)
+        before = [link for link in kept if first is None or link.next <= first]
+        return before[-1].version if before else BASE_VERSION
+
+    def _first_of_user(self, log: LogPart) -> int | None:
+        """Return the offset of the user's first sample in a part of the log."""
+        for record in log.records():
+            self._say("looking for the user", record.offset, log)
+            if self._is_of_user(record):
+                return record.offset
+        return None
+
+    def _is_of_user(self, record: Received) -> bool:
+        sample = sample_of(record)
+        return (
+            sample is not None
+            and sample.user_id == self.order.without_user
+            and sample.assignment.policy == self.live.policy.name
+        )
+
+    def run(self) -> ReplayReport:
+        """Read the part of the log again and compare what comes of it."""
+        self.proof.check_beginning(self.log)
+        if self.order.without_user and self.start != BASE_VERSION:
+            self._check_start()
+        place = 0
+        learner = self._open(settings_of(self.settings, self.part[0]), seed=True)
+        for record in self.log.records():
+            while record.offset >= self.part[place].next:
+                place += 1
+                wanted = settings_of(self.settings, self.part[place])
+                if wanted != learner.settings:
+                    learner = self._open(wanted)
+            self.proof.take(record)
+            self.records += 1
+            self._say("replaying", record.offset, self.log)
+            if self.order.without_user and self._is_of_user(record):
+                self._leave_out(record)
+                continue
+            self._since_commit.append(record)
+            self._take(learner, record)
+        self.proof.check_end()
+        return self._report(learner)
+
+    def _check_start(self) -> None:
+        """Raise SettingsError when the start has learned from the user already."""
+        begun = next(link for link in self.line if link.version == self.start).next
+        log = LogPart(self.live.kafka, 0, begun)
+        first = self._first_of_user(log) if log.begins < begun else None
+        if first is not None:
+            raise SettingsError(
+                f"version {self.start[:12]} has read the user's sample at offset {first}; give "
+                "--from an older one, or leave it out and the nearest that can be is taken"
+            )
+
+    def _open(self, settings: Settings, *, seed: bool = False) -> Learner:
+        """Start a learner with these settings, where the one before has come to."""
+        learner = Learner(settings, self.clock, Silence(), Pulse(settings, self.clock), self.means)
+        if learner.train.policy.base != self.end.manifest.base:
+            raise SettingsError(
+                f"policy.model {settings.policy.model} is {learner.train.policy.base}, and the "
+                f"versions were learned on {self.end.manifest.base}; name that one in policy.model"
+            )
+        if seed and self.start != BASE_VERSION:
+            self._seed(learner)
+        if self.order.without_user:
+            learner.served = {link.version: link.manifest.sequence for link in self.line}
+        learner.resume()
+        for record in self._since_commit:
+            if record.offset >= learner.progress.next_offset:
+                learner.take(record)
+        return learner
+
+    def _seed(self, learner: Learner) -> None:
+        """Put the state of the start where a learner looks for its checkpoint, and its version."""
+        state = state_of(self.live, self.start)
+        if state is None:
+            raise UnavailableError(f"the state of {self.start[:12]} was removed; try again")
+        shutil.copytree(state, checkpoint.place(learner.root, checkpoint.read(state)))
+        version = versions_directory(self.live) / self.start
+        shutil.copytree(version, versions_directory(learner.settings) / self.start)
+        learner.progress = checkpoint.restore(learner.root, learner.train) or learner.progress
+        learner.rewind()
+
+    def _take(self, learner: Learner, record: Received) -> None:
+        before = learner.progress.next_offset
+        learner.take(record)
+        if learner.progress.next_offset == before:
+            return
+        self.made = len(learner.progress.versions)
+        while self._since_commit and self._since_commit[0].offset < learner.progress.next_offset:
+            self._since_commit.popleft()
+
+    def _leave_out(self, record: Received) -> None:
+        sample = sample_of(record)
+        assert sample is not None
+        self.removed.setdefault(sample.id, record.offset)
+
+    def _say(self, what: str, offset: int, log: LogPart) -> None:
+        self.tell(
+            Step(what=what, offset=offset, first=log.first, next=log.next, versions=self.made)
+        )
+
+    def _report(self, learner: Learner) -> ReplayReport:
+        made = {sequence: version for version, sequence in learner.progress.versions.items()}
+        root = versions_directory(self.settings)
+        versions = tuple(
+            remade(
+                link, root / made[number] if (number := link.manifest.sequence) in made else None
+            )
+            for link in self.part
+        )
+        different = [version for version in versions if not version.same]
+        why: tuple[str, ...] = ()
+        if different and not self.order.without_user:
+            first = next(link for link in self.part if link.version == different[0].version)
+            why = reasons(first, root / different[0].remade if different[0].remade else None)
+        return ReplayReport(
+            policy=self.live.policy.name,
+            start=self.start,
+            end=self.end.version,
+            directory=str(self.order.directory),
+            versions=versions,
+            why=why,
+            records=self.records,
+            unlearned=len(learner.pending),
+            looked_up=self.means.looked_up,
+            log_begins=self.log.begins,
+            removal=self._removal(made) if self.order.without_user else None,
+        )
+
+    def _removal(self, made: dict[int, str]) -> Removal:
+        outcomes: Counter[str] = Counter()
+        versions = []
+        for link in self.part:
+            fates = [line.outcome for line in link.ledger() if line.sample_id in self.removed]
+            outcomes.update(fates)
+            versions += [link.version] if fates else []
+        newest = made.get(max(made, default=0), self.start)
+        return Removal(
+            samples=len(self.removed),
+            outcomes=dict(outcomes.most_common()),
+            versions=tuple(versions),
+            first_offset=min(self.removed.values(), default=None),
+            moved=self._moved(newest) if newest not in (BASE_VERSION, self.start) else None,
+        )
+
+    def _moved(self, version: str) -> float:
+        now = load_file(versions_directory(self.settings) / version / ADAPTER_WEIGHTS)
+        then = load_file(self.end.directory / ADAPTER_WEIGHTS)
+        apart = sum(float((now[n].double() - then[n].double()).square().sum()) for n in then)
+        whole = sum(float(value.double().square().sum()) for value in then.values())
+        return math.sqrt(apart / whole)
+
+
+def _own_place(settings: Settings, directory: Path) -> Settings:
+    """Return the settings with a state directory of the replay's own and a key nobody else trusts.
+
+    SettingsError when something lies there.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise SettingsError(f"{directory} is not empty; give --out a directory that is new")
+    directory = directory.absolute()
+    private = directory / "secrets" / "replay.pem"
+    make_signing_key(private, directory / "keys" / "replay.pub")
+    return replace(
+        settings,
+        state_dir=directory,
+        learner=replace(settings.learner, signing_key_file=str(private)),
+    )
+
+
+def rebuild(
+    settings: Settings,
+    order: ReplayOrder,
+    clock: Clock,
+    stored_means: RewardMeans,
+    tell: Tell,
+) -> ReplayReport:
+    """Do what the order says and return what was found.
+
+    SettingsError for an order that cannot be done, ManifestError for files that are not what was
+    signed, UnavailableError for a log that has not what is needed.
+    """
+    threads = torch.get_num_threads()
+    try:
+        return Rebuild(settings, order, clock, stored_means, tell).run()
+    finally:
+        torch.set_num_threads(threads)

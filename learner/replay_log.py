@@ -1,0 +1,107 @@
+"""Reads the part of `samples` that a replay needs, and says when the broker no longer has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from contracts.broker import Reader, Received
+from contracts.errors import CodecError, DeadlineError, UnavailableError
+from contracts.events import Preference, Sample
+from contracts.settings import Kafka
+from contracts.topics import SAMPLES
+from learner.version_line import Link
+
+CLIENT_ID = "headrace-replay"
+SILENCE_SECONDS = 60.0
+PLACE = f"{SAMPLES.name}/0"
+
+
+class LogPart:
+    """Records ``first`` to ``next - 1`` of `samples`; ``begins`` is the first the broker has."""
+
+    def __init__(self, kafka: Kafka, first: int, next_: int) -> None:
+        self.kafka = kafka
+        self.next = next_
+        self._reader = Reader(kafka, (SAMPLES,), CLIENT_ID, {PLACE: 0})
+        self.begins = self._reader.positions()[PLACE]
+        self._reader.close()
+        self.first = max(first, self.begins)
+
+    def records(self) -> Iterator[Received]:
+        """Yield the records; DeadlineError when nothing comes for 60 s."""
+        reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, {PLACE: self.first})
+        try:
+            end = reader.ends()[PLACE]
+            if end < self.next:
+                raise UnavailableError(
+                    f"{SAMPLES.name} at {self.kafka.bootstrap} ends at offset {end}, but those "
+                    f"before {self.next} were learned from; name the broker that has the log in "
+                    "kafka.bootstrap"
+                )
+            deadline = time.monotonic() + SILENCE_SECONDS
+            while reader.positions()[PLACE] < self.next:
+                found = reader.poll(0.2)
+                if found:
+                    deadline = time.monotonic() + SILENCE_SECONDS
+                elif time.monotonic() > deadline:
+                    raise DeadlineError(
+                        f"{SAMPLES.name}: no record up to offset {self.next} came from "
+                        f"{self.kafka.bootstrap} for {SILENCE_SECONDS} s; see 'headrace doctor'"
+                    )
+                yield from (record for record in found if record.offset < self.next)
+        finally:
+            reader.close()
+
+
+class Proof:
+    """Checks that what is read is the log that the versions were learned from."""
+
+    def __init__(self, part: Sequence[Link]) -> None:
+        self._wanted = {line.offset: line.sample_id for link in part for line in link.ledger()}
+        self._left = dict(self._wanted)
+
+    def check_beginning(self, log: LogPart) -> None:
+        """Raise UnavailableError when the broker removed what is needed."""
+        least = min(self._wanted, default=log.first)
+        if log.begins > least:
+            raise UnavailableError(
+                f"{SAMPLES.name} begins at offset {log.begins} on {log.kafka.bootstrap}, and the "
+                f"versions to replay were learned from offset {least} on: retention has removed "
+                "what is needed; give --from a later version ('headrace replay --help'), and set "
+                f"a longer retention.ms for {SAMPLES.name}"
+            )
+
+    def take(self, record: Received) -> None:
+        """Note a record; UnavailableError when the ledger has another sample at its offset."""
+        wanted = self._left.pop(record.offset, None)
+        if wanted is not None and wanted != sample_id_of(record):
+            raise self._another(record.offset, wanted)
+
+    def check_end(self) -> None:
+        """Raise UnavailableError when a sample of the ledgers did not come."""
+        if self._left:
+            offset = min(self._left)
+            raise self._another(offset, self._left[offset])
+
+    def _another(self, offset: int, wanted: str) -> UnavailableError:
+        return UnavailableError(
+            f"{SAMPLES.name} does not hold sample {wanted} at offset {offset}, where the ledger "
+            "has it: this is another log, or retention removed it meanwhile; name the broker "
+            "that has the log in kafka.bootstrap and kafka.prefix"
+        )
+
+
+def sample_of(record: Received) -> Sample | None:
+    """Return the sample in a record, None when it holds none."""
+    try:
+        event = record.event()
+    except CodecError:
+        return None
+    return None if isinstance(event, Preference) or not isinstance(event, Sample) else event
+
+
+def sample_id_of(record: Received) -> str:
+    """Return the id of the sample in a record, "" when it holds none."""
+    sample = sample_of(record)
+    return sample.id if sample is not None else ""

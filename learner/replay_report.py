@@ -1,0 +1,101 @@
+"""What a replay is asked and what it tells: one JSON object a line, read by `headrace replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+
+class ReplayOrder(Struct, frozen=True, kw_only=True):
+    """Make the versions after ``start`` up to ``end`` again, in ``directory``, which must be new.
+
+    Both are whole ids; ``start`` may be "base", and "" leaves the choice to the replay: the nearest
+    version whose state is kept, and that did not learn from the user. ``without_user``: as if this
+    user had never been there.
+    """
+
+    directory: Path
+    end: str
+    start: str = ""
+    without_user: str = ""
+
+
+class Step(Struct, frozen=True, kw_only=True, tag="step"):
+    """How far it has come: next offset of those from ``first`` to ``next - 1``."""
+
+    what: str
+    offset: int
+    first: int
+    next: int
+    versions: int = 0
+
+
+class Remade(Struct, frozen=True, kw_only=True):
+    """A version of the first run and what became of it in the replay.
+
+    ``remade`` is "" where the replay made none of that number; ``differences`` name what is not
+    the same, in the manifest and in files.
+    """
+
+    sequence: int
+    version: str
+    remade: str
+    same_weights: bool
+    differences: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether every byte is the same."""
+        return self.version == self.remade
+
+
+class Removal(Struct, frozen=True, kw_only=True):
+    """What was left out with a user: samples by their outcome in the first run's ledgers.
+
+    ``versions`` are those that had read them, ``first_offset`` is None where there was none.
+    ``moved`` is how far the last version's weights lie from those of the first run: the norm of
+    the difference over the norm of those; None when no version was made.
+    """
+
+    samples: int
+    outcomes: dict[str, int]
+    versions: tuple[str, ...]
+    first_offset: int | None
+    moved: float | None
+
+
+class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
+    """What a replay found.
+
+    ``why`` says why the first version that differs may differ. ``records`` were read; ``unlearned``
+    samples at the end fill no micro-batch. ``looked_up`` user features were in no ledger and come
+    from the feature store. ``log_begins`` is the first offset that the broker still has.
+    """
+
+    policy: str
+    start: str
+    end: str
+    directory: str
+    versions: tuple[Remade, ...]
+    why: tuple[str, ...]
+    records: int
+    unlearned: int
+    looked_up: int
+    log_begins: int
+    removal: Removal | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether every version came out as it was."""
+        return all(version.same for version in self.versions)
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
+    """Why there is no report; ``usage``: what was asked for is not possible."""
+
+    message: str
+    usage: bool
+
+
+Line = Step | ReplayReport | Failed

@@ -1,0 +1,124 @@
+"""The line of versions that leads to one: each the parent of the next, back to the base.
+
+What it says was read comes from the versions' own manifests and ledgers, checked by their hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from contracts.errors import ManifestError, SettingsError
+from contracts.events import BASE_VERSION
+from contracts.manifest import Manifest, read_manifest, verify
+from contracts.settings import Learner, Settings
+from learner.publish import LEDGER, OF_NO_MATTER, versions_directory
+from learner.update import Outcome
+from learner.version_state import state_of
+
+MOST_NAMED = 8
+
+
+class Link(Struct, frozen=True):
+    """One version of a line."""
+
+    version: str
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def first(self) -> int:
+        """The first offset of `samples` that it may have read."""
+        return self.manifest.trained_on[0].first
+
+    @property
+    def next(self) -> int:
+        """The first offset that it has not read."""
+        return self.manifest.trained_on[0].next
+
+    def ledger(self) -> Iterator[Outcome]:
+        """Yield what it did with every sample it read."""
+        with (self.directory / LEDGER).open("rb") as lines:
+            yield from (msgspec.json.decode(line, type=Outcome) for line in lines)
+
+
+def line_of(settings: Settings, end: str) -> list[Link]:
+    """Return the versions from the oldest whose files are there to ``end``.
+
+    ManifestError when the files of ``end`` are not those of a version that learned.
+    """
+    root, found, version = versions_directory(settings), list[Link](), end
+    while version != BASE_VERSION and (not found or (root / version).is_dir()):
+        named, manifest = read_manifest(root / version)
+        if named != version or len(manifest.trained_on) != 1:
+            raise ManifestError(
+                f"{root / version} is no version that the learner made (a drill's, or changed); "
+                "give one that 'headrace releases show' finds sound and with offsets"
+            )
+        found.append(Link(version, root / version, manifest))
+        version = manifest.parent
+    return found[::-1]
+
+
+def with_state(settings: Settings, line: Sequence[Link]) -> list[Link]:
+    """Return the versions of a line that can be learned on from."""
+    return [link for link in line if state_of(settings, link.version) is not None]
+
+
+def after(settings: Settings, line: Sequence[Link], start: str) -> list[Link]:
+    """Return the versions after ``start``, checked; SettingsError says which starts there are."""
+    kept = {link.version for link in with_state(settings, line[:-1])}
+    whole = line[0].manifest.parent == BASE_VERSION
+    allowed = [*([BASE_VERSION] if whole else []), *(v.version for v in line if v.version in kept)]
+    if start not in allowed:
+        names = ", ".join(version[:12] for version in allowed[-MOST_NAMED:]) or "none is left"
+        raise SettingsError(
+            f"{start[:12]} is no version to start from: it must come before "
+            f"{line[-1].version[:12]} in its line, and its state must be kept "
+            f"(learner.keep_states); there are: {names}"
+        )
+    part = [link for link in line if start == BASE_VERSION]
+    if start != BASE_VERSION:
+        place = [link.version for link in line].index(start)
+        part = list(line[place + 1 :])
+    for link in part:
+        verify(link.directory, link.version)
+    return part
+
+
+def settings_of(settings: Settings, link: Link) -> Settings:
+    """Return the settings with all that a version depends on as it was for this one.
+
+    SettingsError when this code does not know them.
+    """
+    config = link.manifest.config
+    mine = {name: getattr(settings.learner, name) for name in OF_NO_MATTER}
+    try:
+        learner = msgspec.convert({**config["learner"], **mine}, Learner)
+    except (msgspec.ValidationError, KeyError) as error:
+        raise SettingsError(
+            f"version {link.version[:12]} was learned with settings that this release does not "
+            f"know ({error}); replay it with the one that made it: {link.manifest.code}"
+        ) from error
+    share = config.get("judge_share", settings.policy.judge_share)
+    return replace(
+        settings,
+        learner=learner,
+        engine=replace(settings.engine, max_model_len=config["max_model_len"]),
+        policy=replace(settings.policy, judge_share=share),
+        gate=replace(
+            settings.gate,
+            evaluation_samples=config.get("evaluation_samples", settings.gate.evaluation_samples),
+            level=config.get("level", settings.gate.level),
+        ),
+        streams=replace(
+            settings.streams,
+            max_open_decisions=config.get(
+                "max_open_decisions", settings.streams.max_open_decisions
+            ),
+        ),
+    )
