@@ -16,6 +16,7 @@ from console.dead_letters import dead_letters
 from console.drill import drill
 from console.keys import keys
 from console.release_commands import releases
+from console.replay import replay
 from console.rollout import rollout
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ main.add_command(keys)
 main.add_command(drill)
 main.add_command(dead_letters)
 main.add_command(releases)
+main.add_command(replay)
 
 
 @main.command()

@@ -78,11 +78,12 @@ def _replay(policy: str, text: str) -> int:
     said = [0.0]
 
     def tell(line: Line) -> None:
-        if not isinstance(line, Step) or time.monotonic() - said[0] > 0.2:
+        last = not isinstance(line, Step) or line.offset + 1 >= line.next
+        if last or time.monotonic() - said[0] > 0.2:
             said[0] = time.monotonic()
             print(to_json(line).decode(), flush=True)
 
-    order = msgspec.json.decode(text, type=ReplayOrder, dec_hook=lambda _kind, value: Path(value))
+    order = msgspec.json.decode(text, type=ReplayOrder)
     general = load_settings()
     settings = settings_for(general, policy or general.policy.name)
     try:

@@ -93,7 +93,7 @@ class Rebuild:
         self.means = LedgerMeans(self.part, stored_means)
         self.proof = Proof(self.part)
         self.log = LogPart(settings.kafka, self.part[0].first, self.end.next)
-        self.settings = _own_place(settings, order.directory)
+        self.settings = _own_place(settings, Path(order.directory))
 
     def _choose_start(self) -> str:
         """Return the nearest start, or the nearest from before the user's first sample."""
@@ -230,7 +230,8 @@ class Rebuild:
             policy=self.live.policy.name,
             start=self.start,
             end=self.end.version,
-            directory=str(self.order.directory),
+            directory=self.order.directory,
+            same=not different,
             versions=versions,
             why=why,
             records=self.records,

@@ -25,6 +25,7 @@ def remade(link: Link, directory: Path | None) -> Remade:
             sequence=link.manifest.sequence,
             version=link.version,
             remade="",
+            same=False,
             same_weights=False,
             differences=("the replay made no version of this number",),
         )
@@ -34,6 +35,7 @@ def remade(link: Link, directory: Path | None) -> Remade:
         sequence=link.manifest.sequence,
         version=link.version,
         remade=version,
+        same=version == link.version,
         same_weights=weights[0] == weights[1],
         differences=tuple(differences(link.manifest, manifest)),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec import Struct
 
 
@@ -15,14 +13,15 @@ class ReplayOrder(Struct, frozen=True, kw_only=True):
     user had never been there.
     """
 
-    directory: Path
+    directory: str
     end: str
     start: str = ""
     without_user: str = ""
 
 
 class Step(Struct, frozen=True, kw_only=True, tag="step"):
-    """How far it has come: next offset of those from ``first`` to ``next - 1``."""
+    """How far it has come: offset of those from ``first`` to ``next - 1``, number of the newest
+    version."""
 
     what: str
     offset: int
@@ -34,20 +33,16 @@ class Step(Struct, frozen=True, kw_only=True, tag="step"):
 class Remade(Struct, frozen=True, kw_only=True):
     """A version of the first run and what became of it in the replay.
 
-    ``remade`` is "" where the replay made none of that number; ``differences`` name what is not
-    the same, in the manifest and in files.
+    ``remade`` is "" where the replay made none of that number; ``same`` means every byte;
+    ``differences`` name what is not the same, in the manifest and in files.
     """
 
     sequence: int
     version: str
     remade: str
+    same: bool
     same_weights: bool
     differences: tuple[str, ...] = ()
-
-    @property
-    def same(self) -> bool:
-        """Whether every byte is the same."""
-        return self.version == self.remade
 
 
 class Removal(Struct, frozen=True, kw_only=True):
@@ -66,7 +61,7 @@ class Removal(Struct, frozen=True, kw_only=True):
 
 
 class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
-    """What a replay found.
+    """What a replay found; ``same``: every version came out as it was.
 
     ``why`` says why the first version that differs may differ. ``records`` were read; ``unlearned``
     samples at the end fill no micro-batch. ``looked_up`` user features were in no ledger and come
@@ -77,6 +72,7 @@ class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
     start: str
     end: str
     directory: str
+    same: bool
     versions: tuple[Remade, ...]
     why: tuple[str, ...]
     records: int
@@ -84,11 +80,6 @@ class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
     looked_up: int
     log_begins: int
     removal: Removal | None = None
-
-    @property
-    def same(self) -> bool:
-        """Whether every version came out as it was."""
-        return all(version.same for version in self.versions)
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):

@@ -72,7 +72,7 @@ def replay(settings: Settings, clock: ManualClock, tmp_path: Path) -> Replay:
     told: list[Step] = []
 
     def make(end: str, mine: Settings = settings, **order: object) -> ReplayReport:
-        directory = tmp_path / f"replay-{len(list(tmp_path.glob('replay-*')))}"
+        directory = str(tmp_path / f"replay-{len(list(tmp_path.glob('replay-*')))}")
         whole = {"directory": directory, "end": end, **order}
         return rebuild(mine, ReplayOrder(**whole), clock, _other_means, told.append)  # type: ignore[arg-type] # the fields of the order
 
@@ -359,7 +359,7 @@ def test_what_cannot_be_replayed_says_what_can(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(SettingsError, match="is not empty"):
-        replay(versions[-1], directory=tmp_path / "taken")
+        replay(versions[-1], directory=str(tmp_path / "taken"))
     elsewhere = replace(settings, policy=replace(settings.policy, name="another"))
     with pytest.raises(ManifestError, match="missing"):
         replay(versions[-1], elsewhere)

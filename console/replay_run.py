@@ -1,0 +1,137 @@
+"""Runs the learner's replay as a process of its own and shows how far it has come."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import IO
+
+import msgspec
+from msgspec.structs import replace
+
+from console.child_environment import inherited_environment, public_settings
+from console.evidence import version_directories
+from console.release_view import the_version
+from console.stack_file import read_stack
+from console.waiting import Shown
+from contracts.clock import SystemClock
+from contracts.codec import to_json
+from contracts.errors import DeadlineError, SettingsError, UnavailableError
+from contracts.events import BASE_VERSION
+from contracts.settings import Kafka, Settings
+from learner.replay_report import Failed, Line, ReplayOrder, ReplayReport, Step
+
+SILENT_SECONDS = 600.0
+END_SECONDS = 10.0
+BAR = 30
+
+
+def with_model(settings: Settings, model: str) -> Settings:
+    """Return the settings with the base model: the one given, that of the settings, or the stack's.
+
+    SettingsError when there is none.
+    """
+    stack = read_stack(settings.state_dir)
+    found = model or settings.policy.model or (stack.model if stack else "")
+    if not found:
+        raise SettingsError(
+            "no base model is known: give --model PATH, or policy.model in the settings"
+        )
+    return replace(settings, policy=replace(settings.policy, model=found))
+
+
+def order_of(settings: Settings, start: str, end: str, user: str, out: Path | None) -> ReplayOrder:
+    """Return the order with whole ids; SettingsError for what names no version."""
+    found = version_directories(settings.state_dir / "versions")
+    mine = {v: path for v, path in found.items() if path.parent.name == settings.policy.name}
+    whole = the_version(mine, end, settings.state_dir)
+    name = f"{SystemClock().now():%Y%m%dT%H%M%S}-{whole[:12]}"
+    default = settings.state_dir / "replays" / settings.policy.name / name
+    return ReplayOrder(
+        directory=str((out or default).absolute()),
+        end=whole,
+        start=start
+        if start in ("", BASE_VERSION)
+        else the_version(mine, start, settings.state_dir),
+        without_user=user,
+    )
+
+
+def run_replay(settings: Settings, kafka: Kafka, order: ReplayOrder, shown: Shown) -> ReplayReport:
+    """Replay and return what was found.
+
+    SettingsError for an order that cannot be done, UnavailableError when it failed, DeadlineError
+    when nothing was heard of it for 600 s.
+    """
+    general = replace(settings, kafka=kafka, segments=())
+    directory = Path(order.directory)
+    log = directory.with_name(f"{directory.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "learner", "replay", to_json(order).decode()]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            env=inherited_environment() | public_settings(general),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+        )
+    try:
+        last = _follow(process, shown, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if isinstance(last, Failed):
+        raise (SettingsError if last.usage else UnavailableError)(last.message)
+    (directory / "report.json").write_bytes(msgspec.json.format(to_json(last), indent=2))
+    return last
+
+
+def _follow(process: subprocess.Popen[bytes], shown: Shown, log: Path) -> ReplayReport | Failed:
+    """Show the steps and return the outcome."""
+    assert process.stdout is not None
+    lines: Queue[bytes] = Queue()
+    Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    shown.begin()
+    reached = ""
+    while True:
+        try:
+            line = lines.get(timeout=SILENT_SECONDS)
+        except Empty as error:
+            raise DeadlineError(
+                f"nothing was heard of the replay for {SILENT_SECONDS:.0f} s; see {log}"
+            ) from error
+        if not line:
+            raise UnavailableError(f"the replay ended without a word; see {log}")
+        told: Line = msgspec.json.decode(line, type=Line)
+        if not isinstance(told, Step):
+            if reached:
+                shown.say(reached)
+            return told
+        reached = step_text(told)
+        shown.waiting(reached)
+
+
+def _read(stream: IO[bytes], lines: Queue[bytes]) -> None:
+    """Pass lines on, and an empty one at the end."""
+    for line in stream:
+        lines.put(line)
+    lines.put(b"")
+
+
+def step_text(step: Step) -> str:
+    """Return one line with a bar."""
+    share = (step.offset + 1 - step.first) / max(step.next - step.first, 1)
+    bar = "#" * int(BAR * share)
+    made = f", came to version {step.versions}" if step.versions else ""
+    return (
+        f"  {step.what} [{bar.ljust(BAR, '.')}] {share:4.0%} "
+        f"offset {step.offset} of {step.first} to {step.next - 1}{made}"
+    )

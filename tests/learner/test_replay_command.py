@@ -1,0 +1,130 @@
+"""``headrace replay``: the real command, with the learner's code in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event
+
+import pytest
+from click.testing import CliRunner, Result
+from msgspec.structs import replace
+
+from console.main import main
+from contracts.broker import read_to_end
+from contracts.clock import ManualClock
+from contracts.ids import NewId
+from contracts.settings import Kafka, Settings, to_environment
+from contracts.topics import SAMPLES
+from learner.loop import Learner
+from learner.outlet import Outlet
+from learner.pulse import Pulse
+from tests.learner.kill_plan import Log, MakeSample
+from tests.topic_log import write
+
+Run = Callable[..., Result]
+CHANGED_AT = 20
+
+
+@pytest.fixture
+def settings(settings: Settings, kafka: Kafka) -> Settings:
+    return replace(settings, kafka=kafka)
+
+
+@pytest.fixture
+def versions(
+    settings: Settings,
+    rng: random.Random,
+    make_sample: MakeSample,
+    clock: ManualClock,
+    new_id: NewId,
+) -> list[str]:
+    """Versions of a log; the learning rate changed in the middle of the first."""
+    pieces = Log(rng, make_sample, logged_share=0.5).draw(100, [])
+    found: list[str] = []
+    for rate, part in ((2e-3, pieces[:CHANGED_AT]), (4e-3, pieces[CHANGED_AT:])):
+        write(settings.kafka, *part)
+        mine = replace(settings, learner=replace(settings.learner, learning_rate=rate))
+        outlet = Outlet(settings.kafka, clock, new_id, Event())
+        learner = Learner(mine, clock, outlet, Pulse(mine, clock), lambda seen: [0.5] * len(seen))
+        learner.resume()
+        start = learner.progress.next_offset
+        for record in read_to_end(settings.kafka, (SAMPLES,), "test-reader"):
+            if record.offset >= start:
+                learner.take(record)
+        outlet.close()
+        found = list(learner.progress.versions)
+    return found
+
+
+@pytest.fixture
+def run(settings: Settings) -> Run:
+    environment = to_environment(settings)
+
+    def make(*words: str) -> Result:
+        return CliRunner().invoke(main, ["replay", *words], env=environment)
+
+    return make
+
+
+def test_a_replay_shows_its_progress_and_every_version_and_leaves_a_report(
+    run: Run, versions: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    found = run("--from", versions[0][:8], "--to", versions[-1][:8], "--out", str(out))
+    assert found.exit_code == 0, found.output
+    rows = [line.split() for line in found.output.splitlines()]
+    assert "replaying" in found.output
+    assert "100% offset" in found.output
+    assert [
+        str(len(versions)),
+        versions[-1][:12],
+        versions[-1][:12],
+        *["the", "same", "the", "same"],
+    ] in rows
+    assert "every version came out the same, byte for byte" in found.output
+    report = json.loads((out / "report.json").read_text())
+    assert [one["remade"] for one in report["versions"]] == versions[1:]
+    again = run("--from", versions[0][:8], "--to", versions[-1][:8], "--out", str(out))
+    assert again.exit_code == 2
+    assert "is not empty; give --out a directory that is new" in again.output
+
+
+def test_a_difference_ends_with_1_and_says_where_it_begins(
+    run: Run, versions: list[str], state_dir: Path
+) -> None:
+    found = run("--from", "base", "--to", versions[1])
+    assert found.exit_code == 1, found.output
+    assert f"version {versions[0][:12]} is the first that differs, in" in found.output
+    assert "settings that changed between two versions" in found.output
+    (made,) = (path for path in (state_dir / "replays" / "assistant").iterdir() if path.is_dir())
+    assert made.name.endswith(versions[1][:12])
+
+
+def test_leaving_a_user_out_says_what_went_and_what_moved(run: Run, versions: list[str]) -> None:
+    found = run("--from", "base", "--to", versions[-1], "--without-user", "user-3", "--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert report["removal"]["samples"] == sum(report["removal"]["outcomes"].values()) > 0
+    assert 0 < report["removal"]["moved"] < 2
+    assert not report["same"]
+
+
+def test_what_names_no_version_or_no_model_is_wrong_usage(
+    run: Run, versions: list[str], settings: Settings
+) -> None:
+    for words, said in (
+        (("--to", "xyz"), "begins with 'xyz'"),
+        (("--to", versions[0], "--from", "xyz"), "begins with 'xyz'"),
+        (("--to", versions[0], "--policy", "another"), "is not one of assistant"),
+        ((), "Missing option '--to'"),
+    ):
+        found = run(*words)
+        assert found.exit_code == 2
+        assert said in " ".join(found.output.split())
+    without = to_environment(replace(settings, policy=replace(settings.policy, model="")))
+    found = CliRunner().invoke(main, ["replay", "--to", versions[0]], env=without)
+    assert found.exit_code == 2
+    assert "give --model PATH" in found.output
