@@ -49,6 +49,7 @@ def _facts(view: ReleaseView, manifest: Manifest) -> list[tuple[str, object]]:
         ("newest sample", f"{manifest.as_of:%Y-%m-%d %H:%M:%S}"),
         ("feedback", feedback),
         ("made by", manifest.code),
+        ("its state", "kept: a replay can start here" if view.state_kept else "not kept"),
         ("directory", view.directory),
     ]
 

@@ -21,6 +21,7 @@ from contracts.settings import Settings
 from contracts.signing import trusted_keys
 
 MOST_NAMED = 5
+STATES = "states"
 FileState = Literal["sound", "differs", "missing", "unexpected"]
 
 
@@ -36,8 +37,9 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     """A version as it lies on disk.
 
     ``manifest`` is None when its files are gone or unreadable. ``fault`` says why it would not be
-    loaded, "" when it would. ``outcomes`` counts the ledger: samples ``used``, and the others by
-    why they taught nothing. ``ledger`` is empty unless it is asked for.
+    loaded, "" when it would. ``state_kept``: `headrace replay` can start from it. ``outcomes``
+    counts the ledger: samples ``used``, and the others by why they taught nothing. ``ledger`` is
+    empty unless it is asked for.
     """
 
     version: str
@@ -45,6 +47,7 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     manifest: Manifest | None
     fault: str
     files: tuple[FileRow, ...]
+    state_kept: bool
     outcomes: dict[str, int]
     gate: GateReport | None
     ledger: tuple[dict[str, Any], ...] = ()
@@ -75,6 +78,7 @@ def release_view(settings: Settings, beginning: str, *, samples: bool = False) -
             manifest=None,
             fault=fault,
             files=(),
+            state_kept=False,
             outcomes={},
             gate=gate,
         )
@@ -85,6 +89,7 @@ def release_view(settings: Settings, beginning: str, *, samples: bool = False) -
         manifest=_manifest(directory),
         fault=_fault(settings, directory, version),
         files=_files(directory),
+        state_kept=(settings.state_dir / STATES / directory.parent.name / version).is_dir(),
         outcomes=dict(Counter(str(line.get("outcome")) for line in ledger).most_common()),
         gate=gate,
         ledger=ledger if samples else (),

@@ -67,7 +67,9 @@ def _removal(report: ReplayReport, removal: Removal) -> str:
     if removal.moved is None:
         lines.append("the samples left fill no version")
     else:
-        lines.append(f"the last version's weights moved by {removal.moved:.2%} of their norm")
+        lines.append(
+            f"the weights of version {removal.newest} moved by {removal.moved:.2%} of their norm"
+        )
     if report.unlearned:
         lines.append(f"{report.unlearned} samples at the end fill no micro-batch yet")
     if report.log_begins and report.start != BASE_VERSION:

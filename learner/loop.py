@@ -231,6 +231,17 @@ class Learner:
         else:
             self.release_if_due()
 
+    def tell_what_is_lost(self, begins: int) -> None:
+        """Say so when the broker has removed samples that were never read: ``begins`` is the next
+        offset there is."""
+        following = self.progress.next_offset
+        if self.progress.batches == 0 or begins <= following:
+            return
+        _log.error("offsets %d to %d are gone from the log, unread", following, begins - 1)
+        detail = {"first_offset": following, "next_offset": begins}
+        reason = f"retention removed them; set a longer retention.ms for {SAMPLES.name}"
+        self.outlet.audit("samples.lost", self.progress.policy, detail, reason)
+
     def release_if_due(self) -> None:
         """Publish and announce the next version when enough batches were learned.
 
@@ -416,6 +427,7 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
 
 
 def _follow(learner: Learner, reader: Reader, stop: Flag) -> None:
+    learner.tell_what_is_lost(reader.positions()[_PLACE])
     learner.pulse.ready = True
     while not stop.is_set():
         for record in reader.poll(POLL_SECONDS):

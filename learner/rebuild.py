@@ -24,12 +24,12 @@ from contracts.events import BASE_VERSION
 from contracts.settings import Settings
 from contracts.signing import make_signing_key
 from learner import checkpoint
+from learner.directory import versions_directory
 from learner.experience import Experience
+from learner.ledger import JUDGE, SUPERSEDED, WITHDRAWN
 from learner.loop import Learner
 from learner.outlet import Silence
 from learner.policy import ADAPTER_WEIGHTS
-from learner.progress import JUDGE, SUPERSEDED, WITHDRAWN
-from learner.publish import versions_directory
 from learner.pulse import Pulse
 from learner.replay_compare import reasons, remade
 from learner.replay_log import LogPart, Proof, sample_of
@@ -248,18 +248,20 @@ class Rebuild:
             fates = [line.outcome for line in link.ledger() if line.sample_id in self.removed]
             outcomes.update(fates)
             versions += [link.version] if fates else []
-        newest = made.get(max(made, default=0), self.start)
+        newest = max(made, default=0)
+        first = [link for link in self.part if link.manifest.sequence == newest]
         return Removal(
             samples=len(self.removed),
             outcomes=dict(outcomes.most_common()),
             versions=tuple(versions),
             first_offset=min(self.removed.values(), default=None),
-            moved=self._moved(newest) if newest not in (BASE_VERSION, self.start) else None,
+            newest=newest,
+            moved=self._moved(first[0], made[newest]) if first else None,
         )
 
-    def _moved(self, version: str) -> float:
+    def _moved(self, link: Link, version: str) -> float:
         now = load_file(versions_directory(self.settings) / version / ADAPTER_WEIGHTS)
-        then = load_file(self.end.directory / ADAPTER_WEIGHTS)
+        then = load_file(link.directory / ADAPTER_WEIGHTS)
         apart = sum(float((now[n].double() - then[n].double()).square().sum()) for n in then)
         whole = sum(float(value.double().square().sum()) for value in then.values())
         return math.sqrt(apart / whole)

@@ -49,14 +49,15 @@ class Removal(Struct, frozen=True, kw_only=True):
     """What was left out with a user: samples by their outcome in the first run's ledgers.
 
     ``versions`` are those that had read them, ``first_offset`` is None where there was none.
-    ``moved`` is how far the last version's weights lie from those of the first run: the norm of
-    the difference over the norm of those; None when no version was made.
+    ``moved`` is how far the weights of version ``newest`` lie from those that the first run gave
+    to that number: the norm of the difference over the norm of those; None when none was made.
     """
 
     samples: int
     outcomes: dict[str, int]
     versions: tuple[str, ...]
     first_offset: int | None
+    newest: int
     moved: float | None
 
 

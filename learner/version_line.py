@@ -16,8 +16,9 @@ from contracts.errors import ManifestError, SettingsError
 from contracts.events import BASE_VERSION
 from contracts.manifest import Manifest, read_manifest, verify
 from contracts.settings import Learner, Settings
-from learner.publish import LEDGER, OF_NO_MATTER, versions_directory
-from learner.update import Outcome
+from learner.directory import versions_directory
+from learner.ledger import Outcome
+from learner.publish import LEDGER, OF_NO_MATTER
 from learner.version_state import state_of
 
 MOST_NAMED = 8

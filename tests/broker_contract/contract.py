@@ -160,6 +160,8 @@ _OFFSETS = (
         check=offsets.the_beginning_moves_with_the_records_deleted,
         by={
             "contracts/broker.py": "begins there when its position is no longer kept",
+            "learner/loop.py": "says which samples were removed unread",
+            "learner/replay_log.py": "refuses to replay what was removed",
             "streams/worker.py": "counts lag from there when nothing was committed",
             "console/topic_table.py": "counts records",
         },
@@ -168,6 +170,7 @@ _OFFSETS = (
         check=offsets.a_reader_begins_at_any_offset_it_is_given,
         by={
             "learner/loop.py": "resumes at the offset in its checkpoint",
+            "learner/replay_log.py": "reads again what a version was learned from",
             "serving/rollout_log.py": "resumes at the positions in its state",
             "serving/outbox_delivery.py": "resumes at its bookmarks",
         },
