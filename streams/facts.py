@@ -34,6 +34,7 @@ def opened_fact(partition: int, turn: Turn) -> Fact:
         findings=to_json([(f.category, f.rule, f.score) for f in safety.findings]).decode(),
         time=turn.decided_at,
         decided_at=turn.decided_at,
+        dated=decision.time,
         topic=decision.topic or OTHER,
         tokens=len(decision.prompt_token_ids) + len(decision.token_ids),
         seconds=min(max(0.0, decision.timings.total_seconds), MAX_SECONDS),

@@ -35,6 +35,8 @@ class Fact(Struct, frozen=True, kw_only=True):
     Facts of the first two stages come in offset order per partition. ``time`` is when the newest of
     what led to the fact happened. ``figures`` are what is counted of the reward, ``before`` what a
     revision takes the place of, ``index`` the session's `streams.session.Index` as JSON.
+    ``dated`` is what the decision itself says of its time, None: ``decided_at``. The latter is
+    never of the future, so that it depends on when the record was read.
     """
 
     stage: Literal["opened", "closed", "revised"]
@@ -59,6 +61,7 @@ class Fact(Struct, frozen=True, kw_only=True):
     figures: RewardFigures = RewardFigures()
     before: RewardFigures = RewardFigures()
     index: str = ""
+    dated: datetime | None = None
     trace: dict[str, str] = {}
 
 
@@ -85,13 +88,15 @@ class Counted(Struct, array_like=True):
     """The column ``counted``: newest time counted, and counts per partition.
 
     ``acted`` and ``rewarded`` are the times of the decisions that the last action and the last
-    reward are of: what is told of an earlier one does not take their place.
+    reward are of: what is told of an earlier one does not take their place. ``dated`` is the newest
+    of what the decisions counted say of their times.
     """
 
     time: datetime | None = None
     counts: dict[str, Counts] = {}
     acted: datetime | None = None
     rewarded: datetime | None = None
+    dated: datetime | None = None
 
 
 class Entity(Struct):
@@ -170,7 +175,8 @@ class Tally:
             known = self._cache.get((view, key))
             if known is not None:
                 known.counted.counts = _merged(known.counted.counts, counted.counts)
-                known.counted.time = max(filter(None, (known.counted.time, counted.time)))
+                known.counted.time = _newest(known.counted.time, counted.time)
+                known.counted.dated = _newest(known.counted.dated, counted.dated)
             else:
                 self._cache[view, key] = Entity(counted, values)
         for key in keys:
@@ -191,8 +197,10 @@ def _count(entity: Entity, fact: Fact, number: int) -> bool:
     newest = entity.counted.time
     counts = entity.counted.counts.setdefault(str(fact.partition), Counts())
     counted_to = counts.opened if fact.stage == "opened" else counts.closed
-    # Offsets below with newer times are of a log that began anew.
-    is_known = fact.offset < counted_to and newest is not None and fact.decided_at <= newest
+    # Offsets below with newer times are of a log that began anew. A clock that is ahead makes a
+    # decision older at its first reading than at its second, but says the same of it both times.
+    dated, known_to = fact.dated or fact.decided_at, entity.counted.dated or newest
+    is_known = fact.offset < counted_to and known_to is not None and dated <= known_to
     bucket = bucket_at(counts.recent, number)
     if fact.stage == "opened":
         if is_known:
@@ -219,6 +227,7 @@ def _count(entity: Entity, fact: Fact, number: int) -> bool:
         entity.values["last_reward"] = fact.figures.value
         entity.counted.rewarded = fact.decided_at
     entity.counted.time = fact.time if newest is None else max(newest, fact.time)
+    entity.counted.dated = dated if known_to is None else max(known_to, dated)
     return True
 
 
@@ -301,6 +310,10 @@ def _merged(ours: dict[str, Counts], stored: dict[str, Counts]) -> dict[str, Cou
     for partition in ours.keys() & stored.keys():
         merged[partition] = max(ours[partition], stored[partition], key=progress)
     return merged
+
+
+def _newest(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max(filter(None, (one, other)), default=None)
 
 
 def _parse(text: Value) -> Counted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -140,3 +141,19 @@ def test_late_feedback_after_a_restart_revises_the_reward_and_is_counted_once(
         ((counts, _),) = writer.latest("user", [made.user_id]).values()
         assert (counts["rewards"], counts["reward_mean"]) == (1, -1.0)
         log.committed[FEEDBACK.name] = 1
+
+
+def test_decisions_of_a_clock_that_is_ahead_are_counted_once_when_they_are_read_again(
+    decision: Any, clock: ManualClock, writer: FeatureWriter, log: Log, start: Start
+) -> None:
+    first, began = start(), clock.now()
+    for seconds in (0.5, 1.5, 2.5):  # the gateway's clock, half a second ahead of the worker's
+        made = began + timedelta(seconds=seconds)
+        log.append(decision(time=made, user_id="ahead", session_id="ahead"))
+        first.read(DECISIONS)
+        clock.advance(1)
+    assert log.committed[DECISIONS.name] == 0
+    start().read_all()
+    ((user, _),) = writer.latest("user", ["ahead"]).values()
+    ((session, _),) = writer.latest("session", ["ahead"]).values()
+    assert (user["decisions"], user["recent_decisions"], session["turns"]) == (3, 3, 3)
