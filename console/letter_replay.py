@@ -128,8 +128,8 @@ class Replayer:
         headers: Headers = [pair for pair in record.headers if pair[0] not in ours]
         headers.append((REPLAY_HEADER, row.id.encode()))
         if row.reason == QUARANTINED:
-            event = record.event()
-            headers.append((RELEASE_HEADER, release_mark(self._secret, event.id).encode()))
+            mark = release_mark(self._secret, record.value or b"")
+            headers.append((RELEASE_HEADER, mark.encode()))
         marked = Received(
             record.topic, record.partition, record.offset, record.key, record.value, headers
         )

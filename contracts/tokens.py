@@ -32,9 +32,12 @@ def acceptance_mark(
     return hmac.new(secret, message, sha256).hexdigest()
 
 
-def release_mark(secret: bytes, feedback_id: str) -> str:
-    """Return the mark that lets feedback out of the quarantine, whatever it was kept for."""
-    return hmac.new(secret, to_json(["released", feedback_id]), sha256).hexdigest()
+def release_mark(secret: bytes, value: bytes) -> str:
+    """Return the mark that lets a record's value out of the quarantine, whatever it was kept for.
+
+    It holds for these very bytes, so that a reader of the topic cannot let out others with it.
+    """
+    return hmac.new(secret, b"released " + value, sha256).hexdigest()
 
 
 def is_proven(secret: bytes, feedback: Feedback) -> bool:

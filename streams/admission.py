@@ -6,21 +6,22 @@ import hmac
 from datetime import datetime
 
 from contracts.broker import Received
+from contracts.codec import header
 from contracts.dead_letters import dead_letter
 from contracts.errors import CodecError
-from contracts.events import DeadLetter, Event, Feedback
+from contracts.events import DeadLetter, Event
 from contracts.settings import Settings
-from contracts.tokens import release_mark
+from contracts.tokens import RELEASE_HEADER, release_mark
 
 __all__ = ["admit", "dead_letter", "is_release"]
 
 
-def is_release(mark: str | None, feedback: Feedback, settings: Settings) -> bool:
-    """Say whether a header's mark was made by somebody who has the secret of feedback."""
-    secret = settings.gateway.feedback_secret
+def is_release(record: Received, settings: Settings) -> bool:
+    """Say whether somebody who has the secret of feedback marked a record as let out."""
+    secret, mark = settings.gateway.feedback_secret, header(record.headers, RELEASE_HEADER)
     if mark is None or not secret:
         return False
-    wanted = release_mark(secret.encode(), feedback.id)
+    wanted = release_mark(secret.encode(), record.value or b"")
     return hmac.compare_digest(wanted.encode(), mark.encode())
 
 

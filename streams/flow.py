@@ -13,10 +13,9 @@ from datetime import datetime
 
 from contracts.audit import AuditChain
 from contracts.broker import Received
-from contracts.codec import header, to_json, trace_headers
+from contracts.codec import to_json, trace_headers
 from contracts.events import DeadLetter, Decision, Event, Feedback
 from contracts.settings import Settings
-from contracts.tokens import RELEASE_HEADER
 from contracts.topics import DEAD_LETTERS, DECISIONS, FEEDBACK, REWARDS
 from contracts.tracing import span
 from guard.rules import compile_rules
@@ -196,7 +195,7 @@ class Flow:
     ) -> None:
         step.sessions[feedback.session_id] = partition
         arrival = Arrival(feedback=feedback, offset=record.offset, heard_at=now, drop_at=now)
-        if not is_release(header(record.headers, RELEASE_HEADER), feedback, self._settings):
+        if not is_release(record, self._settings):
             reason = self._quarantine.reason(feedback)
             if reason is not None:
                 self._set_apart(step, partition, record, feedback, reason, now)

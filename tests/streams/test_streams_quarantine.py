@@ -14,7 +14,7 @@ from contracts.codec import MAX_VALUE_BYTES, decode, encode
 from contracts.events import DeadLetter, Decision, Event, Feedback, Reward
 from contracts.settings import Gateway, Settings, Streams
 from contracts.settings import Quarantine as Rules
-from contracts.tokens import acceptance_mark, feedback_token
+from contracts.tokens import RELEASE_HEADER, acceptance_mark, feedback_token, release_mark
 from contracts.topics import DECISIONS, FEEDBACK
 from streams.flow import Flow
 from streams.quarantine import Quarantine
@@ -103,7 +103,10 @@ class Run:
             record = encode(topic, event, source="test")
             offset = reach.offsets.next or 0
             received = Received(topic, 0, offset, record.key, record.value, record.headers)
-            self._take(self.flow.read([received], self.clock.now()))
+            self.take(received)
+
+    def take(self, record: Received) -> None:
+        self._take(self.flow.read([record], self.clock.now()))
 
     def close(self) -> None:
         self.clock.advance(2 * WINDOW)
@@ -166,6 +169,24 @@ def test_feedback_on_a_decision_of_another_session_is_set_aside(
     run.read(made, proven(feedback(made, session_id="other")))
     (letter,) = run.of(DeadLetter)
     assert (letter.reason, letter.detail.partition(":")[0]) == ("quarantined", "foreign")
+
+
+def test_what_was_let_out_of_the_quarantine_lets_nothing_else_out(
+    decision: Any, feedback: Any
+) -> None:
+    run = Run()
+    made = [decision(time=run.clock.now(), session_id=f"s-{n}") for n in range(2)]
+    run.read(*made)
+    let_out = encode(FEEDBACK, feedback(made[0], score=0.5), source="test")
+    mark = (RELEASE_HEADER, release_mark(SECRET.encode(), let_out.value).encode())
+    id_of_it = decode(FEEDBACK, let_out.value, let_out.headers).id
+    forged = encode(FEEDBACK, feedback(made[1], score=-1.0, id=id_of_it), source="test")
+    for offset, record in enumerate((let_out, forged)):
+        headers = [*record.headers, mark]
+        run.take(Received(FEEDBACK, 0, offset, record.key, record.value, headers))
+    run.close()
+    assert [letter.offset for letter in run.of(DeadLetter)] == [1]
+    assert [reward.value for reward in run.of(Reward)] == [0.5, None]
 
 
 def test_unclaimed_feedback_that_grows_when_written_again_is_a_letter_and_stops_nothing(
