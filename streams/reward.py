@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from hashlib import sha256
-from math import isfinite
 from typing import Literal
 
 import msgspec
@@ -27,6 +26,7 @@ from streams.signals import (
     OF_THE_POLICY,
     Signal,
     SignalFunction,
+    checked,
     load_signals,
 )
 
@@ -112,11 +112,7 @@ def _signals(evidence: Evidence, rules: Rewarding) -> list[tuple[str, RewardComp
         signal = function(evidence, component)
         if signal is None:
             continue
-        if not isfinite(
-            signal.value
-        ):  # no bound would hold it: clipped, NaN is the highest there is
-            raise ValueError(f"signal {name!r} gave {signal.value}; allowed: -1 to 1")
-        found.append((name, component, signal))
+        found.append((name, component, checked(name, signal)))
     return found
 
 

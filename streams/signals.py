@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from math import isfinite
 from statistics import fmean
 
 from msgspec import Struct
@@ -25,6 +26,10 @@ SAME_QUESTION = 0.6
 
 MAX_WORDS = 200
 """Words of a question that are compared."""
+
+MAX_RULE, MAX_EVENTS, MAX_ID = 256, 256, 128
+"""Characters of a rule, events behind a signal, characters of their ids: a reward that says more of
+each of its signals could become too large for the log."""
 
 ESCALATE = "escalate"
 """Action, and by convention the tool, that hands a question over to a person."""
@@ -191,6 +196,23 @@ def load_signals(names: Iterable[str]) -> dict[str, SignalFunction]:
                 f"package that has it as an entry point of the group {SIGNALS_GROUP}"
             )
     return found
+
+
+def checked(name: str, signal: Signal) -> Signal:
+    """Return what a function gave, as readers of the log can take it; ValueError where they cannot.
+
+    A function of another package may give anything.
+    """
+    value, ids = float(signal.value), tuple(signal.event_ids)
+    if not isfinite(value):  # no bound would hold it: clipped, NaN is the highest there is
+        raise ValueError(f"signal {name!r} gave {value}; allowed: -1 to 1")
+    if not isinstance(signal.rule, str) or len(signal.rule) > MAX_RULE:
+        raise ValueError(
+            f"signal {name!r} names no rule; give a text of {MAX_RULE} characters at most"
+        )
+    if len(ids) > MAX_EVENTS or not all(isinstance(i, str) and len(i) <= MAX_ID for i in ids):
+        raise ValueError(f"signal {name!r} names no events; give {MAX_EVENTS} ids at most")
+    return Signal(value, signal.rule, ids)
 
 
 def _loaded(point: EntryPoint) -> SignalFunction:

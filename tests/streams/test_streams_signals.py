@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contracts.clock import ManualClock
 from contracts.errors import SettingsError
 from contracts.events import GuardReport, Message, Timings
-from contracts.settings import SIGNALS, Streams, load_settings
-from streams.signals import BUILT_IN, load_signals
+from contracts.settings import SIGNALS, Settings, Streams, load_settings
+from streams.signals import BUILT_IN, Signal, load_signals
 from streams.waits import waits_of
+from tests.streams.conftest import UNPROVEN
 from tests.streams.rewarding_by_hand import component, rewarded
+from tests.streams.worker_in_memory import Log, MemoryStore, WorkerInMemory, final_rewards
 
 
 def later(decision: Any, seconds: float) -> Any:
@@ -180,6 +184,36 @@ def test_a_package_brings_a_signal_by_an_entry_point(
     assert waits_of(Streams(reward=only("polite", delay_seconds=9e5))).by_kind["rating"] == 9e5
     settings = {"HEADRACE_STREAMS__REWARD": '{"polite": {"weight": 1}}'}
     assert load_settings(environment=settings).streams.reward["polite"].weight == 1.0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Signal(0.5, None),  # type: ignore[arg-type] # a package may give anything
+        Signal(0.5, "polite@3", None),  # type: ignore[arg-type] # likewise
+        Signal(0.5, "polite@3", (5,)),  # type: ignore[arg-type] # likewise
+        Signal(0.5, "x" * 1_000_000),
+        Signal(0.5, "polite@3", tuple(f"id-{number}" for number in range(100_000))),
+        Signal(nan, "polite@3"),
+        Signal("much", "polite@3"),  # type: ignore[arg-type] # likewise
+        0.5,
+    ],
+    ids=["no rule", "no ids", "ids of numbers", "long rule", "many ids", "nan", "text", "number"],
+)
+def test_what_a_package_gives_that_no_reader_could_take_is_left_out(
+    given: Any, decision: Any, feedback: Any, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brought = {**BUILT_IN, "polite": lambda *_: given}
+    monkeypatch.setattr("streams.reward.load_signals", lambda _: brought)
+    weighed = {"rating": component(0.5), "polite": component(0.5)}
+    streams = Streams(window_seconds=60.0, quarantine=UNPROVEN, reward=weighed)
+    worker = WorkerInMemory(Settings(streams=streams), log := Log(), MemoryStore(), clock)
+    log.append(made := decision(time=clock.now()))
+    log.append(feedback(made))
+    worker.read_all()
+    clock.advance(100)
+    worker.close()
+    assert final_rewards(worker.sent) == {made.id: ("final", 0.5)}
 
 
 def test_a_signal_nobody_brings_is_refused_with_those_there_are() -> None:
