@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from contracts.settings.rollout import Rollout
-from contracts.settings.section import Count, NonNegative, Port, Positive, Section
+from contracts.settings.section import Count, NonNegative, Port, Positive, Section, Span
 
 PolicyName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Key = Annotated[str, Meta(pattern=r"^[!-~]*\Z")]
@@ -66,7 +66,7 @@ class Gateway(Section, frozen=True):
     temperature: NonNegative = 1.0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     max_tokens: Count = 256
-    feature_max_age_seconds: Positive = 86_400.0
+    feature_max_age_seconds: Span = 86_400.0
     max_body_bytes: Count = 262_144
     max_concurrent: Count = 256
     api_keys_file: str = ""

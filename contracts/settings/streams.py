@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from contracts.settings.section import Count, Positive, Section, Share
+from contracts.settings.section import Count, Positive, Section, Share, Span
 
 Score = Annotated[float, Meta(ge=-1.0, le=1.0)]
 FinalSignal = Annotated[
@@ -40,7 +40,7 @@ class RewardComponent(Section, frozen=True):
 
     weight: float
     clip: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    delay_seconds: Positive | None = None
+    delay_seconds: Span | None = None
     scale: Positive = 1.0
     credit: Literal["last", "all", "decay"] = "last"
     decay: Share = 0.5
@@ -99,9 +99,9 @@ class Streams(Section, frozen=True):
     after the first of them.
     """
 
-    window_seconds: Positive = 600.0
-    revision_seconds: Positive = 7 * DAY
-    unclaimed_seconds: Positive = 600.0
+    window_seconds: Span = 600.0
+    revision_seconds: Span = 7 * DAY
+    unclaimed_seconds: Span = 600.0
     reward: dict[str, RewardComponent] = field(default_factory=_default_reward)
     default_reward: Score | None = None
     final_signals: tuple[FinalSignal, ...] = ()
@@ -125,5 +125,5 @@ class Features(Section, frozen=True):
     online: Literal["sqlite", "redis"] = "sqlite"
     redis: str = "127.0.0.1:6379"
     registry: str = ""
-    window_seconds: Positive = 3600.0
-    retention_days: Count = 90
+    window_seconds: Span = 3600.0
+    retention_days: Annotated[int, Meta(ge=1, le=36_500)] = 90
