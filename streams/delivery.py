@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from aiokafka.partitioner import murmur2
 
 from contracts.codec import Record
 from contracts.settings import Kafka
+from contracts.topics import AUDIT
 from feature_store.writer import FeatureWriter
 from streams.session import Index
 from streams.tally import Fact, Tally
@@ -67,15 +68,28 @@ class Delivery:
         self._producer: AIOKafkaProducer | None = None
         self.waiting = ""
 
-    async def send(self, records: Sequence[Record]) -> None:
+    async def send(
+        self, records: Sequence[Record], is_ours: Callable[[], Awaitable[bool]] | None = None
+    ) -> bool:
         """Send records and wait until the broker has each; tries again for as long as it takes.
 
         What the broker refuses for its size is left out alone: its batch is sent again record by
         record, each time by a new producer, since a refusal breaks the sequence of the old one.
+        ``is_ours`` is asked before each attempt. Where it says no, False is returned: others make
+        these records now, newer ones perhaps, and the audit alone is sent, as its chain needs it.
         """
-        pending, attempt, singly = list(records), 0, False
+        pending, attempt, singly, ours = list(records), 0, False, True
         while pending:
-            failed, error = await self._attempt(pending, singly=singly)
+            failed: list[Record] = pending
+            error: Exception | None = None
+            try:
+                if ours and is_ours is not None and not await is_ours():
+                    ours, pending = False, [r for r in pending if r.topic is AUDIT]
+                    continue
+            except (KafkaError, OSError, TimeoutError) as unknown:
+                error = unknown
+            else:
+                failed, error = await self._attempt(pending, singly=singly)
             if not failed:
                 break
             if isinstance(error, TOO_LARGE):
@@ -91,6 +105,7 @@ class Delivery:
             await self.close()  # a producer that lost its sequence cannot go on
             await asyncio.sleep(seconds)
         self.waiting = ""
+        return ours
 
     async def close(self) -> None:
         """Close the connection."""

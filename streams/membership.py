@@ -1,16 +1,63 @@
-"""One correction to how aiokafka joins its group again; see decision 0109.
+"""How aiokafka joins its group again, corrected, and whether the group still counts us in.
 
-It replaces two methods of one object; a test on real consumers fails when they are no longer there.
+See decision 0109. Methods of one object are replaced; a test on real consumers fails when they are
+no longer there.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from aiokafka.errors import UnknownMemberIdError
+from aiokafka.errors import GroupCoordinatorNotAvailableError, UnknownMemberIdError
 from aiokafka.protocol.group import JoinGroupRequest
 
+from contracts.clock import Clock
+
 UNKNOWN_MEMBER = UnknownMemberIdError.errno
+
+CONFIRMED_SECONDS = 5.0
+"""So long after a heartbeat that was answered nobody else has our partitions: half a session."""
+
+
+class Membership:
+    """Whether the group still counts this member in. A process that stood still cannot know."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._coordinator: Any = None
+        self._confirmed_at = float("-inf")
+
+    def watch(self, coordinator: Any) -> None:
+        """Take note of each heartbeat that an aiokafka group coordinator has an answer to."""
+        beat = coordinator._do_heartbeat
+        self._coordinator, self._confirmed_at = coordinator, float("-inf")
+
+        async def noted() -> bool:
+            asked_at = self._clock.monotonic()
+            is_member: bool = await beat()
+            if is_member:
+                self._confirmed_at = asked_at
+            return is_member
+
+        coordinator._do_heartbeat = noted
+
+    def is_fresh(self) -> bool:
+        """Say whether it was confirmed lately."""
+        return self._clock.monotonic() - self._confirmed_at < CONFIRMED_SECONDS
+
+    async def confirm(self) -> bool:
+        """Ask the group, in the thread of its coordinator; False when it knows us no more.
+
+        Raises KafkaError when it does not answer.
+        """
+        coordinator = self._coordinator
+        if coordinator.coordinator_id is None:
+            raise GroupCoordinatorNotAvailableError
+        if await coordinator._do_heartbeat():
+            return True
+        if coordinator.generation < 0:  # which a refusal resets
+            return False
+        raise GroupCoordinatorNotAvailableError
 
 
 def keep_member_id(coordinator: Any) -> None:

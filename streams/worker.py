@@ -28,7 +28,7 @@ from streams.flow import Flow
 from streams.header_names import read_any_header_name
 from streams.intake import Intake
 from streams.log_lookup import LogLookup
-from streams.membership import keep_member_id
+from streams.membership import Membership, keep_member_id
 from streams.step import Step
 from streams.tally import Fact
 
@@ -72,6 +72,7 @@ class Worker:
         self._begins: dict[Any, int] = {}
         self._look_again_at = 0.0
         self._corrected: Any = None
+        self._membership = Membership(clock)
         self._connect()
 
     def _connect(self) -> None:
@@ -136,8 +137,18 @@ class Worker:
         self._limit_open()
 
     async def _finish(self, *steps: Step) -> None:
-        """Deliver steps, let go of them, write their features, acknowledge what is then done."""
-        await self.delivery.send([record for step in steps for record in step.records])
+        """Deliver steps, let go of them, write their features, acknowledge what is then done.
+
+        Where partitions have changed hands meanwhile nothing of it counts: it is read again.
+        """
+        handovers = self._handovers
+
+        async def is_ours() -> bool:
+            return await self._is_member() and handovers == self._handovers
+
+        if not await self.delivery.send([r for step in steps for r in step.records], is_ours):
+            _log.warning("partitions have changed hands: what was made of them is not sent")
+            return
         for step in steps:
             self.flow.settle(step)
         await self._write_features([fact for step in steps for fact in step.facts])
@@ -154,6 +165,12 @@ class Worker:
             written = await self.features.record(facts, shared=self._is_shared())
             self.flow.trail.features(told, facts, written=written)
         await self.delivery.send(told.records)
+
+    async def _is_member(self) -> bool:
+        if self._membership.is_fresh():
+            return True
+        asked = self.app.consumer._thread.call_thread(self._membership.confirm)
+        return bool(await asyncio.wait_for(asked, ADMIN_SECONDS))
 
     def _acknowledge(self, topic: Topic, partition: int, committable: int | None) -> None:
         held = self._held.get(self._place(topic, partition))
@@ -230,6 +247,7 @@ class Worker:
             pace(consumer._fetcher)
             rewind_uncommitted(thread)
             keep_member_id(consumer._coordinator)
+            self._membership.watch(consumer._coordinator)
             self._corrected = thread
 
     def _begin(self, partitions: Any) -> None:
