@@ -155,9 +155,11 @@ def kept_online_seconds(settings: Settings) -> float:
     """Return how long a key lives online without being written.
 
     As long as its values may be used, and as long as a session's row must be there for a reward
-    to be revised.
+    to be revised by the signal that is waited for longest.
     """
-    revisable = settings.streams.window_seconds + settings.streams.revision_seconds
+    streams = settings.streams
+    delays = [component.delay_seconds or 0.0 for component in streams.reward.values()]
+    revisable = max([streams.window_seconds, *delays]) + streams.revision_seconds
     return max(settings.gateway.feature_max_age_seconds, revisable)
 
 

@@ -88,7 +88,8 @@ def settings_of(
         address = f"{redis},db={next(_numbers)}"
         online = msgspec.structs.replace(online, online="redis", redis=address)
     gateway = Gateway(feature_max_age_seconds=max_age)
-    streams = Streams(window_seconds=0.1, revision_seconds=0.1)  # so that the maximum age counts
+    # So that the maximum age counts, and not how long a reward can be revised.
+    streams = Streams(window_seconds=0.1, revision_seconds=0.1, reward={})
     return Settings(state_dir=folder, gateway=gateway, features=online, streams=streams)
 
 

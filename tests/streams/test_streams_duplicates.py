@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contracts.clock import ManualClock
 from contracts.events import Reward
-from contracts.settings import Settings, Streams
+from contracts.settings import RewardComponent, Settings, Streams
+from contracts.settings.streams import DAY
 from contracts.topics import DECISIONS, FEEDBACK
 from feature_store.writer import FeatureWriter
 from tests.streams.conftest import UNPROVEN
@@ -157,3 +159,28 @@ def test_decisions_of_a_clock_that_is_ahead_are_counted_once_when_they_are_read_
     ((user, _),) = writer.latest("user", ["ahead"]).values()
     ((session, _),) = writer.latest("session", ["ahead"]).values()
     assert (user["decisions"], user["recent_decisions"], session["turns"]) == (3, 3, 3)
+
+
+def test_a_signal_that_may_come_late_revises_although_its_session_was_long_silent(
+    decision: Any, feedback: Any, clock: ManualClock, log: Log, tmp_path: Path
+) -> None:
+    month = {"outcome": RewardComponent(weight=1.0, delay_seconds=30 * DAY)}
+    streams = Streams(window_seconds=WINDOW, quarantine=UNPROVEN, reward=month)
+    settings = Settings(state_dir=tmp_path, streams=streams)
+    writer = FeatureWriter(settings, clock)
+
+    def run(*events: Any) -> WorkerInMemory:
+        worker = WorkerInMemory(settings, log, writer, clock)
+        for event in events:
+            log.append(event)
+        worker.read_all()
+        clock.advance(2 * WINDOW)
+        worker.close()
+        return worker
+
+    made = decision(time=clock.now(), user_id="slow", session_id="slow")
+    run(made)
+    clock.advance(20 * DAY)
+    run(*(decision(time=clock.now(), user_id="other", session_id=f"o-{n}") for n in range(2)))
+    worker = run(feedback(made, "outcome", score=-1.0, time=clock.now()))
+    assert final_rewards(worker.sent) == {made.id: ("final", -1.0)}
