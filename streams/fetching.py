@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 PAUSE_SECONDS = 0.02
-"""Far below the worker's batches of 100 ms; a broker that waits by itself is asked as before."""
+"""Below the worker's batches of 50 ms; a broker that waits by itself is asked as before."""
 
 
 def pace(fetcher: Any, seconds: float = PAUSE_SECONDS) -> None:
