@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from console.letter_log import LetterRow
 from console.table import table
 from contracts.codec import to_json
+from contracts.dead_letters import KEPT_TEXT
 from contracts.events import DeadLetter
 
 HEADS = ("id", "time", "from", "reason", "detail", "bytes", "replayed", "replay of")
@@ -127,7 +128,9 @@ def without_content(row: LetterRow) -> LetterRow:
     if not _QUOTE.search(_QUOTED_NAME.sub("", row.detail)):
         return row
     places = [match.start() for match in _QUOTE.finditer(row.detail)]
-    first, last = places[0], places[-1] if len(places) > 1 else len(row.detail)
+    # A detail that was cut may have lost the quote that ends it.
+    is_whole = len(places) > 1 and len(row.detail) < KEPT_TEXT
+    first, last = places[0], places[-1] if is_whole else len(row.detail)
     told = f"{row.detail[:first]}'{last - first - 1} characters'{row.detail[last + 1 :]}"
     return replace(row, detail=told)
 

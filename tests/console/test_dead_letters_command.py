@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from console import log_access
+from console.letter_log import LetterRow
+from console.letter_text import without_content
 from console.main import main
 from contracts.audit import AuditChain, broken_links
 from contracts.broker import Received, make_producer, read_to_end
@@ -20,6 +22,7 @@ from contracts.events import AuditRecord, DeadLetter, Feedback
 from contracts.ids import NewId
 from contracts.settings import Gateway, Kafka, Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, DECISIONS, FEEDBACK, TOPICS, Topic
+from streams.admission import admit
 from streams.flow import Flow
 from tests.topic_log import events, publish, write
 
@@ -405,3 +408,20 @@ def test_a_broker_that_does_not_answer_exits_with_3(
         answer = CliRunner().invoke(main, ["--settings", str(path), "dead-letters", *arguments])
         assert answer.exit_code == 3, answer.output
         assert "127.0.0.1:9 did not answer" in answer.output
+
+
+def test_a_detail_cut_within_what_it_quotes_shows_nothing_of_it() -> None:
+    text = "I don't want that known: " + "secret " * 300
+    headers = [("ce_type", text.encode())]
+    letter = admit(Received(FEEDBACK, 0, 0, b"k", b"{}", headers), "feedback", datetime.now(UTC))
+    assert isinstance(letter, DeadLetter)
+    assert "secret" in letter.detail
+    row = LetterRow(
+        **{name: getattr(letter, name) for name in ("id", "time", "topic", "partition", "offset")},
+        reason=letter.reason,
+        detail=letter.detail,
+        value_bytes=letter.value_bytes,
+        letter_partition=0,
+        letter_offset=0,
+    )
+    assert "secret" not in without_content(row).detail
