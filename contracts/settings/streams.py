@@ -38,7 +38,7 @@ class RewardComponent(Section, frozen=True):
     power of the number of decisions after it.
     """
 
-    weight: float
+    weight: Annotated[float, Meta(ge=-1e6, le=1e6)]
     clip: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     delay_seconds: Span | None = None
     scale: Positive = 1.0
