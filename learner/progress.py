@@ -26,6 +26,9 @@ from learner.revision import remember as remember_lessons
 from learner.update import TrainState, UpdateStats, update
 from learner.value import Spread
 
+LEAST_OF_A_JUDGE = 8
+"""So many of a judge's answers are kept, however many judges there are."""
+
 SEEN_LEAST = 20_000
 """Fewest ids of samples remembered, to recognise duplicates, once so many were read."""
 
@@ -204,12 +207,23 @@ def _decisions(owed: Sequence[Debt]) -> frozenset[str]:
 def keep_judged(
     before: Sequence[Experience], judged: Sequence[Experience], limit: int
 ) -> tuple[Experience, ...]:
-    """Return the newest ``limit`` judged answers; a newer revision takes the older one's place."""
+    """Return the newest ``limit`` judged answers; a newer revision takes the older one's place.
+
+    Of one judge there are no more than twice an equal share, else whoever judges most decides.
+    """
     by_decision = {e.decision_id: e for e in before}
     for experience in judged:
         by_decision.pop(experience.decision_id, None)
         by_decision[experience.decision_id] = experience
-    return tuple(by_decision.values())[-limit:]
+    users = {e.user_id for e in by_decision.values()}
+    most = max(LEAST_OF_A_JUDGE, -(-2 * limit // max(len(users), 1)))
+    kept: list[Experience] = []
+    counts = Counter[str]()
+    for experience in reversed(by_decision.values()):
+        counts[experience.user_id] += 1
+        if counts[experience.user_id] <= most and len(kept) < limit:
+            kept.append(experience)
+    return tuple(reversed(kept))
 
 
 def release_is_due(progress: Progress, publish_every: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def test_the_newest_judged_answers_are_kept_and_a_revision_takes_the_place_of_th
     revised = msgspec.structs.replace(first[1], sample_id="again", reward=-1.0)
     kept = keep_judged(first, [revised], limit=3)
     assert [e.sample_id for e in kept] == [first[3].sample_id, first[4].sample_id, "again"]
+
+
+def test_one_who_judges_all_day_is_no_more_than_twice_an_equal_share_of_the_evidence(
+    make_sample: MakeSample,
+) -> None:
+    users = ["busy" if n % 2 else f"judge-{n % 40}" for n in range(400)]
+    judged = [experience_of(make_sample(n, user_id=u), offset=n) for n, u in enumerate(users)]
+    kept = keep_judged([], judged, limit=210)
+    counts = Counter(e.user_id for e in kept)
+    assert len(counts) == 21
+    assert counts["busy"] == 2 * 210 // 21
+    assert [e.offset for e in kept] == sorted(e.offset for e in kept)
+    newest = [e.offset for e in judged if e.user_id == "busy"][-20:]
+    assert [e.offset for e in kept if e.user_id == "busy"] == newest
 
 
 def test_a_policy_that_learned_nothing_is_estimated_as_what_the_log_earned(

@@ -1,0 +1,237 @@
+"""Can a few accounts that collude turn the policy? Which of two answers it prefers, and the gate.
+
+``python -m benchmarks.poison`` writes ``poison.json`` to ``benchmarks/results``; ``--table`` prints
+what is there as Markdown; ``--seeds`` and ``--batches`` make it shorter.
+
+A small policy, warm-started to say either of two answers half the time, is asked by accounts. Most
+rate honestly: the good answer up, the bad one down, one rating in five by mistake. A share of the
+accounts colludes: the bad answer up, the good one down, always, and each asks 20 times as often as
+an honest one. The learner, its evidence and the gate's rules are the real ones; every four batches
+a version is made, and serves when the gate's rules find nothing against it (accounts that judge are
+drawn from all, colluding ones too). The quarantine, which would put most of the flood aside, is
+left out: this is what is left when the flood stays below its limits.
+
+``user window`` is over how many samples users count alike; 1 is within a batch only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from tqdm import tqdm
+
+from benchmarks.loop import RESULTS, commit, machine
+from benchmarks.poison_desk import GOOD, Desk
+from contracts.judges import is_judge
+from contracts.settings import Engine, Gate, Learner, Policy, Settings
+from contracts.signing import make_signing_key
+from learner.evaluation import release_evidence
+from learner.experience import Experience
+from learner.policy import load_policy
+from learner.progress import Progress, advance, release_is_due, released
+from learner.publish import publish
+from learner.update import new_train_state
+from serving.gate_verdict import Subject, evidence_refusals
+
+SHARES, WINDOWS = (0.0, 0.05, 0.1, 0.2), (4096, 1)
+ACCOUNTS, ACTIVITY, MISTAKES = 400, 20.0, 0.2
+GATE = Gate(level="answer", min_samples=300, min_users=20)
+
+
+class Cell(Struct, frozen=True, kw_only=True):
+    """One run: the probability of the good answer, of it and the bad one, in per cent of the two.
+
+    ``learned`` is the learner's policy at the end, ``served`` the version that users have then.
+    """
+
+    share: float
+    user_window: int
+    seed: int
+    flood: float
+    before: float
+    learned: float
+    served: float
+    passed: int
+    held: int
+    reasons: dict[str, int]
+
+
+class Crowd:
+    """The accounts: who asks next, and what they say of an answer."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self.rng = random.Random(f"poison/{share}/{seed}")
+        self.colluding = round(share * ACCOUNTS)
+        self._weights = [ACTIVITY if n < self.colluding else 1.0 for n in range(ACCOUNTS)]
+
+    @property
+    def flood(self) -> float:
+        """Return the share of all ratings that colluding accounts give."""
+        return sum(self._weights[: self.colluding]) / sum(self._weights)
+
+    def asks(self) -> int:
+        """Return the number of the account that asks next."""
+        return self.rng.choices(range(ACCOUNTS), self._weights)[0]
+
+    def rates(self, account: int, answer: str) -> float:
+        """Return the account's rating of an answer."""
+        right = 1.0 if answer == GOOD else -1.0
+        if account < self.colluding:
+            return -right
+        return -right if self.rng.random() < MISTAKES else right
+
+
+def run(base: Path, share: float, window: int, seed: int, batches: int) -> Cell:
+    """Let the crowd ask and the learner learn; return where it ends."""
+    with TemporaryDirectory() as directory:
+        settings = _settings(base, Path(directory), window, seed)
+        desk, crowd = Desk(settings), Crowd(share, seed)
+        train = new_train_state(load_policy(settings), settings.learner)
+        progress = Progress(policy=settings.policy.name, base=train.policy.base)
+        before = desk.preference()
+        passed, reasons, number = 0, dict[str, int](), 0
+        while progress.batches < batches:
+            fresh: list[Experience] = []
+            judged: list[Experience] = []
+            while len(fresh) < settings.learner.batch_samples:
+                for one in _answered(desk, crowd, number, settings.learner.batch_samples):
+                    number += 1
+                    judges = is_judge(
+                        settings.policy.name, one.user_id, settings.policy.judge_share
+                    )
+                    (judged if judges else fresh).append(one)
+            fresh = fresh[: settings.learner.batch_samples]
+            progress = advance(train, progress, fresh, settings, judged)
+            if not release_is_due(progress, settings.learner.publish_every):
+                continue
+            evidence = release_evidence(train.policy, progress, settings)
+            published = publish(settings, train.policy, progress, evidence)
+            subject = Subject(
+                policy=settings.policy.name,
+                sequence=progress.sequence,
+                parent=progress.parent,
+                incumbent=desk.version,
+            )
+            now = evidence.as_of or fresh[-1].decided_at
+            refusals = evidence_refusals(evidence, GATE, subject, now)
+            progress = released(progress, published.version)
+            for reason in refusals:
+                kind = reason.partition(":")[0]
+                reasons[kind] = reasons.get(kind, 0) + 1
+            if not refusals:
+                passed += 1
+                desk.serve(published.version, published.directory, progress.sequence - 1)
+        served = desk.preference()
+        desk.serve("learned", published.directory, 0)
+        return Cell(
+            share=share,
+            user_window=window,
+            seed=seed,
+            flood=crowd.flood,
+            before=before,
+            learned=desk.preference(),
+            served=served,
+            passed=passed,
+            held=len(progress.versions) - passed,
+            reasons=reasons,
+        )
+
+
+def _answered(desk: Desk, crowd: Crowd, number: int, count: int) -> list[Experience]:
+    accounts = [crowd.asks() for _ in range(count)]
+    found = desk.answer([f"account-{account}" for account in accounts], number)
+    return [
+        replace(one.experience, reward=crowd.rates(account, one.text))
+        for account, one in zip(accounts, found, strict=True)
+    ]
+
+
+def _settings(base: Path, directory: Path, window: int, seed: int) -> Settings:
+    key = directory / "learner.pem"
+    make_signing_key(key, directory / "learner.pub")
+    return Settings(
+        state_dir=directory,
+        policy=Policy(name="poison", model=str(base)),
+        engine=Engine(max_model_len=64),
+        learner=Learner(
+            user_window=window, seed=seed, signing_key_file=str(key), keep_checkpoints=1
+        ),
+        gate=GATE,
+    )
+
+
+def table(cells: Sequence[Cell]) -> str:
+    """Return the means over seeds as a Markdown table."""
+    heads = (
+        *("colluding accounts", "their share of ratings", "users count alike over"),
+        *("good answer preferred: before", "learned", "served", "versions passed", "held"),
+        "held for",
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for window in WINDOWS:
+        for share in SHARES:
+            some = [c for c in cells if (c.share, c.user_window) == (share, window)]
+            if some:
+                over = f"{window:,} samples" if window > 1 else "a batch"
+                rates = (
+                    f"{fmean(getattr(c, name) for c in some):.2f} "
+                    f"[{min(getattr(c, name) for c in some):.2f}, "
+                    f"{max(getattr(c, name) for c in some):.2f}]"
+                    for name in ("before", "learned", "served")
+                )
+                counts = Counter[str]()
+                for cell in some:
+                    counts.update(cell.reasons)
+                why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+                lines.append(
+                    f"| {share:.0%} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
+                    f"| {sum(c.passed for c in some)} | {sum(c.held for c in some)} | {why} |"
+                )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run every cell, write the JSON and print the table; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true", help="print the last result again")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=32)
+    options = parser.parse_args()
+    path = RESULTS / "poison.json"
+    if options.table:
+        kept = msgspec.json.decode(path.read_bytes())
+        print(table(msgspec.convert(kept["cells"], list[Cell])))
+        return 0
+    cells: list[Cell] = []
+    with TemporaryDirectory() as directory:
+        base = Desk.make_base(Path(directory) / "base")
+        todo = [(s, w, n) for n in range(options.seeds) for w in WINDOWS for s in SHARES]
+        for share, window, seed in tqdm(todo, desc="poison", unit="run"):
+            cells.append(run(base, share, window, seed, options.batches))
+    found: dict[str, Any] = {
+        "machine": machine(),
+        "commit": commit(),
+        "batches": options.batches,
+        "accounts": ACCOUNTS,
+        "activity": ACTIVITY,
+        "mistakes": MISTAKES,
+        "cells": msgspec.to_builtins(cells),
+    }
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    print(table(cells))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The small policy of `benchmarks.poison`, between two answers to one kind of question."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from contracts.events import BASE_VERSION, Sampling
+from contracts.settings import Settings
+from learner.experience import Experience
+from learner.warm_start import Demonstration, Recipe, make_policy
+from serving.generation import Job, LocalModel
+
+GOOD, BAD = "the small plan", "the large plan"
+QUESTIONS = tuple(
+    f"which plan fits {who}" for who in ("me", "us", "a family", "a shop", "one phone", "my team")
+)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PROBES = 256
+_RECIPE = Recipe(hidden=64, layers=2, intermediate=128, vocabulary=400, threads=1)
+
+
+class Answered(Struct, frozen=True):
+    """An answer as the learner knows it, its reward still open, and its text."""
+
+    experience: Experience
+    text: str
+
+
+class _Drawn(Struct):
+    prompt_ids: list[int]
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+
+    def emit(self, text: str, token: int, logprob: float, _reason: str | None) -> None:
+        self.text += text
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+
+
+class Desk:
+    """Answers questions with the version that serves."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._model = LocalModel(settings.policy.model, settings.engine.max_model_len)
+        self.version = BASE_VERSION
+        self._sequence = 0
+
+    @staticmethod
+    def make_base(directory: Path) -> Path:
+        """Make the policy: it says each answer about half the time."""
+        demonstrations = [
+            {
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": answer},
+                ]
+            }
+            for question in QUESTIONS
+            for answer in (GOOD, BAD)
+        ] * 64
+        return make_policy(
+            msgspec.convert(demonstrations, list[Demonstration]),
+            directory,
+            seed=0,
+            steps=200,
+            recipe=_RECIPE,
+            progress=False,
+        )
+
+    def serve(self, version: str, directory: Path, sequence: int) -> None:
+        """Answer with this version from now on."""
+        self._model.load_adapter(version, directory)
+        self.version, self._sequence = version, sequence
+
+    def answer(self, users: Sequence[str], number: int) -> list[Answered]:
+        """Answer one question of each user; ``number`` is that of the first of them."""
+        found = []
+        for place, drawn in enumerate(self._draw(len(users), number)):
+            at = START + timedelta(seconds=number + place)
+            experience = Experience(
+                sample_id=f"s{number + place}",
+                decision_id=f"d{number + place}",
+                offset=number + place,
+                session_id=f"session-{number + place}",
+                user_id=users[place],
+                behaviour_sequence=self._sequence,
+                prompt_ids=tuple(drawn.prompt_ids),
+                token_ids=tuple(drawn.token_ids),
+                logprobs=tuple(drawn.logprobs),
+                temperature=1.0,
+                reward=0.0,
+                decided_at=at,
+                feedback_time=at,
+                action="answer",
+            )
+            found.append(Answered(experience, drawn.text.strip()))
+        return found
+
+    def preference(self) -> float:
+        """Return how often the good answer comes, of it and the bad one, over fresh draws."""
+        texts = [drawn.text.strip() for drawn in self._draw(PROBES, 10_000_000)]
+        good, bad = texts.count(GOOD), texts.count(BAD)
+        return good / (good + bad) if good + bad else math.nan
+
+    def _draw(self, count: int, number: int) -> list[_Drawn]:
+        drawn, jobs = [], []
+        for place in range(count):
+            question = QUESTIONS[(number + place) % len(QUESTIONS)]
+            ids, room = self._model.render([{"role": "user", "content": question}], [])
+            answer = _Drawn(ids)
+            sampling = Sampling(max_tokens=min(12, room), seed=number + place)
+            jobs.append(Job(ids, sampling, answer.emit, lambda: False))
+            drawn.append(answer)
+        for first in range(0, len(jobs), 64):
+            self._model.generate(self.version, jobs[first : first + 64])
+        return drawn
