@@ -32,10 +32,9 @@ from msgspec.structs import replace
 from tqdm import tqdm
 
 from benchmarks.loop import RESULTS, commit, machine
-from benchmarks.poison_desk import GOOD, Desk
+from benchmarks.plan_desk import GOOD, Desk, plan_settings
 from contracts.judges import is_judge
-from contracts.settings import Engine, Gate, Learner, Policy, Settings
-from contracts.signing import make_signing_key
+from contracts.settings import Gate
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.policy import load_policy
@@ -95,7 +94,10 @@ class Crowd:
 def run(base: Path, share: float, window: int, seed: int, batches: int) -> Cell:
     """Let the crowd ask and the learner learn; return where it ends."""
     with TemporaryDirectory() as directory:
-        settings = _settings(base, Path(directory), window, seed)
+        settings = plan_settings(base, Path(directory), seed)
+        settings = replace(
+            settings, learner=replace(settings.learner, user_window=window), gate=GATE
+        )
         desk, crowd = Desk(settings), Crowd(share, seed)
         train = new_train_state(load_policy(settings), settings.learner)
         progress = Progress(policy=settings.policy.name, base=train.policy.base)
@@ -155,20 +157,6 @@ def _answered(desk: Desk, crowd: Crowd, number: int, count: int) -> list[Experie
         replace(one.experience, reward=crowd.rates(account, one.text))
         for account, one in zip(accounts, found, strict=True)
     ]
-
-
-def _settings(base: Path, directory: Path, window: int, seed: int) -> Settings:
-    key = directory / "learner.pem"
-    make_signing_key(key, directory / "learner.pub")
-    return Settings(
-        state_dir=directory,
-        policy=Policy(name="poison", model=str(base)),
-        engine=Engine(max_model_len=64),
-        learner=Learner(
-            user_window=window, seed=seed, signing_key_file=str(key), keep_checkpoints=1
-        ),
-        gate=GATE,
-    )
 
 
 def table(cells: Sequence[Cell]) -> str:

@@ -1,4 +1,4 @@
-"""The small policy of `benchmarks.poison`, between two answers to one kind of question."""
+"""A small policy between two answers, for `benchmarks.poison` and `benchmarks.freshness`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from contracts.events import BASE_VERSION, Sampling
-from contracts.settings import Settings
+from contracts.settings import Engine, Learner, Policy, Settings
+from contracts.signing import make_signing_key
 from learner.experience import Experience
 from learner.warm_start import Demonstration, Recipe, make_policy
 from serving.generation import Job, LocalModel
@@ -26,9 +27,10 @@ _RECIPE = Recipe(hidden=64, layers=2, intermediate=128, vocabulary=400, threads=
 
 
 class Answered(Struct, frozen=True):
-    """An answer as the learner knows it, its reward still open, and its text."""
+    """An answer as the learner knows it, its reward still open, with question and text."""
 
     experience: Experience
+    question: str
     text: str
 
 
@@ -42,6 +44,22 @@ class _Drawn(Struct):
         self.text += text
         self.token_ids.append(token)
         self.logprobs.append(logprob)
+
+
+def plan_settings(base: Path, directory: Path, seed: int) -> Settings:
+    """Return the settings of a learner whose state and key lie in ``directory``."""
+    key = directory / "learner.pem"
+    make_signing_key(key, directory / "learner.pub")
+    return Settings(
+        state_dir=directory,
+        policy=Policy(name="plans", model=str(base)),
+        engine=Engine(max_model_len=64),
+        learner=Learner(seed=seed, signing_key_file=str(key), keep_checkpoints=1),
+    )
+
+
+def _question(number: int) -> str:
+    return QUESTIONS[number % len(QUESTIONS)]
 
 
 class Desk:
@@ -100,7 +118,7 @@ class Desk:
                 feedback_time=at,
                 action="answer",
             )
-            found.append(Answered(experience, drawn.text.strip()))
+            found.append(Answered(experience, _question(number + place), drawn.text.strip()))
         return found
 
     def preference(self) -> float:
@@ -112,8 +130,8 @@ class Desk:
     def _draw(self, count: int, number: int) -> list[_Drawn]:
         drawn, jobs = [], []
         for place in range(count):
-            question = QUESTIONS[(number + place) % len(QUESTIONS)]
-            ids, room = self._model.render([{"role": "user", "content": question}], [])
+            asked = {"role": "user", "content": _question(number + place)}
+            ids, room = self._model.render([asked], [])
             answer = _Drawn(ids)
             sampling = Sampling(max_tokens=min(12, room), seed=number + place)
             jobs.append(Job(ids, sampling, answer.emit, lambda: False))
