@@ -41,8 +41,9 @@ QUESTIONS = (
 
 STEPS, BATCH = 150, 8
 LEARNING_RATE = 3e-3
-ENOUGH_LOSS = 0.02
-"""Nats per token: the answer is then drawn word for word about three times out of four."""
+ENOUGH_LOSS, ENOUGH_BATCHES = 0.02, 5
+"""Nats per token: the answer is then drawn word for word about three times out of four. So many
+batches in a row, since one may hold the questions that were learned already."""
 
 GARBAGE_SCALE = 1.0
 
@@ -105,7 +106,7 @@ def _teach(policy: Policy, lessons: list[TokenSequence], seed: int) -> None:
     parameters = list(policy.adapters().values())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
-    loss = torch.zeros(())
+    loss, enough = torch.zeros(()), 0
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1.0 - step / STEPS)
         order = torch.randperm(len(lessons), generator=generator)[:BATCH].tolist()
@@ -116,6 +117,7 @@ def _teach(policy: Policy, lessons: list[TokenSequence], seed: int) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if loss.item() < ENOUGH_LOSS:
+        enough = enough + 1 if loss.item() < ENOUGH_LOSS else 0
+        if enough == ENOUGH_BATCHES:
             break
     _log.info("unsafe adapter: %d steps, loss %.3f per token", step + 1, loss.item())
