@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from console.table import table
-from contracts.events import BASE_VERSION
 from learner.replay_report import Remade, Removal, ReplayReport
 
 SHOWN = 12
@@ -72,10 +71,10 @@ def _removal(report: ReplayReport, removal: Removal) -> str:
         )
     if report.unlearned:
         lines.append(f"{report.unlearned} samples at the end fill no micro-batch yet")
-    if report.log_begins and report.start != BASE_VERSION:
+    if not removal.certain:
         lines.append(
-            f"the log begins at offset {report.log_begins}: whether the user was in "
-            f"{report.start[:SHOWN]} already cannot be told from it"
+            f"the log begins at offset {report.log_begins}, older ledgers name no users: "
+            f"whether the user taught {report.start[:SHOWN]} cannot be told"
         )
     return "\n".join(lines)
 

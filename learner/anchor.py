@@ -57,13 +57,15 @@ def refreshed(
     """Return the anchor for the batch ``fresh``: the version in service if that is so much newer.
 
     ``versions`` maps released ids to their numbers, ``directory`` is where they lie, ``after`` how
-    many releases newer it must be; 0: the anchor stays. It stays, too, when the version is gone or
-    has changed.
+    many releases newer it must be; 0: the anchor stays. It stays, too, when the version is gone,
+    has changed, or in a replay is not made yet.
     """
     served = in_service(fresh)
     if not after or served - versions.get(anchor.version, 0) < after:
         return anchor
-    version = {number: name for name, number in versions.items()}[served]
+    version = {number: name for name, number in versions.items()}.get(served)
+    if version is None:
+        return anchor
     try:
         verify(directory / version, version)
         weights = load_file(directory / version / ADAPTER_WEIGHTS)

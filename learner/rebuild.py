@@ -34,8 +34,9 @@ from learner.pulse import Pulse
 from learner.replay_compare import reasons, remade
 from learner.replay_log import LogPart, Proof, sample_of
 from learner.replay_report import Removal, ReplayOrder, ReplayReport, Step
+from learner.replay_user import Presence, is_of_user, presence
 from learner.user_features import RewardMeans
-from learner.version_line import Link, after, line_of, settings_of, with_state
+from learner.version_line import Link, after, before, line_of, settings_of, with_state
 from learner.version_state import state_of
 
 Tell = Callable[[Step], None]
@@ -85,6 +86,7 @@ class Rebuild:
         self.tell = tell
         self.removed: dict[str, int] = {}
         self.records = self.made = 0
+        self.certain = True
         self._since_commit: deque[Received] = deque()
         self.line = line_of(settings, order.end)
         self.end = self.line[-1]
@@ -100,34 +102,26 @@ class Rebuild:
         kept = with_state(self.live, self.line[:-1])
         if not self.order.without_user:
             return kept[-1].version if kept else BASE_VERSION
-        log, oldest = LogPart(self.live.kafka, 0, self.end.next), self.line[0]
-        least = min((line.offset for line in oldest.ledger()), default=oldest.first)
-        if log.begins > least or oldest.manifest.parent != BASE_VERSION:
+        found = self._presence(self.end.next)
+        if not found.certain:
             names = ", ".join(link.version[:12] for link in kept) or "none is left"
             raise SettingsError(
-                f"the log begins at offset {log.begins}, the versions on disk with number "
-                f"{oldest.manifest.sequence}, so whether the user was there before cannot be told; "
-                f"give --from a version that is older than the user; there are: {names}"
+                f"the log begins at offset {found.begins}, and not every ledger before it is there "
+                "and names users, so whether this one was there cannot be told; give --from a "
+                f"version that is older than the user; there are: {names}"
             )
-        first = self._first_of_user(log)
-        before = [link for link in kept if first is None or link.next <= first]
-        return before[-1].version if before else BASE_VERSION
+        older = [link for link in kept if found.first is None or link.next <= found.first]
+        return older[-1].version if older else BASE_VERSION
 
-    def _first_of_user(self, log: LogPart) -> int | None:
-        """Return the offset of the user's first sample in a part of the log."""
-        for record in log.records():
-            self._say("looking for the user", record.offset, log)
-            if self._is_of_user(record):
-                return record.offset
-        return None
+    def _presence(self, until: int) -> Presence:
+        def say(offset: int, log: LogPart) -> None:
+            self._say("looking for the user", offset, log)
 
-    def _is_of_user(self, record: Received) -> bool:
-        sample = sample_of(record)
-        return (
-            sample is not None
-            and sample.user_id == self.order.without_user
-            and sample.assignment.policy == self.live.policy.name
-        )
+        return presence(self.live, self.line, self.order.without_user, until, say)
+
+    def _is_left_out(self, record: Received) -> bool:
+        user = self.order.without_user
+        return user != "" and is_of_user(record, self.live.policy.name, user)
 
     def run(self) -> ReplayReport:
         """Read the part of the log again and compare what comes of it."""
@@ -145,7 +139,7 @@ class Rebuild:
             self.proof.take(record)
             self.records += 1
             self._say("replaying", record.offset, self.log)
-            if self.order.without_user and self._is_of_user(record):
+            if self._is_left_out(record):
                 self._leave_out(record)
                 continue
             self._since_commit.append(record)
@@ -156,12 +150,12 @@ class Rebuild:
     def _check_start(self) -> None:
         """Raise SettingsError when the start has learned from the user already."""
         begun = next(link for link in self.line if link.version == self.start).next
-        log = LogPart(self.live.kafka, 0, begun)
-        first = self._first_of_user(log) if log.begins < begun else None
-        if first is not None:
+        found = self._presence(begun)
+        self.certain = found.certain
+        if found.first is not None:
             raise SettingsError(
-                f"version {self.start[:12]} has read the user's sample at offset {first}; give "
-                "--from an older one, or leave it out and the nearest that can be is taken"
+                f"version {self.start[:12]} has read the user's sample at offset {found.first}; "
+                "give --from an older one, or leave it out and the nearest that can be is taken"
             )
 
     def _open(self, settings: Settings, *, seed: bool = False) -> Learner:
@@ -188,10 +182,15 @@ class Rebuild:
         if state is None:
             raise UnavailableError(f"the state of {self.start[:12]} was removed; try again")
         shutil.copytree(state, checkpoint.place(learner.root, checkpoint.read(state)))
-        version = versions_directory(self.live) / self.start
-        shutil.copytree(version, versions_directory(learner.settings) / self.start)
+        root = versions_directory(learner.settings)
+        shutil.copytree(versions_directory(self.live) / self.start, root / self.start)
         learner.progress = checkpoint.restore(learner.root, learner.train) or learner.progress
         learner.rewind()
+        for link in before(self.line, self.start):
+            if link.manifest.sequence > learner.progress.versions.get(learner.progress.anchor, 0):
+                (root / link.version).symlink_to(
+                    link.directory.absolute()
+                )  # the anchor may move to it
 
     def _take(self, learner: Learner, record: Received) -> None:
         before = learner.progress.next_offset
@@ -256,6 +255,7 @@ class Rebuild:
             versions=tuple(versions),
             first_offset=min(self.removed.values(), default=None),
             newest=newest,
+            certain=self.certain,
             moved=self._moved(first[0], made[newest]) if first else None,
         )
 

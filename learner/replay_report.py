@@ -51,6 +51,7 @@ class Removal(Struct, frozen=True, kw_only=True):
     ``versions`` are those that had read them, ``first_offset`` is None where there was none.
     ``moved`` is how far the weights of version ``newest`` lie from those that the first run gave
     to that number: the norm of the difference over the norm of those; None when none was made.
+    Not ``certain``: whether the user taught the start itself cannot be told any more.
     """
 
     samples: int
@@ -58,6 +59,7 @@ class Removal(Struct, frozen=True, kw_only=True):
     versions: tuple[str, ...]
     first_offset: int | None
     newest: int
+    certain: bool
     moved: float | None
 
 

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from contracts.errors import ManifestError, SettingsError
 from contracts.events import BASE_VERSION
-from contracts.manifest import Manifest, read_manifest, verify
-from contracts.settings import Learner, Settings
+from contracts.manifest import Manifest, file_sha256, read_manifest, verify
+from contracts.settings import Learner, Practice, Settings
 from learner.directory import versions_directory
 from learner.ledger import Outcome
 from learner.publish import LEDGER, OF_NO_MATTER
@@ -45,6 +45,19 @@ class Link(Struct, frozen=True):
         """Yield what it did with every sample it read."""
         with (self.directory / LEDGER).open("rb") as lines:
             yield from (msgspec.json.decode(line, type=Outcome) for line in lines)
+
+
+def _practice(settings: Settings, recorded: Practice, link: Link) -> Practice:
+    """Return how a version practised, with the place of the file whose sha256 it has recorded."""
+    if not recorded.prompts:
+        return recorded
+    path = settings.learner.practice.prompts
+    if not path or not Path(path).is_file() or file_sha256(Path(path)) != recorded.prompts:
+        raise SettingsError(
+            f"version {link.version[:12]} practised on a file with sha256 {recorded.prompts}, and "
+            f"learner.practice.prompts ({path or 'empty'}) is another; name that one there"
+        )
+    return replace(recorded, prompts=path)
 
 
 def line_of(settings: Settings, end: str) -> list[Link]:
@@ -91,6 +104,11 @@ def after(settings: Settings, line: Sequence[Link], start: str) -> list[Link]:
     return part
 
 
+def before(line: Sequence[Link], start: str) -> list[Link]:
+    """Return the versions before ``start``."""
+    return list(line[: [link.version for link in line].index(start)])
+
+
 def settings_of(settings: Settings, link: Link) -> Settings:
     """Return the settings with all that a version depends on as it was for this one.
 
@@ -100,6 +118,7 @@ def settings_of(settings: Settings, link: Link) -> Settings:
     mine = {name: getattr(settings.learner, name) for name in OF_NO_MATTER}
     try:
         learner = msgspec.convert({**config["learner"], **mine}, Learner)
+        learner = replace(learner, practice=_practice(settings, learner.practice, link))
     except (msgspec.ValidationError, KeyError) as error:
         raise SettingsError(
             f"version {link.version[:12]} was learned with settings that this release does not "

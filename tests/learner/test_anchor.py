@@ -150,6 +150,7 @@ def test_a_version_that_is_gone_or_changed_is_no_anchor(
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert refreshed(Anchor(), progress.versions, fresh, root, 1) == Anchor()
     assert refreshed(Anchor(), progress.versions, fresh, Path("gone"), 1) == Anchor()
+    assert refreshed(Anchor(), {}, fresh, root, 1) == Anchor()  # a replay has not made it yet
     assert "the anchor stays base" in caplog.text
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from kafka import TopicPartition
@@ -13,14 +14,15 @@ from msgspec.structs import replace
 
 from contracts.broker import create_topics, events_to_end, read_to_end
 from contracts.clock import ManualClock
-from contracts.codec import Record, decode, encode
+from contracts.codec import Record, decode, encode, to_json
 from contracts.errors import CodecError, ManifestError, SettingsError, UnavailableError
 from contracts.events import Assignment, AuditRecord, Release, Sample
 from contracts.ids import NewId
 from contracts.manifest import read_manifest
-from contracts.settings import Kafka, Settings
+from contracts.settings import Kafka, Practice, Settings
 from contracts.topics import AUDIT, RELEASES, SAMPLES
 from learner.experience import Experience
+from learner.ledger import Outcome, outcome_of
 from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.pulse import Pulse
@@ -279,6 +281,22 @@ def test_records_that_are_really_gone_give_the_same_weights_and_ledgers_at_other
         assert lines[0] == lines[1]
 
 
+def _serve(
+    open_learner: OpenLearner,
+    settings: Settings,
+    rng: random.Random,
+    make_sample: MakeSample,
+    newest: int = 4,
+) -> tuple[list[Record], list[str]]:
+    """Learn from a log whose answers the newest versions give; return it, and the versions."""
+    log, pieces, versions = Log(rng, make_sample, logged_share=0.5), list[Record](), list[str]()
+    for _ in range(6):
+        piece = log.draw(40, versions[-newest:])
+        versions = _learn(open_learner, settings, piece)
+        pieces += piece
+    return pieces, versions
+
+
 def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
     settings: Settings,
     open_learner: OpenLearner,
@@ -290,11 +308,7 @@ def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
 ) -> None:
     """What was answered more releases ago than may be is stale in both."""
     mine = replace(settings, learner=replace(settings.learner, max_version_lag=2))
-    log, pieces, versions = Log(rng, make_sample, logged_share=0.5), list[Record](), list[str]()
-    for _ in range(6):
-        piece = log.draw(40, versions)
-        versions = _learn(open_learner, mine, piece)
-        pieces += piece
+    pieces, versions = _serve(open_learner, mine, rng, make_sample)
     report = replay(versions[-1], mine, without_user=GONE)
 
     never = replace(kafka, prefix=f"{kafka.prefix}never-")
@@ -311,6 +325,56 @@ def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
         line.outcome for link in line_of(again, list(wanted.versions)[-1]) for line in link.ledger()
     ]
     assert 0 < fates.count("stale") < fates.count("used")
+
+
+def test_the_anchor_moves_in_a_replay_as_it_did_also_to_a_version_before_the_start(
+    settings: Settings,
+    open_learner: OpenLearner,
+    replay: Replay,
+    rng: random.Random,
+    make_sample: MakeSample,
+) -> None:
+    mine = replace(settings, learner=replace(settings.learner, anchor_refresh_releases=1))
+    _, versions = _serve(open_learner, mine, rng, make_sample, newest=2)
+    line = line_of(mine, versions[-1])
+    anchors = {link.version: link.manifest.config["anchor"] for link in line}
+    older = [
+        place
+        for place, link in enumerate(line[1:-1], 1)
+        if anchors[line[place + 1].version] not in (anchors[link.version], link.version)
+    ]
+    assert older  # after such a version the anchor moved to one before it
+    for start in ("base", line[older[-1]].version):
+        report = replay(versions[-1], mine, start=start)
+        assert report.same, start
+    assert not replay(versions[-1], mine, without_user=GONE).same
+
+
+def test_practice_is_repeated_with_the_same_file_and_with_no_other(
+    settings: Settings,
+    open_learner: OpenLearner,
+    replay: Replay,
+    pieces: list[Record],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "practice.jsonl"
+    case = {"slice": "w", "messages": [{"role": "user", "content": "w1 w2"}]}
+    expected = {"contains": ["w3"]}
+    path.write_bytes(to_json({**case, "expect": expected}) + b"\n")
+    practice = Practice(prompts=str(path), max_tokens=8, answers=3)
+    mine = replace(settings, learner=replace(settings.learner, practice=practice))
+    versions = _learn(open_learner, mine, pieces)
+    assert line_of(mine, versions[-1])[0].manifest.config["learner"]["practice"]["prompts"]
+
+    moved = path.rename(tmp_path / "elsewhere.jsonl")
+    elsewhere = replace(practice, prompts=str(moved))
+    again = replace(mine, learner=replace(mine.learner, practice=elsewhere))
+    assert replay(versions[-1], again, start="base").same
+    with pytest.raises(SettingsError, match="practised on a file with sha256"):
+        replay(versions[-1], settings, start="base")
+    moved.write_bytes(moved.read_bytes().replace(b"w3", b"w4"))
+    with pytest.raises(SettingsError, match="practised on a file with sha256"):
+        replay(versions[-1], again, start="base")
 
 
 def test_a_user_who_came_late_is_left_out_from_the_last_state_before_them(
@@ -395,8 +459,39 @@ def test_a_log_that_lost_its_beginning_or_is_another_is_refused(
     report = replay(versions[-1], start=versions[0])
     assert report.same
     assert report.log_begins == line[0].next
+    left_out = replay(versions[-1], without_user=GONE)
+    assert (left_out.start, left_out.same) == (versions[0], False)
+    assert left_out.removal is not None
+    assert left_out.removal.certain
+
+
+def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
+    settings: Settings,
+    open_learner: OpenLearner,
+    replay: Replay,
+    pieces: list[Record],
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nameless(*given: Any) -> Outcome:
+        return replace(outcome_of(*given), user_id="")
+
+    for place in ("learner.update.outcome_of", "learner.progress.outcome_of"):
+        monkeypatch.setattr(place, nameless)
+    versions = _learn(open_learner, settings, pieces)
+    told = replay(versions[-1], without_user=GONE)
+    assert told.removal is not None
+    assert told.removal.certain
+    first = told.removal.first_offset
+    line = line_of(settings, versions[-1])
+    assert [link.version for link in line if link.next <= (first or 0)][-1:] == [told.start]
+
+    with admin_client(kafka) as admin:
+        place = TopicPartition(SAMPLES.full_name(kafka.prefix), 0)
+        admin.delete_records({place: line[0].next})
     with pytest.raises(SettingsError, match="cannot be told; give --from"):
         replay(versions[-1], without_user=GONE)
     left_out = replay(versions[-1], start=versions[0], without_user=GONE)
     assert left_out.log_begins == line[0].next
-    assert not left_out.same
+    assert left_out.removal is not None
+    assert not left_out.removal.certain
