@@ -78,23 +78,23 @@ def _versions(desk: Desk, settings: Settings, seed: int) -> list[dict[str, Any]]
     train = new_train_state(load_policy(settings), settings.learner)
     questions = desk.live(seed)
     held = list(islice(questions, JUDGED))
-    judges = _answers(desk, model, BASE_VERSION, held, seed, "judge")
+    judges = answers_of(desk, model, BASE_VERSION, held, seed, "judge")
     progress = Progress(policy="desk", base=train.policy.base, evaluation=tuple(judges))
     name, found = BASE_VERSION, []
     for version in range(1, VERSIONS + 1):
         for batch in range(BATCHES):
             asked = list(islice(questions, BATCH))
             draw = 7919 * (version * BATCHES + batch) + seed
-            fresh = _answers(desk, model, name, asked, draw, "user")
+            fresh = answers_of(desk, model, name, asked, draw, "user")
             progress = advance(train, progress, fresh, settings)
-        name = _serve(model, train, settings.state_dir / f"version-{version}")
+        name = serve(model, train, settings.state_dir / f"version-{version}")
         before = time.process_time()
         evidence = release_evidence(train.policy, progress, settings)
         seconds = time.process_time() - before
         truth = [
             answer
             for repeat in range(TRUTHS)
-            for answer in _answers(desk, model, name, held, 104_729 * (repeat + 1), "judge")
+            for answer in answers_of(desk, model, name, held, 104_729 * (repeat + 1), "judge")
         ]
         rewards = [answer.reward for answer in truth]
         found.append(
@@ -111,14 +111,15 @@ def _versions(desk: Desk, settings: Settings, seed: int) -> list[dict[str, Any]]
     return found
 
 
-def _serve(model: LocalModel, train: TrainState, directory: Path) -> str:
+def serve(model: LocalModel, train: TrainState, directory: Path) -> str:
+    """Have the model serve the present weights, written to ``directory``; return their name."""
     directory.mkdir()
     save_adapter(train.policy, directory)
     model.load_adapter(directory.name, directory)
     return directory.name
 
 
-def _answers(
+def answers_of(
     desk: Desk, model: LocalModel, name: str, asked: Sequence[Prompt], seed: int, who: str
 ) -> list[Experience]:
     """Have a version answer questions and users react; the answers as the learner knows them.
