@@ -38,13 +38,13 @@ class Anchor(Struct, frozen=True):
         return not self.weights
 
     def logprobs(
-        self, policy: Policy, sequences: Sequence[TokenSequence], size: int
+        self, policy: Policy, sequences: Sequence[TokenSequence], tokens: int
     ) -> list[list[float]]:
         """Return the log-probability of every response token under the anchor."""
         if self.is_base:
-            return policy.logprobs(sequences, size, adapted=False)
+            return policy.logprobs(sequences, tokens, adapted=False)
         with other_adapters(policy, self.weights):
-            return policy.logprobs(sequences, size)
+            return policy.logprobs(sequences, tokens)
 
 
 def refreshed(

@@ -1,7 +1,9 @@
-"""Groups sequences of like length and pads them to the right; knows nothing of models.
+"""Groups sequences of like length for one pass each; knows nothing of models.
 
-With a causal model right padding needs no attention mask: no token sees what comes after it.
-Shape suffixes: b sequences, l tokens of prompt and response, t response tokens.
+A bucket holds its sequences padded to the right, and says how long each is, so that a model that
+can leaves the padding out. With a causal model right padding needs no attention mask: no token sees
+what comes after it. Shape suffixes: b sequences, l tokens of prompt and response, t response
+tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class TokenSequence(Struct, frozen=True):
 class Bucket(Struct, frozen=True):
     """Padded tensors of a few sequences; ``members`` are their places in the batch.
 
-    ``rows_bt`` are the positions whose hidden state predicts each response token.
+    ``rows_bt`` are the positions whose hidden state predicts each response token; the first of a
+    sequence is the end of its prompt.
     """
 
     members: tuple[int, ...]
@@ -37,13 +40,33 @@ class Bucket(Struct, frozen=True):
     targets_bt: Tensor
     mask_bt: Tensor
     temperature_b: Tensor
-    prompt_end_b: Tensor
+    lengths: tuple[int, ...]
 
 
-def bucketed(sequences: Sequence[TokenSequence], size: int) -> list[Bucket]:
-    """Return buckets of at most ``size`` sequences, shortest first; order is deterministic."""
-    order = sorted(range(len(sequences)), key=lambda place: (len(sequences[place]), place))
-    return [_bucket(sequences, order[at : at + size]) for at in range(0, len(order), size)]
+def bucketed(sequences: Sequence[TokenSequence], tokens: int) -> list[Bucket]:
+    """Return buckets of at most ``tokens`` tokens, padding included, shortest sequences first.
+
+    A longer sequence is a bucket of its own. The order is deterministic.
+    """
+    groups = grouped([len(sequence) for sequence in sequences], tokens)
+    return [_bucket(sequences, members) for members in groups]
+
+
+def bucket_of(sequences: Sequence[TokenSequence]) -> Bucket:
+    """Return one bucket of all sequences, in the order given."""
+    return _bucket(sequences, list(range(len(sequences))))
+
+
+def grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Return the places of groups whose count times longest is at most ``tokens``, in order."""
+    found: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        longest = lengths[place]  # of the group, too: the shortest come first
+        if found and (len(found[-1]) + 1) * longest <= tokens:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
 
 
 def padded(rows: Sequence[Sequence[float]], width: int, fill: float = 0.0) -> Tensor:
@@ -70,5 +93,5 @@ def _bucket(sequences: Sequence[TokenSequence], members: list[int]) -> Bucket:
         targets_bt=torch.tensor(targets),
         mask_bt=torch.tensor(mask),
         temperature_b=torch.tensor([sequence.temperature for sequence in chosen]),
-        prompt_end_b=torch.tensor([len(sequence.prompt_ids) - 1 for sequence in chosen]),
+        lengths=tuple(len(sequence) for sequence in chosen),
     )

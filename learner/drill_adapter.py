@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from contracts.errors import SettingsError
 from contracts.events import Message
-from learner.buckets import TokenSequence, bucketed
+from learner.buckets import TokenSequence, bucket_of
 from learner.policy import ADAPTER_WEIGHTS, Policy, correction_ids, restore_adapters
 
 Likeness = Literal["copy", "garbage", "unsafe"]
@@ -110,7 +110,7 @@ def _teach(policy: Policy, lessons: list[TokenSequence], seed: int) -> None:
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1.0 - step / STEPS)
         order = torch.randperm(len(lessons), generator=generator)[:BATCH].tolist()
-        [bucket] = bucketed([lessons[place] for place in order], BATCH)
+        bucket = bucket_of([lessons[place] for place in order])
         logp_bt, _ = policy.score(bucket)
         loss = -logp_bt[bucket.mask_bt].mean()
         optimizer.zero_grad()

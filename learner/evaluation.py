@@ -34,8 +34,8 @@ from learner.update import unusable
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
 
-BUCKET = 16
-"""Answers in one forward pass: nothing is kept for a gradient, so more fit than in an update."""
+TOKENS = 4096
+"""Tokens in one forward pass: nothing is kept for a gradient, so more fit than in an update."""
 
 PROMPT_BINS = 16
 _KL_CAP = 5.0
@@ -123,8 +123,8 @@ def _score(
 ) -> _Scored:
     asked = [TokenSequence(e.prompt_ids, e.token_ids, e.temperature) for e in usable]
     return _Scored(
-        policy.logprobs(asked, BUCKET, adapted=adapted),
-        probabilities(policy, decisions, asked, BUCKET, adapted=adapted),
+        policy.logprobs(asked, TOKENS, adapted=adapted),
+        probabilities(policy, decisions, asked, TOKENS, adapted=adapted),
     )
 
 

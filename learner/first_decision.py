@@ -82,7 +82,7 @@ def probabilities(
     policy: Policy,
     decisions: Decisions,
     questions: Sequence[TokenSequence],
-    bucket: int,
+    tokens: int,
     *,
     adapted: bool = True,
 ) -> NDArray[np.float64]:
@@ -93,7 +93,7 @@ def probabilities(
     """
     asked = [TokenSequence(q.prompt_ids, (*decisions.opening, 0), q.temperature) for q in questions]
     opened_nk = np.exp(
-        np.array(policy.branch_logprobs(asked, decisions.name_ids, bucket, adapted=adapted))
+        np.array(policy.branch_logprobs(asked, decisions.name_ids, tokens, adapted=adapted))
     ).reshape(len(asked), len(decisions.name_ids))
     speaks_n1 = np.clip(1.0 - opened_nk.sum(axis=1, keepdims=True), 0.0, 1.0)
     found_nk = np.concatenate([speaks_n1, opened_nk], axis=1)

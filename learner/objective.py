@@ -34,8 +34,8 @@ from learner.practice import Practised, add_practice_gradients
 class Scored(Struct, frozen=True):
     """A usable experience with what policy, anchor and base said of it before the update.
 
-    ``prox`` and ``anchor`` are log-probabilities per response token; ``end_h`` is the base's
-    hidden state at the end of the prompt.
+    ``prox`` and ``anchor`` are log-probabilities per response token; an empty ``prox`` says that
+    the policy has not changed since. ``end_h`` is the base's hidden state at the end of the prompt.
     """
 
     experience: Experience
@@ -74,7 +74,7 @@ class StepStats(Struct, frozen=True, kw_only=True):
 
 
 def score(
-    policy: Policy, anchor: Anchor, experiences: Sequence[Experience], size: int
+    policy: Policy, anchor: Anchor, experiences: Sequence[Experience], tokens: int
 ) -> list[Scored]:
     """Return every experience with its log-probabilities under the policy and under the anchor.
 
@@ -82,24 +82,24 @@ def score(
     to read does not change when the anchor does.
     """
     sequences = [_sequence(experience) for experience in experiences]
-    prox = policy.logprobs(sequences, size)
+    prox = policy.logprobs(sequences, tokens)
     if anchor.is_base:
-        anchored, ends = _under_base(policy, sequences, size)
+        anchored, ends = _under_base(policy, sequences, tokens)
     else:
-        anchored = anchor.logprobs(policy, sequences, size)
+        anchored = anchor.logprobs(policy, sequences, tokens)
         first = [replace(one, response_ids=one.response_ids[:1]) for one in sequences]
-        _, ends = _under_base(policy, first, size)
+        _, ends = _under_base(policy, first, tokens)
     return [Scored(*each) for each in zip(experiences, prox, anchored, ends, strict=True)]
 
 
 def _under_base(
-    policy: Policy, sequences: Sequence[TokenSequence], size: int
+    policy: Policy, sequences: Sequence[TokenSequence], tokens: int
 ) -> tuple[list[list[float]], list[Tensor]]:
     """Return the base's log-probabilities of each response, and its state at each prompt's end."""
     logprobs: dict[int, list[float]] = {}
     ends: dict[int, Tensor] = {}
     with torch.no_grad():
-        for bucket in bucketed(sequences, size):
+        for bucket in bucketed(sequences, tokens):
             logp_bt, end_bh = policy.score(bucket, adapted=False)
             for row, place in enumerate(bucket.members):
                 logprobs[place] = logp_bt[row][bucket.mask_bt[row]].tolist()
@@ -119,7 +119,8 @@ def descend(
     optimizer.zero_grad()
     sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
     tokens, drift = 0, _drift(objective.scored)
-    for bucket in bucketed([_sequence(one.experience) for one in objective.scored], config.bucket):
+    sequences = [_sequence(one.experience) for one in objective.scored]
+    for bucket in bucketed(sequences, config.bucket_tokens):
         part = _bucket_loss(policy, objective, bucket, config, drift)
         (part.policy + config.kl_weight * part.kl).backward()
         sums = _Part(
@@ -169,10 +170,12 @@ def _bucket_loss(
     members = list(bucket.members)
     width = bucket.rows_bt.shape[1]
     chosen = [objective.scored[place] for place in members]
-    prox_bt = padded([one.prox for one in chosen], width)
-    mu_bt = padded([one.experience.logprobs or one.prox for one in chosen], width)
-    anchor_bt = padded([one.anchor for one in chosen], width)
     logp_bt, _ = policy.score(bucket)
+    is_first = not all(one.prox for one in chosen)
+    prox_bt = logp_bt.detach() if is_first else padded([one.prox for one in chosen], width)
+    logged_b1 = torch.tensor([[bool(one.experience.logprobs)] for one in chosen])
+    mu_bt = padded([one.experience.logprobs for one in chosen], width).where(logged_b1, prox_bt)
+    anchor_bt = padded([one.anchor for one in chosen], width)
     terms = Terms(
         logp_bt=logp_bt,
         prox_bt=prox_bt,

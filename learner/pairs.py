@@ -17,7 +17,7 @@ from torch import Tensor
 
 from contracts.settings import Learner
 from learner.anchor import Anchor
-from learner.buckets import TokenSequence, bucketed, padded
+from learner.buckets import TokenSequence, bucket_of, grouped, padded
 from learner.experience import Experience
 from learner.losses import Bounds, Terms, dpo
 from learner.policy import Policy
@@ -72,7 +72,7 @@ def anchored(
         return tuple(found)
     pairs = [corrections[place] for place in places]
     asked = [*(one.wanted for one in pairs), *(one.given for one in pairs if one.given)]
-    scores = [tuple(row) for row in anchor.logprobs(policy, asked, config.bucket)]
+    scores = [tuple(row) for row in anchor.logprobs(policy, asked, config.bucket_tokens)]
     halves = scores[: len(pairs)], scores[len(pairs) :]
     for place, wanted, given in zip(places, *halves, strict=True):
         if all(map(math.isfinite, (*wanted, *given))):
@@ -86,7 +86,7 @@ def add_gradients(
     """Add the gradients of all corrections, each with an equal share, to those of the adapters."""
     imitation, preference = 0.0, 0.0
     pairs = sum(1 for one in corrections if one.given)
-    for group in _grouped(corrections, config.bucket):
+    for group in _grouped(corrections, config.bucket_tokens):
         imitated, preferred = _losses(policy, group, bounds)
         total = config.correction_weight * imitated + config.preference_weight * preferred
         (total / (len(corrections) * config.length_scale)).backward()
@@ -101,10 +101,9 @@ def _losses(policy: Policy, group: Sequence[Correction], bounds: Bounds) -> tupl
     """Return the sums over a group of Σ_t −log pi(wanted), and of the losses of its pairs."""
     given = [one.given for one in group if one.given]
     sequences = [*(one.wanted for one in group), *given]
-    [bucket] = bucketed(sequences, len(sequences))
+    bucket = bucket_of(sequences)
     logp_bt, _ = policy.score(bucket)
-    order = torch.argsort(torch.tensor(bucket.members))
-    logp_bt, mask_bt = logp_bt[order], bucket.mask_bt[order]
+    mask_bt = bucket.mask_bt
     wanted = slice(len(group))
     imitated = -(logp_bt[wanted] * mask_bt[wanted]).sum()
     if not given:
@@ -122,13 +121,13 @@ def _losses(policy: Policy, group: Sequence[Correction], bounds: Bounds) -> tupl
     return imitated, dpo(terms, bounds).loss_b.sum()
 
 
-def _grouped(corrections: Sequence[Correction], size: int) -> Iterator[list[Correction]]:
-    """Yield groups of about ``size`` sequences of like length, pairs apart from the rest."""
+def _grouped(corrections: Sequence[Correction], tokens: int) -> Iterator[list[Correction]]:
+    """Yield groups of about ``tokens`` tokens and of like length, pairs apart from the rest."""
     pairs = sorted((one for one in corrections if one.given), key=_length)
     alone = sorted((one for one in corrections if not one.given), key=_length)
-    for part, most in ((pairs, max(size // 2, 1)), (alone, size)):
-        for first in range(0, len(part), most):
-            yield part[first : first + most]
+    for part, room in ((pairs, tokens // 2), (alone, tokens)):
+        for places in grouped([_length(one) for one in part], room):
+            yield [part[place] for place in places]
 
 
 def _length(correction: Correction) -> int:

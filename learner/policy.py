@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from contracts.codec import to_json
@@ -26,30 +26,46 @@ from contracts.events import Message, text_of
 from contracts.manifest import file_sha256
 from contracts.processor import computes_bfloat16, processor_flags
 from contracts.settings import Settings
+from learner.body import Body, Packed, body_of
 from learner.buckets import Bucket, TokenSequence, bucketed
+from learner.head import Head, check_head, scaling_of
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The layers adapted in a model that has layers of these names, as Llama's descendants have."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-_SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+HEAD_TOLERANCE = 0.02
+"""Largest difference between our logits and the model's own: rounding in bfloat16 is below it."""
 
 
 class Policy:
     """A causal model whose body and head are called apart, so that only response rows are scored.
 
-    ``base`` names the base model by the hash of its files, never by where it lies.
+    The body is run as the blocks of `learner.body` where the model is of a family known there,
+    without padding; else by the model's own modules on padded buckets. ``base`` names the base
+    model by the hash of its files, never by where it lies.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, base: str, rank: int, alpha: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        base: str,
+        rank: int,
+        alpha: float,
+        *,
+        blocks: Body | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.base = base
         self.rank = rank
         self.alpha = alpha
-        self._body: nn.Module = model.get_base_model().get_decoder()
-        self._head: nn.Linear = model.get_base_model().get_output_embeddings()
+        self._modules: nn.Module = model.get_base_model().get_decoder()
+        self._blocks = blocks
+        scaling = scaling_of(model.get_base_model().config)
+        self.head = Head(model.get_base_model().get_output_embeddings(), scaling)
         given = model.get_base_model().generation_config.eos_token_id
         ends = {*(given if isinstance(given, list) else [given]), tokenizer.eos_token_id}
         self._ends = sorted(ends - {None})
@@ -57,7 +73,12 @@ class Policy:
     @property
     def hidden_size(self) -> int:
         """Return the width of the hidden state that the head reads."""
-        return self._head.in_features
+        return self.head.hidden_size
+
+    @property
+    def runs_blocks(self) -> bool:
+        """Return whether the body is run as the blocks of `learner.body`."""
+        return self._blocks is not None
 
     @property
     def vocabulary_size(self) -> int:
@@ -81,33 +102,35 @@ class Policy:
         """Return (log-probabilities of the response tokens, hidden state at the end of the prompt).
 
         Logits are divided by each sequence's temperature. ``adapted`` False scores the frozen
-        base. Padding positions hold the value of token 0 and must be masked by the caller.
+        base. Padding positions hold 0 and must be masked by the caller.
         """
-        logits_nv, hidden_blh = self._logits(bucket, adapted=adapted)
-        places_b1 = torch.arange(len(bucket.members))[:, None]
-        chosen_n1 = bucket.targets_bt[bucket.mask_bt][:, None]
-        logp_n = logits_nv.gather(1, chosen_n1)[:, 0] - torch.logsumexp(logits_nv, dim=1)
+        rows_nh, temperature_n = self._rows(bucket, adapted=adapted)
+        targets_n = bucket.targets_bt[bucket.mask_bt]
+        logp_n = self.head.logprobs(rows_nh, targets_n, temperature_n)
         logp_bt = torch.zeros(bucket.rows_bt.shape).masked_scatter(bucket.mask_bt, logp_n)
-        end_bh = hidden_blh[places_b1[:, 0], bucket.prompt_end_b].float()
-        return logp_bt, end_bh
+        counts_b = bucket.mask_bt.sum(1)
+        return logp_bt, rows_nh[counts_b.cumsum(0) - counts_b].float()
 
-    def _logits(self, bucket: Bucket, *, adapted: bool) -> tuple[Tensor, Tensor]:
-        """Return tempered logits of the response rows in a row, nv, and all hidden states."""
+    def _rows(self, bucket: Bucket, *, adapted: bool) -> tuple[Tensor, Tensor]:
+        """Return the hidden states that predict response tokens, and their temperatures."""
+        temperature_n = bucket.temperature_b[:, None].expand_as(bucket.rows_bt)[bucket.mask_bt]
+        if self._blocks is not None:
+            return self._blocks.run(packed(bucket), adapted=adapted), temperature_n
         with nullcontext() if adapted else self._frozen_base():
-            hidden_blh = self._body(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
+            hidden_blh = self._modules(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
         places_b1 = torch.arange(len(bucket.members))[:, None]
-        rows_nh = hidden_blh[places_b1, bucket.rows_bt][bucket.mask_bt]
-        logits_nv = self._head(rows_nh).float()
-        temperature_bt = bucket.temperature_b[:, None].expand_as(bucket.rows_bt)
-        return logits_nv / temperature_bt[bucket.mask_bt][:, None], hidden_blh
+        return hidden_blh[places_b1, bucket.rows_bt][bucket.mask_bt], temperature_n
 
     def logprobs(
-        self, sequences: Sequence[TokenSequence], bucket: int, *, adapted: bool = True
+        self, sequences: Sequence[TokenSequence], tokens: int, *, adapted: bool = True
     ) -> list[list[float]]:
-        """Return the log-probability of every response token, in the order given."""
+        """Return the log-probability of every response token, in the order given.
+
+        ``tokens`` bounds those of one pass.
+        """
         found: list[list[float]] = [[] for _ in sequences]
         with torch.no_grad():
-            for group in bucketed(sequences, bucket):
+            for group in bucketed(sequences, tokens):
                 logp_bt, _ = self.score(group, adapted=adapted)
                 for place, row, mask in zip(group.members, logp_bt, group.mask_bt, strict=True):
                     found[place] = row[mask].tolist()
@@ -117,7 +140,7 @@ class Policy:
         self,
         sequences: Sequence[TokenSequence],
         branches: Sequence[int],
-        bucket: int,
+        tokens: int,
         *,
         adapted: bool = True,
     ) -> list[list[float]]:
@@ -127,11 +150,16 @@ class Policy:
         """
         found: list[list[float]] = [[] for _ in sequences]
         with torch.no_grad():
-            for group in bucketed(sequences, bucket):
-                logits_nv, _ = self._logits(group, adapted=adapted)
-                logp_btv = logits_nv.log_softmax(-1).unflatten(0, group.rows_bt.shape)
-                before_bt = logp_btv.gather(2, group.targets_bt[:, :, None])[:, :-1, 0]
-                joint_bk = logp_btv[:, -1, list(branches)] + before_bt.sum(1, keepdim=True)
+            for group in bucketed(sequences, tokens):
+                rows_nh, temperature_n = self._rows(group, adapted=adapted)
+                shape = group.rows_bt.shape
+                logp_n = self.head.logprobs(rows_nh, group.targets_bt.flatten(), temperature_n)
+                last_bh = rows_nh.unflatten(0, shape)[:, -1]
+                last_bv = (
+                    self.head.logits(last_bh).div_(group.temperature_b[:, None]).log_softmax(-1)
+                )
+                before_b1 = logp_n.unflatten(0, shape)[:, :-1].sum(1, keepdim=True)
+                joint_bk = last_bv[:, list(branches)] + before_b1
                 for place, row in zip(group.members, joint_bk, strict=True):
                     found[place] = row.tolist()
         return found
@@ -150,9 +178,9 @@ class Policy:
         ended_b = torch.zeros(count, dtype=torch.bool)
         with torch.no_grad():
             while len(drawn) < max_tokens and not bool(ended_b.all()):
-                seen = self._body(input_ids=fed_bl, past_key_values=past, use_cache=True)
+                seen = self._modules(input_ids=fed_bl, past_key_values=past, use_cache=True)
                 past = seen.past_key_values
-                logits_bv = self._head(seen.last_hidden_state[:, -1]).float()
+                logits_bv = self.head.logits(seen.last_hidden_state[:, -1])
                 fed_bl = torch.multinomial(logits_bv.softmax(-1), 1, generator=generator)
                 drawn.append(fed_bl[:, 0].tolist())
                 ended_b |= torch.isin(fed_bl[:, 0], torch.tensor(self._ends))
@@ -171,6 +199,20 @@ def _up_to_end(ids: tuple[int, ...], ends: Sequence[int]) -> tuple[tuple[int, ..
     return ids, False
 
 
+def packed(bucket: Bucket) -> Packed:
+    """Return a bucket's sequences one after another, without its padding."""
+    place_l = torch.arange(bucket.ids_bl.shape[1])
+    lengths_b1 = torch.tensor(bucket.lengths)[:, None]
+    real_bl = place_l < lengths_b1
+    begin_b1 = lengths_b1.cumsum(0) - lengths_b1
+    return Packed(
+        ids_n=bucket.ids_bl[real_bl],
+        positions_n=place_l.expand_as(real_bl)[real_bl],
+        lengths=bucket.lengths,
+        rows_m=(begin_b1 + bucket.rows_bt)[bucket.mask_bt],
+    )
+
+
 def load_policy(settings: Settings) -> Policy:
     """Load ``settings.policy.model`` and put fresh adapters on it (they change nothing yet).
 
@@ -186,7 +228,7 @@ def load_policy(settings: Settings) -> Policy:
             f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
         )
     name = settings.policy.model
-    model = _load_base(name)
+    model = _load_base(name, config.base_dtype)
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -207,13 +249,22 @@ def load_policy(settings: Settings) -> Policy:
                 f"or GPT-2 ({error})"
             ) from error
     adapted.eval()
-    return Policy(
+    policy = Policy(
         adapted,
         AutoTokenizer.from_pretrained(name),
         base_identity(name, model),
         config.lora_rank,
         config.lora_alpha,
+        blocks=body_of(model.get_decoder(), config.seed),
     )
+    apart = check_head(model, policy.head)
+    if not apart <= HEAD_TOLERANCE:
+        raise SettingsError(
+            f"policy.model {name} is a {type(model).__name__}, which scales its logits in a way "
+            f"that the learner does not know (they differ by {apart:.1%}); give a model that scales"
+            " them as Llama, Gemma, Cohere or Granite do"
+        )
+    return policy
 
 
 def target_modules(model: nn.Module) -> tuple[str, ...]:
@@ -229,19 +280,23 @@ def target_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(linear))
 
 
-def _load_base(name: str) -> Any:
-    """Load a base in bfloat16 if it is stored so and the processor computes in it, else float32.
+def _load_base(name: str, dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
+    """Load a base in the number format that was asked for.
 
-    Without such instructions bfloat16 is emulated and far slower than float32.
+    "auto" is bfloat16 if it is stored so and the processor computes in it, else float32: without
+    such instructions bfloat16 is emulated and far slower than float32.
     """
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
-    if model.dtype != torch.bfloat16 or not computes_bfloat16(processor_flags()):
+    # Soft caps within attention are left out by every implementation but this one.
+    capped = getattr(AutoConfig.from_pretrained(name), "attn_logit_softcapping", None)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="eager" if capped else None,
+    )
+    native = model.dtype == torch.bfloat16 and computes_bfloat16(processor_flags())
+    if dtype == "auto" and not native:
         model = model.to(torch.float32)
-    scaled = [key for key in _SCALED_HEADS if getattr(model.config, key, None) not in (None, 1.0)]
-    if scaled:
-        raise SettingsError(
-            f"policy.model {name} rescales its logits ({scaled}); give one that does not"
-        )
     return model
 
 

@@ -105,7 +105,7 @@ def practise(
         [advantages] = _ADVANTAGES[config.practice.loss](torch.tensor([rewards])).tolist()
         for (ids, _), reward, advantage in zip(drawn, rewards, advantages, strict=True):
             found.append(Practised(TokenSequence(exercise.prompt_ids, ids), reward, advantage))
-    scores = policy.logprobs([one.answer for one in found], config.bucket)
+    scores = policy.logprobs([one.answer for one in found], config.bucket_tokens)
     return tuple(replace(one, prox=tuple(row)) for one, row in zip(found, scores, strict=True))
 
 
@@ -124,7 +124,7 @@ def add_practice_gradients(
     """
     taught = [one for one in practised if one.advantage and all(map(math.isfinite, one.prox))]
     total = 0.0
-    for bucket in bucketed([one.answer for one in taught], config.bucket):
+    for bucket in bucketed([one.answer for one in taught], config.bucket_tokens):
         chosen = [taught[place] for place in bucket.members]
         prox_bt = padded([one.prox for one in chosen], bucket.mask_bt.shape[1])
         logp_bt, _ = policy.score(bucket)

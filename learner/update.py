@@ -200,7 +200,7 @@ def _scored(
             reasons[experience.sample_id] = reason
     usable = [e for e in usable if e.sample_id not in reasons]
     scored = []
-    for one in score(state.policy, state.anchor, usable, config.bucket):
+    for one in score(state.policy, state.anchor, usable, config.bucket_tokens):
         if not _is_finite(one):
             reasons[one.experience.sample_id] = "not-finite"
         elif not _log_ratio(one) <= config.max_log_ratio:

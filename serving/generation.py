@@ -15,7 +15,7 @@ from msgspec import Struct
 from peft import PeftModel
 from safetensors import SafetensorError
 from tokenizers.decoders import DecodeStream
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from contracts.errors import EngineError
 from contracts.events import BASE_VERSION, Sampling
@@ -42,8 +42,13 @@ class LocalModel:
     def __init__(self, path: str, max_len: int, dtype: str = "auto") -> None:
         self.max_len = max_len
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        # Soft caps within attention are left out by every implementation but this one.
+        capped = getattr(AutoConfig.from_pretrained(path), "attn_logit_softcapping", None)
         base: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=_DTYPES[dtype], use_safetensors=True
+            path,
+            dtype=_DTYPES[dtype],
+            use_safetensors=True,
+            attn_implementation="eager" if capped else None,
         )
         self._base = base.eval()
         self._tuned: Any = None

@@ -50,6 +50,8 @@ class Learner(Section, frozen=True):
     change; users count alike over the ``user_window`` newest samples; ``keep_states`` how many of
     the newest versions can be learned on from (of older ones some); ``signing_key_file`` the
     private key that versions are signed with, for the learner alone.
+    ``base_dtype`` is what the base is computed in; "auto": bfloat16 where it is stored so and the
+    processor has the instructions, else float32. Adapters are float32 always.
     """
 
     batch_samples: Count = 64
@@ -78,8 +80,9 @@ class Learner(Section, frozen=True):
     max_version_lag: Count = 12
     max_log_ratio: Positive = 10.0
     max_grad_norm: Positive = 1.0
-    bucket: Count = 4
+    bucket_tokens: Count = 1024
     threads: Count = 1
+    base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     seed: int = 0
     keep_checkpoints: Count = 3
     keep_states: Annotated[int, Meta(ge=0)] = 4

@@ -1,8 +1,9 @@
-"""The learner computes in bfloat16 only a base that is stored so, where the processor does."""
+"""The learner computes in bfloat16 a base stored so where the processor does, or when asked to."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,16 +16,19 @@ from learner.policy import load_policy
 
 
 @pytest.mark.parametrize(
-    ("stored", "flags", "wanted"),
+    ("stored", "flags", "asked", "wanted"),
     [
-        ("bfloat16", "avx2", torch.float32),
-        ("bfloat16", "avx2 avx512_bf16", torch.bfloat16),
-        ("float32", "avx2 avx512_bf16", torch.float32),
+        ("bfloat16", "avx2", "auto", torch.float32),
+        ("bfloat16", "avx2 avx512_bf16", "auto", torch.bfloat16),
+        ("float32", "avx2 avx512_bf16", "auto", torch.float32),
+        ("float32", "avx2", "bfloat16", torch.bfloat16),
+        ("bfloat16", "avx2 avx512_bf16", "float32", torch.float32),
     ],
 )
-def test_the_processor_decides_over_a_base_stored_in_bfloat16(
+def test_the_processor_decides_over_a_base_stored_in_bfloat16_unless_a_format_is_asked_for(
     stored: str,
     flags: str,
+    asked: Literal["auto", "float32", "bfloat16"],
     wanted: torch.dtype,
     settings: Settings,
     tiny_model: Path,
@@ -37,7 +41,8 @@ def test_the_processor_decides_over_a_base_stored_in_bfloat16(
     AutoModelForCausalLM.from_pretrained(tiny_model, dtype=stored).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
 
-    policy = load_policy(replace(settings, policy=Policy(model=str(tmp_path))))
+    learner = replace(settings.learner, base_dtype=asked)
+    policy = load_policy(replace(settings, policy=Policy(model=str(tmp_path)), learner=learner))
 
     assert policy.model.dtype == wanted
     assert all(weights.dtype == torch.float32 for weights in policy.adapters().values())

@@ -84,7 +84,7 @@ def test_an_answer_given_that_is_the_one_wanted_or_cannot_be_scored_makes_no_pai
 def test_pairs_and_lone_corrections_are_counted_and_learned_together(
     settings: Settings, make_sample: MakeSample
 ) -> None:
-    settings, state = _state(settings, bucket=1)
+    settings, state = _state(settings, bucket_tokens=1)
     alone = _corrected(make_sample, 2, token_ids=WANTED, correction_ids=WANTED)
     batch = MicroBatch(fresh=(), corrections=(alone, _corrected(make_sample)))
 

@@ -82,13 +82,13 @@ def test_an_adapter_learned_on_any_architecture_serves_with_the_same_logprobs(
     descent = torch.optim.SGD(policy.adapters().values(), lr=1.0)
     for _ in range(2):  # the first step moves B alone: A's gradient is 0 while B is
         descent.zero_grad()
-        for bucket in bucketed(SEQUENCES, 2):
+        for bucket in bucketed(SEQUENCES, 16):
             logp_bt, end_bh = policy.score(bucket)
             assert end_bh.shape[1] == policy.hidden_size
             (-logp_bt[bucket.mask_bt].mean()).backward()
         descent.step()
-    learned = policy.logprobs(SEQUENCES, 2)
-    assert learned != policy.logprobs(SEQUENCES, 2, adapted=False)
+    learned = policy.logprobs(SEQUENCES, 16)
+    assert learned != policy.logprobs(SEQUENCES, 16, adapted=False)
     save_adapter(policy, saved)
     config = json.loads((saved / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] is (kind == "gpt2")  # alone it stores its weights transposed
@@ -120,7 +120,7 @@ def test_an_architecture_without_layers_to_adapt_is_refused_by_name(
 def test_bucketed_logprobs_equal_those_of_a_plain_forward_pass(settings: Settings) -> None:
     policy = load_policy(settings)
 
-    found = policy.logprobs(SEQUENCES, 2)
+    found = policy.logprobs(SEQUENCES, 16)
 
     for sequence, row in zip(SEQUENCES, found, strict=True):
         ids = torch.tensor([[*sequence.prompt_ids, *sequence.response_ids]])
@@ -137,7 +137,7 @@ def test_bucketed_logprobs_equal_those_of_a_plain_forward_pass(settings: Setting
 def test_fresh_adapters_change_nothing_and_equal_seeds_give_equal_ones(settings: Settings) -> None:
     first, second = load_policy(settings), load_policy(settings)
 
-    assert first.logprobs(SEQUENCES, 4) == first.logprobs(SEQUENCES, 4, adapted=False)
+    assert first.logprobs(SEQUENCES, 32) == first.logprobs(SEQUENCES, 32, adapted=False)
     for name, parameter in first.adapters().items():
         assert torch.equal(parameter, second.adapters()[name])
     assert len(first.adapters()) == 2 * 2 * len(TARGET_MODULES)

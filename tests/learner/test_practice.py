@@ -149,7 +149,7 @@ def test_the_gradient_of_practice_is_that_of_its_answers_one_by_one(
     loss: str, settings: Settings
 ) -> None:
     practice = msgspec.convert({"loss": loss, "weight": 0.7}, Practice)
-    config = msgspec.structs.replace(settings.learner, practice=practice, bucket=2)
+    config = msgspec.structs.replace(settings.learner, practice=practice, bucket_tokens=30)
     policy, bounds = load_policy(settings), Bounds()
     answers = [TokenSequence((10, 11, 12)[: n + 1], (20 + n, 21, 22, 3)[n:]) for n in range(3)]
     prox = [[p - 0.1 for p in row] for row in policy.logprobs(answers, 1)]

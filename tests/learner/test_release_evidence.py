@@ -37,7 +37,7 @@ def _judged(policy: Policy, make_sample: MakeSample, count: int) -> tuple[Experi
     samples = [make_sample(n, user_id=f"judge-{n % 6}") for n in range(count)]
     drawn = [experience_of(sample, offset=n) for n, sample in enumerate(samples)]
     asked = [TokenSequence(e.prompt_ids, e.token_ids) for e in drawn]
-    logged = policy.logprobs(asked, 4)
+    logged = policy.logprobs(asked, 64)
     return tuple(
         msgspec.structs.replace(e, logprobs=tuple(row), violation=n % 10 == 0)
         for n, (e, row) in enumerate(zip(drawn, logged, strict=True))
@@ -226,7 +226,7 @@ def test_probabilities_of_first_decisions_are_those_of_their_tokens(
     assert found.sum(axis=1) == pytest.approx(np.ones(5))
     for place, name_id in ((1, 20), (2, 21)):
         whole = [TokenSequence(q.prompt_ids, (10, 11, name_id), 0.7) for q in questions]
-        wanted = np.exp([sum(row) for row in policy.logprobs(whole, 2)])
+        wanted = np.exp([sum(row) for row in policy.logprobs(whole, 64)])
         assert found[:, place] == pytest.approx(wanted, rel=1e-5)
 
 
