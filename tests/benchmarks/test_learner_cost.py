@@ -1,0 +1,70 @@
+"""The learner's benchmark counts what an update needs, and its contestants take turns."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from benchmarks.learner import contest, table
+from benchmarks.learner_ours import with_logprobs
+from benchmarks.learner_work import Work, ceiling_seconds, products, scoring_work, step_work
+from benchmarks.learner_workload import LORA_RANK, Load, Size, draw, make_tiny, size_of, tokens
+
+SIZE = Size(hidden=8, attention=16, narrow=4, middle=32, depth=2, vocabulary=50)
+
+
+def test_the_last_block_goes_on_with_scored_tokens_and_the_first_has_no_input_to_change() -> None:
+    found = [one for one, _ in products(SIZE, 10, 3)]
+
+    assert [one.rows for one in found] == [10] * 10 + [3] * 5
+    assert [one.to_input for one in found] == [False] * 3 + [True] * 12
+    assert (found[3].into, found[3].out) == (16, 8)
+    assert (found[-1].into, found[-1].out) == (8, 50)
+
+
+def test_operations_are_two_per_weight_and_row() -> None:
+    first, last, head = 8 * 16 + 2 * 8 * 4, 16 * 8 + 3 * 8 * 32, 8 * 50
+    base = 2.0 * (10 * (first + last) + 10 * first + 3 * last + 3 * head)
+    widths = (8 + 16) + 2 * (8 + 4), (16 + 8) + 3 * (8 + 32)
+    adapters = 2.0 * LORA_RANK * (10 * sum(widths) + 10 * widths[0] + 3 * widths[1])
+
+    step = step_work(SIZE, 10, 3)
+
+    assert scoring_work(SIZE, 10, 3) == Work(base, 0.0)
+    assert step.forward == base + adapters
+    assert step.backward == base - 2.0 * 10 * first + 2.0 * adapters
+
+
+def test_the_ceiling_is_the_faster_way_in_each_direction() -> None:
+    measured = {"forward": {"mm": 2.0, "onednn": 4.0}, "backward": {"mm": 5.0, "onednn": 1.0}}
+
+    assert ceiling_seconds(Work(8.0, 10.0), measured) == 8.0 / 4.0 + 10.0 / 5.0
+    assert ceiling_seconds(Work(8.0, 10.0), measured, "mm") == 8.0 / 2.0 + 10.0 / 5.0
+
+
+def test_a_batch_is_drawn_within_its_bounds_and_counts_its_padding() -> None:
+    batch = draw(Load(5, (2, 4), (1, 3)), 100, 7)
+
+    assert batch == draw(Load(5, (2, 4), (1, 3)), 100, 7)
+    everything, scored, padded = tokens(batch)
+    assert scored == sum(len(row.response) for row in batch)
+    assert everything <= padded <= 5 * (4 + 3)
+
+
+@pytest.mark.parametrize("kind", ["step", "whole"])
+def test_a_round_without_the_peer_says_what_an_update_took(kind: str, tmp_path: Path) -> None:
+    model, path = make_tiny(tmp_path / "tiny"), tmp_path / "batch.json"
+    drawn = draw(Load(4, (6, 12), (3, 6)), size_of(model).vocabulary, 1)
+    path.write_bytes(msgspec.json.encode(with_logprobs(drawn, model, 1)))
+
+    found = contest(model, path, kind, "float32", Namespace(seed=1, peers=None, rounds=1))
+
+    taken = found["contestants"]["Headrace"]
+    assert len(taken) == 2
+    assert all(one["cpu_seconds"] > 0.0 < one["grad_norm"] for one in taken)
+    assert taken[1]["peak_mb"] > taken[1]["libraries_mb"] > 0.0
+    row = table({"updates": [{"model": "tiny", "kind": kind, "dtype": "float32", **found}]})
+    assert row.splitlines()[2].startswith(f"| tiny, {kind}, float32 | Headrace | ")
