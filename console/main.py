@@ -179,6 +179,21 @@ def explain(
         raise click.exceptions.Exit(1)
 
 
+@main.command("reward-model")
+@click.argument(
+    "directory", required=False, type=click.Path(path_type=Path, file_okay=False, exists=True)
+)
+@AS_JSON
+@command
+def reward_model(settings: Settings, directory: Path | None, as_json: bool) -> None:
+    """Show a reward model and how far it can be trusted; DIRECTORY is learner.reward_model by
+    default."""
+    from console.reward_model import reward_model_text, show_reward_model
+
+    found = show_reward_model(settings, directory)
+    write(found) if as_json else click.echo(reward_model_text(found))
+
+
 @main.command()
 @click.argument("process")
 @command

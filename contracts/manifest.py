@@ -52,7 +52,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     format: Literal[1] = 1
     policy: str
     sequence: int
-    form: Literal["lora", "full"]
+    form: Literal["lora", "full", "reward-model"]
     base: str
     parent: str
     as_of: datetime

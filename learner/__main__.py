@@ -1,5 +1,6 @@
 """``python -m learner``: run the learner; with ``warm-start`` make a small base, with
-``drill-adapter`` a version for `headrace drill`, with ``replay`` versions again from the log."""
+``drill-adapter`` a version for `headrace drill`, with ``replay`` versions again from the log, with
+``reward-model`` a model of what people reward."""
 
 from __future__ import annotations
 
@@ -22,6 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     warm.add_argument("--out", type=Path, required=True, metavar="DIR")
     warm.add_argument("--seed", type=int, default=0)
     warm.add_argument("--steps", type=int, default=600)
+    model = commands.add_parser(
+        "reward-model", help="train a reward model on the samples there are"
+    )
+    model.add_argument("--out", type=Path, required=True, metavar="DIR")
+    model.add_argument("--lessons", type=int, default=4096, help="the newest so many, at most")
+    model.add_argument("--seconds", type=float, default=1800.0, help="training ends after these")
+    model.add_argument("--epochs", type=int, default=1)
+    model.add_argument("--seed", type=int, default=0)
     drill = commands.add_parser("drill-adapter", help="write a version for a drill")
     drill.add_argument("order", metavar="JSON", help="a learner.drill_version.DrillOrder")
     replay = commands.add_parser("replay", help="make versions again, for headrace replay")
@@ -35,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             from learner import warm_start
 
             warm_start.main(options.demonstrations, options.out, options.seed, options.steps)
+        elif options.command == "reward-model":
+            _make_reward_model(options)
         elif options.command == "drill-adapter":
             _make_drill_version(options.order)
         elif options.command == "replay":
@@ -45,6 +56,25 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"learner: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _make_reward_model(options: argparse.Namespace) -> None:
+    """Train a reward model and print its directory."""
+    from contracts.clock import SystemClock
+    from contracts.settings import load_settings, settings_for
+    from learner.reward_card import Recipe
+    from learner.reward_version import make_reward_model
+
+    general = load_settings()
+    settings = settings_for(general, options.policy or general.policy.name)
+    recipe = Recipe(
+        epochs=options.epochs,
+        seconds=options.seconds,
+        seed=options.seed,
+        threads=settings.learner.threads,
+        max_tokens=settings.engine.max_model_len,
+    )
+    print(make_reward_model(settings, recipe, options.lessons, options.out, SystemClock()))
 
 
 def _make_drill_version(text: str) -> None:

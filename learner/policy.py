@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 import torch
+from msgspec import Struct
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,8 +36,23 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+BaseDtype = Literal["auto", "float32", "bfloat16"]
 HEAD_TOLERANCE = 0.02
 """Largest difference between our logits and the model's own: rounding in bfloat16 is below it."""
+
+
+class Adapting(Struct, frozen=True, kw_only=True):
+    """How a base is adapted: rank and alpha of the adapters, and the seed of their first weights.
+
+    Of the base's blocks the first ``blocks`` are kept, and of these the last ``adapted`` have
+    adapters; 0: all of them.
+    """
+
+    rank: int
+    alpha: float
+    seed: int
+    blocks: int = 0
+    adapted: int = 0
 
 
 class Policy:
@@ -111,13 +127,20 @@ class Policy:
         counts_b = bucket.mask_bt.sum(1)
         return logp_bt, rows_nh[counts_b.cumsum(0) - counts_b].float()
 
+    def hidden(self, bucket: Bucket, *, adapted: bool = True) -> Tensor:
+        """Return the last hidden state at every position, shape b×l×h; padding holds any value."""
+        with nullcontext() if adapted else self._frozen_base():
+            found: Tensor = self._modules(
+                input_ids=bucket.ids_bl, use_cache=False
+            ).last_hidden_state
+        return found
+
     def _rows(self, bucket: Bucket, *, adapted: bool) -> tuple[Tensor, Tensor]:
         """Return the hidden states that predict response tokens, and their temperatures."""
         temperature_n = bucket.temperature_b[:, None].expand_as(bucket.rows_bt)[bucket.mask_bt]
         if self._blocks is not None:
             return self._blocks.run(packed(bucket), adapted=adapted), temperature_n
-        with nullcontext() if adapted else self._frozen_base():
-            hidden_blh = self._modules(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
+        hidden_blh = self.hidden(bucket, adapted=adapted)
         places_b1 = torch.arange(len(bucket.members))[:, None]
         return hidden_blh[places_b1, bucket.rows_bt][bucket.mask_bt], temperature_n
 
@@ -227,19 +250,27 @@ def load_policy(settings: Settings) -> Policy:
             f"learner.lora_rank is {config.lora_rank}, but engine.max_lora_rank is "
             f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
         )
-    name = settings.policy.model
-    model = _load_base(name, config.base_dtype)
+    wanted = Adapting(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    return adapt(settings.policy.model, wanted, config.base_dtype)
+
+
+def adapt(name: str, wanted: Adapting, dtype: BaseDtype = "auto") -> Policy:
+    """Load a base and put fresh adapters on it; SettingsError as `load_policy` says."""
+    model = _load_base(name, dtype, wanted.blocks)
+    kept = model.config.num_hidden_layers
+    upper = list(range(kept - wanted.adapted, kept)) if 0 < wanted.adapted < kept else None
     lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
+        r=wanted.rank,
+        lora_alpha=wanted.alpha,
         target_modules=list(target_modules(model)),
+        layers_to_transform=upper,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(wanted.seed)
         try:
             adapted = get_peft_model(model, lora)
         except ValueError as error:
@@ -253,9 +284,9 @@ def load_policy(settings: Settings) -> Policy:
         adapted,
         AutoTokenizer.from_pretrained(name),
         base_identity(name, model),
-        config.lora_rank,
-        config.lora_alpha,
-        blocks=body_of(model.get_decoder(), config.seed),
+        wanted.rank,
+        wanted.alpha,
+        blocks=None if upper else body_of(model.get_decoder(), wanted.seed),
     )
     apart = check_head(model, policy.head)
     if not apart <= HEAD_TOLERANCE:
@@ -265,6 +296,11 @@ def load_policy(settings: Settings) -> Policy:
             " them as Llama, Gemma, Cohere or Granite do"
         )
     return policy
+
+
+def blocks_of(name: str) -> int:
+    """Return the number of blocks of a base."""
+    return int(AutoConfig.from_pretrained(name).num_hidden_layers)
 
 
 def target_modules(model: nn.Module) -> tuple[str, ...]:
@@ -280,11 +316,12 @@ def target_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(linear))
 
 
-def _load_base(name: str, dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
+def _load_base(name: str, dtype: BaseDtype, blocks: int = 0) -> Any:
     """Load a base in the number format that was asked for.
 
     "auto" is bfloat16 if it is stored so and the processor computes in it, else float32: without
-    such instructions bfloat16 is emulated and far slower than float32.
+    such instructions bfloat16 is emulated and far slower than float32. ``blocks`` other than 0: the
+    first so many blocks alone.
     """
     # Soft caps within attention are left out by every implementation but this one.
     capped = getattr(AutoConfig.from_pretrained(name), "attn_logit_softcapping", None)
@@ -293,6 +330,7 @@ def _load_base(name: str, dtype: Literal["auto", "float32", "bfloat16"]) -> Any:
         dtype=dtype,
         use_safetensors=True,
         attn_implementation="eager" if capped else None,
+        **({"num_hidden_layers": blocks} if blocks else {}),
     )
     native = model.dtype == torch.bfloat16 and computes_bfloat16(processor_flags())
     if dtype == "auto" and not native:

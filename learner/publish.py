@@ -38,7 +38,7 @@ from learner.policy import Policy, save_adapter
 from learner.progress import Progress
 
 LEDGER = "ledger.jsonl"
-OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states"})
+OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states", "reward_model"})
 """Settings of the learner that no version depends on."""
 
 

@@ -51,7 +51,8 @@ class Learner(Section, frozen=True):
     the newest versions can be learned on from (of older ones some); ``signing_key_file`` the
     private key that versions are signed with, for the learner alone.
     ``base_dtype`` is what the base is computed in; "auto": bfloat16 where it is stored so and the
-    processor has the instructions, else float32. Adapters are float32 always.
+    processor has the instructions, else float32. Adapters are float32 always. ``reward_model`` is
+    the directory of a version of `learner.reward_model`, empty: none.
     """
 
     batch_samples: Count = 64
@@ -87,6 +88,7 @@ class Learner(Section, frozen=True):
     keep_checkpoints: Count = 3
     keep_states: Annotated[int, Meta(ge=0)] = 4
     signing_key_file: str = ""
+    reward_model: str = ""
     constraint: Constraint = Constraint()
     practice: Practice = Practice()
 

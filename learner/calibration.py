@@ -1,0 +1,175 @@
+"""Turns a score into a probability that can be believed, and says how far it can be.
+
+Pure numpy. A score s becomes p = σ(slope·s + bias) (Platt 1999; with bias 0 temperature scaling,
+Guo et al., ICML 2017); of a pair p is the chance that the first is better, σ(slope·(s₁ − s₂)).
+Shape suffix: n answers or pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+BINS = 10
+_PENALTY = 1e-3
+_STEPS = 50
+_LARGEST_LOGIT = 30.0
+
+
+class Calibration(Struct, frozen=True):
+    """p = σ(slope·score + bias)."""
+
+    slope: float = 1.0
+    bias: float = 0.0
+
+    def probability(self, scores_n: Floats) -> Floats:
+        """Return the chance that each answer is a good one."""
+        return sigmoid(self.slope * scores_n + self.bias)
+
+    def value(self, scores_n: Floats) -> Floats:
+        """Return the expected reward of each answer, in [-1, 1]."""
+        return np.asarray(2.0 * self.probability(scores_n) - 1.0)
+
+    def preference(self, differences_n: Floats) -> Floats:
+        """Return the chance that the first of each pair is better."""
+        return sigmoid(self.slope * differences_n)
+
+
+class Proportion(Struct, frozen=True):
+    """A share of ``count`` with its two-sided 95 % interval (Wilson 1927)."""
+
+    value: float
+    lower: float
+    upper: float
+    count: int
+
+
+class Errors(Struct, frozen=True, kw_only=True):
+    """How a model does on answers or pairs it was neither trained nor calibrated on.
+
+    ``accuracy``: how often the better of a pair, or the sign of a reward, was told. ``ece`` and
+    ``brier`` are the errors of its probabilities, ``raw_*`` those before the calibration.
+    ``spread`` is the mean standard deviation among the members, of values in [-1, 1].
+    """
+
+    accuracy: Proportion
+    ece: float
+    brier: float
+    raw_ece: float
+    raw_brier: float
+    spread: float
+
+
+def sigmoid(logits_n: Floats) -> Floats:
+    """Return 1 / (1 + e^−x), without overflow."""
+    bounded_n = np.clip(logits_n, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+    return np.asarray(1.0 / (1.0 + np.exp(-bounded_n)))
+
+
+def calibrate(
+    scores_n: Floats, good_n: Floats, differences_n: Floats, compared_n: Floats
+) -> Calibration:
+    """Return the calibration under which labels are likeliest.
+
+    ``good_n`` in [0, 1] is how good each scored answer was found, ``differences_n`` the score of
+    the better minus that of the worse answer of each pair, ``compared_n`` all the scores of pairs.
+    By Newton's method, with a small penalty on leaving slope 1 and bias 0; the slope is kept
+    positive. Pairs alone do not say what is good: then their answers have the value 0 on average.
+    """
+    slope, bias = 1.0, 0.0
+    for _ in range(_STEPS):
+        p_n, q_n = sigmoid(slope * scores_n + bias), sigmoid(slope * differences_n)
+        gradient_2 = np.array(
+            [
+                ((p_n - good_n) * scores_n).sum() + ((q_n - 1.0) * differences_n).sum(),
+                (p_n - good_n).sum(),
+            ]
+        ) + _PENALTY * np.array([slope - 1.0, bias])
+        weight_n, pair_n = p_n * (1.0 - p_n), q_n * (1.0 - q_n)
+        cross = (weight_n * scores_n).sum()
+        hessian_22 = np.array(
+            [
+                [(weight_n * scores_n**2).sum() + (pair_n * differences_n**2).sum(), cross],
+                [cross, weight_n.sum()],
+            ]
+        ) + _PENALTY * np.eye(2)
+        step_2 = np.linalg.solve(hessian_22, gradient_2)
+        step_2 *= min(1.0, 1.0 / max(float(np.abs(step_2).max()), 1e-9))  # far off it overshoots
+        slope, bias = max(slope - float(step_2[0]), 1e-3), bias - float(step_2[1])
+        if float(np.abs(step_2).max()) < 1e-9:
+            break
+    if not len(scores_n) and len(compared_n):
+        bias = -slope * float(compared_n.mean())
+    return Calibration(slope, bias)
+
+
+def expected_calibration_error(probability_n: Floats, label_n: Floats) -> float:
+    """Return the mean distance of probability and frequency over ten bins of equal width.
+
+    Naeini et al., AAAI 2015; weighted by how many fall into each bin. Labels are in [0, 1].
+    """
+    place_n = np.minimum((probability_n * BINS).astype(int), BINS - 1)
+    found = 0.0
+    for place in range(BINS):
+        inside_n = place_n == place
+        if inside_n.any():
+            gap = abs(float(probability_n[inside_n].mean() - label_n[inside_n].mean()))
+            found += gap * float(inside_n.mean())
+    return found
+
+
+def brier(probability_n: Floats, label_n: Floats) -> float:
+    """Return the mean squared distance of probability and label (Brier 1950)."""
+    return float(((probability_n - label_n) ** 2).mean())
+
+
+def proportion(right: float, count: int) -> Proportion:
+    """Return ``right`` of ``count``; half counts for what cannot be told apart."""
+    z, share = 1.959964, right / count
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return Proportion(share, max(middle - half, 0.0), min(middle + half, 1.0), count)
+
+
+def errors_on_pairs(
+    calibration: Calibration, differences_n: Floats, spreads: Sequence[float]
+) -> Errors:
+    """Return the errors on pairs, given the score of the better minus that of the worse.
+
+    The confidence in what the model says is the better one is held against how often it is.
+    """
+    right_n = np.where(differences_n == 0.0, 0.5, differences_n > 0.0)
+    sure_n = np.abs(differences_n)
+    told_n, raw_n = calibration.preference(sure_n), sigmoid(sure_n)
+    return Errors(
+        accuracy=proportion(float(right_n.sum()), len(right_n)),
+        ece=expected_calibration_error(told_n, right_n),
+        brier=brier(told_n, right_n),
+        raw_ece=expected_calibration_error(raw_n, right_n),
+        raw_brier=brier(raw_n, right_n),
+        spread=float(np.mean(spreads)),
+    )
+
+
+def errors_on_rewards(
+    calibration: Calibration, scores_n: Floats, rewards_n: Floats, spreads: Sequence[float]
+) -> Errors:
+    """Return the errors on rewarded answers; a reward of 0 has no sign to tell."""
+    good_n, told_n = (rewards_n + 1.0) / 2.0, calibration.probability(scores_n)
+    signed_n = rewards_n != 0.0
+    right_n = (told_n[signed_n] > 0.5) == (rewards_n[signed_n] > 0.0)
+    raw_n = sigmoid(scores_n)
+    return Errors(
+        accuracy=proportion(float(right_n.sum()), max(len(right_n), 1)),
+        ece=expected_calibration_error(told_n, good_n),
+        brier=brier(told_n, good_n),
+        raw_ece=expected_calibration_error(raw_n, good_n),
+        raw_brier=brier(raw_n, good_n),
+        spread=float(np.mean(spreads)),
+    )

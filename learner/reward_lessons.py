@@ -1,0 +1,110 @@
+"""Reads what a reward model learns from out of the log of samples; knows nothing of torch.
+
+Users who judge are left out: what they rated is what its answers are held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from contracts.broker import Received, events_to_end
+from contracts.errors import UnavailableError
+from contracts.events import Event, Preference, Sample
+from contracts.judges import is_judge
+from contracts.settings import Policy, Settings
+from contracts.topics import SAMPLES
+from learner.buckets import TokenSequence
+from learner.policy import correction_ids
+from learner.reward_training import Lesson, Pair, Rated
+
+LEAST_LESSONS = 60
+"""With fewer there is too little to calibrate on, and nothing could be told of the errors."""
+
+
+class Read(Struct, frozen=True, kw_only=True):
+    """Lessons, oldest first, and which records of ``samples`` they come from."""
+
+    lessons: tuple[Lesson, ...]
+    first_offset: int
+    next_offset: int
+    as_of: datetime
+    newest_feedback_time: datetime
+
+
+class _Found(Struct, frozen=True):
+    offset: int
+    event: Sample | Preference
+
+
+def read_lessons(settings: Settings, tokenizer: Any, vocabulary: int, limit: int) -> Read:
+    """Return the newest ``limit`` lessons in the log now.
+
+    UnavailableError when there are fewer than 60, DeadlineError when the broker goes away.
+    """
+    records = events_to_end(settings.kafka, (SAMPLES,), "headrace-reward-model")
+    return lessons_of(records, settings.policy, tokenizer, vocabulary, limit)
+
+
+def lessons_of(
+    records: Iterable[tuple[Received, Event]],
+    policy: Policy,
+    tokenizer: Any,
+    vocabulary: int,
+    limit: int,
+) -> Read:
+    """Return the newest ``limit`` lessons of a policy in these records; see `read_lessons`.
+
+    Of a decision the last sample and the last preference hold, and neither once it was withdrawn.
+    """
+    held: dict[tuple[str, str], _Found] = {}
+    for record, event in records:
+        if not isinstance(event, Sample | Preference) or event.assignment.policy != policy.name:
+            continue
+        if is_judge(policy.name, event.user_id, policy.judge_share):
+            continue
+        key = (event.TYPE, event.decision_id)
+        held.pop(key, None)
+        if isinstance(event, Sample) and event.withdrawn:
+            held.pop((Preference.TYPE, event.decision_id), None)
+            continue
+        held[key] = _Found(record.offset, event)
+        if len(held) > 2 * limit:  # some of them may turn out to be no lesson
+            held.pop(next(iter(held)))
+    lessons = [(found, _lesson(found.event, tokenizer, vocabulary)) for found in held.values()]
+    chosen = [(found, lesson) for found, lesson in lessons if lesson is not None][-limit:]
+    if len(chosen) < LEAST_LESSONS:
+        raise UnavailableError(
+            f"{len(chosen)} rewarded answers and pairs of policy {policy.name!r} in the log, at "
+            f"least {LEAST_LESSONS} needed: make the reward model when more was rated"
+        )
+    return Read(
+        lessons=tuple(lesson for _, lesson in chosen),
+        first_offset=min(found.offset for found, _ in chosen),
+        next_offset=max(found.offset for found, _ in chosen) + 1,
+        as_of=max(found.event.decided_at for found, _ in chosen),
+        newest_feedback_time=max(found.event.feedback_time for found, _ in chosen),
+    )
+
+
+def _lesson(event: Sample | Preference, tokenizer: Any, vocabulary: int) -> Lesson | None:
+    """Return what an event teaches, None when its tokens are missing or unknown to the base."""
+    if isinstance(event, Sample):
+        answer = _known(event.prompt_token_ids, event.token_ids, vocabulary)
+        return Rated(event.user_id, answer, event.reward) if answer else None
+    wanted = correction_ids(tokenizer, event.chosen)
+    chosen = _known(event.prompt_token_ids, wanted, vocabulary)
+    rejected = _known(event.prompt_token_ids, event.rejected_token_ids, vocabulary)
+    return Pair(event.user_id, chosen, rejected) if chosen and rejected else None
+
+
+def _known(
+    prompt: tuple[int, ...], response: tuple[int, ...], vocabulary: int
+) -> TokenSequence | None:
+    ids = (*prompt, *response)
+    if not prompt or not response or min(ids) < 0 or max(ids) >= vocabulary:
+        return None
+    return TokenSequence(prompt, response)
