@@ -41,8 +41,8 @@ def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -
     partial.mkdir()
     name = fill(partial)
     for path in partial.iterdir():
-        _fsync(path)
-    _fsync(partial)
+        fsync(path)
+    fsync(partial)
     crash_point("inside")
     final = target / name
     torn = target / f"{PARTIAL_PREFIX}torn-{os.getpid()}"
@@ -53,7 +53,7 @@ def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -
         shutil.rmtree(partial)
     else:
         partial.rename(final)
-        _fsync(target)
+        fsync(target)
     shutil.rmtree(torn, ignore_errors=True)
     crash_point("renamed")
     return final
@@ -73,7 +73,8 @@ def clear_partial(target: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have the disk hold a file or directory as it is."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

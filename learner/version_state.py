@@ -9,11 +9,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from contracts.errors import ManifestError
-from contracts.manifest import file_sha256, read_manifest, verify
+from contracts.manifest import MANIFEST_NAME, file_sha256, read_manifest, verify
 from contracts.settings import Settings
+from contracts.signing import SIGNATURE_NAME, sign, signing_key
 from learner.checkpoint import STATE, TENSORS
-from learner.directory import CrashPoint, appear, clear_partial, versions_directory
+from learner.directory import (
+    PARTIAL_PREFIX,
+    CrashPoint,
+    appear,
+    clear_partial,
+    fsync,
+    versions_directory,
+)
 from learner.progress import Progress
 from learner.publish import Published
 
@@ -79,14 +89,31 @@ def published_before(settings: Settings, checkpoint: Path) -> Published | None:
     """Return the version that was published from this very checkpoint, None when there is none.
 
     A process that ends between a release and its next checkpoint finds it again, whatever changed
-    meanwhile in settings or code. A torn one is none: it is written again.
+    meanwhile in settings or code. A torn one is none: it is written again; a signature that is
+    torn, or of an earlier key, is made again.
     """
     state = file_sha256(checkpoint / STATE)
     for directory in sorted(versions_directory(settings).glob("*")):
         try:
             version, manifest = read_manifest(directory)
             if manifest.state == state:
-                return Published(version, directory, verify(directory, directory.name))
+                found = Published(version, directory, verify(directory, directory.name))
+                _sign_again(directory, signing_key(settings))
+                return found
         except ManifestError:
             continue
     return None
+
+
+def _sign_again(directory: Path, key: Ed25519PrivateKey) -> None:
+    """Put this key's signature in place, as a whole, unless it is there."""
+    signed = sign((directory / MANIFEST_NAME).read_bytes(), key)
+    path = directory / SIGNATURE_NAME
+    if path.is_file() and path.read_bytes() == signed:
+        return
+    partial = directory.parent / f"{PARTIAL_PREFIX}{SIGNATURE_NAME}"
+    partial.mkdir(exist_ok=True)
+    (partial / SIGNATURE_NAME).write_bytes(signed)
+    fsync(partial / SIGNATURE_NAME)
+    (partial / SIGNATURE_NAME).replace(path)
+    partial.rmdir()

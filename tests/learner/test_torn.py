@@ -9,8 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from contracts.events import Sample
-from contracts.manifest import verify
+from contracts.manifest import file_sha256, verify, verify_signed
 from contracts.settings import Settings
+from contracts.signing import trusted_keys
 from learner import checkpoint
 from learner.directory import appear, no_crash
 from learner.evaluation import release_evidence
@@ -19,7 +20,8 @@ from learner.policy import ADAPTER_WEIGHTS, load_policy
 from learner.progress import Progress, advance, released
 from learner.publish import publish
 from learner.update import TrainState, new_train_state
-from learner.version_state import is_kept
+from learner.version_state import is_kept, published_before
+from tests.signing_keys import new_key
 
 MakeSample = Callable[..., Sample]
 
@@ -62,6 +64,33 @@ def test_a_torn_version_is_replaced_by_the_same_version(
         assert verify(made.directory, made.version) == made.manifest
     (made.directory / "manifest.json").unlink()
     assert publish(settings, train.policy, progress, evidence) == made
+
+
+def test_a_torn_signature_of_a_release_that_was_cut_off_is_made_again(
+    settings: Settings, make_sample: MakeSample, tmp_path: Path
+) -> None:
+    train, progress = _learned(settings, make_sample)
+    saved = checkpoint.save(tmp_path / "checkpoints", train, progress, keep=1)
+    evidence = release_evidence(train.policy, progress, settings)
+    state = file_sha256(saved / checkpoint.STATE)
+    made = publish(settings, train.policy, progress, evidence, state=state)
+    signature = made.directory / "manifest.sig"
+    whole = signature.read_bytes()
+    for torn in (whole[:40], b"", None):
+        signature.unlink() if torn is None else signature.write_bytes(torn)
+        assert published_before(settings, saved) == made
+        assert signature.read_bytes() == whole
+        verify_signed(made.directory, made.version, trusted_keys(settings))
+    assert [path.name for path in made.directory.parent.iterdir()] == [made.version]
+
+    rotated = new_key(settings.state_dir, "next")
+    mine = replace(
+        settings,
+        learner=replace(settings.learner, signing_key_file=rotated.learner.signing_key_file),
+    )
+    assert published_before(mine, saved) == made
+    (settings.state_dir / "keys" / "learner.pub").unlink()
+    verify_signed(made.directory, made.version, trusted_keys(settings))
 
 
 def test_a_sound_directory_of_the_same_name_is_left_as_it_is(tmp_path: Path) -> None:
