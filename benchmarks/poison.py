@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -159,6 +160,11 @@ def _answered(desk: Desk, crowd: Crowd, number: int, count: int) -> list[Experie
     ]
 
 
+def _kind(reason: str) -> str:
+    """Return a refusal without its figures."""
+    return re.split(r" at \d| up to |[:'\d]| carries", reason)[0].strip()
+
+
 def table(cells: Sequence[Cell]) -> str:
     """Return the means over seeds as a Markdown table."""
     heads = (
@@ -180,7 +186,8 @@ def table(cells: Sequence[Cell]) -> str:
                 )
                 counts = Counter[str]()
                 for cell in some:
-                    counts.update(cell.reasons)
+                    for reason, count in cell.reasons.items():
+                        counts[_kind(reason)] += count
                 why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
                 lines.append(
                     f"| {share:.0%} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
