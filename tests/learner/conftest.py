@@ -10,24 +10,18 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from contracts.codec import encode
 from contracts.events import Assignment, Message, Sample
 from contracts.ids import derived_id
 from contracts.settings import Engine, Kafka, Learner, Policy, Settings
 from contracts.topics import SAMPLES
+from tests.learner.families import SPECIAL, WORDS, save_tokenizer
 from tests.messages import says
 from tests.signing_keys import new_key
 from tests.topic_log import write
 
-WORDS = [f"w{number}" for number in range(40)]
-SPECIAL = ["<pad>", "<unk>", "<|start|>", "<|end|>", "user", "assistant", "<tool_call>", "?"]
-TEMPLATE = (
-    "{% for m in messages %}<|start|> {{ m.role }} {{ m.content }} <|end|> {% endfor %}"
-    "{% if add_generation_prompt %}<|start|> assistant {% endif %}"
-)
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 torch.set_num_threads(1)  # the models are tiny: on a busy machine threads only wait for each other
@@ -40,21 +34,11 @@ SendSamples = Callable[[Kafka, int, int], None]
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with an untrained Llama (hidden 32, 2 layers) and its tokenizer."""
     directory = tmp_path_factory.mktemp("model")
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        eos_token="<|end|>",
-        chat_template=TEMPLATE,
-    )
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(directory)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         config = LlamaConfig(
-            vocab_size=len(vocabulary),
+            vocab_size=len(SPECIAL) + len(WORDS),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,

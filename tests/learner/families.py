@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from learner.buckets import TokenSequence, bucketed
+from learner.policy import Policy
+
+WORDS = [f"w{number}" for number in range(40)]
+SPECIAL = ["<pad>", "<unk>", "<|start|>", "<|end|>", "user", "assistant", "<tool_call>", "?"]
+TEMPLATE = (
+    "{% for m in messages %}<|start|> {{ m.role }} {{ m.content }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|start|> assistant {% endif %}"
+)
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 48,
@@ -57,8 +68,22 @@ OTHERS: dict[str, dict[str, Any]] = {
 """Families that run by their own modules."""
 
 
-def make_family(kind: str, tokenizer: Path, directory: Path, **changes: Any) -> Path:
-    """Write a model of the family and a tokenizer of 48 tokens."""
+def save_tokenizer(directory: Path) -> None:
+    """Write a tokenizer of 48 words, with a chat template."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|end|>",
+        chat_template=TEMPLATE,
+    ).save_pretrained(directory)
+
+
+def make_family(kind: str, directory: Path, **changes: Any) -> Path:
+    """Write a model of the family and the tokenizer."""
     given = {**SHAPE, **{**FAMILIES, **OTHERS}[kind], **changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -71,5 +96,17 @@ def make_family(kind: str, tokenizer: Path, directory: Path, **changes: Any) -> 
                     parameter.add_(0.3 * torch.randn_like(parameter))
                 assert parameter.isfinite().all(), name
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(directory)
+    save_tokenizer(directory)
     return directory
+
+
+def teach(policy: Policy, steps: int = 4) -> None:
+    """Make some answers likelier, so that no adapter is as it began."""
+    asked = [TokenSequence((9, 10 + place), (20 + place, 30 - place, 3)) for place in range(8)]
+    optimizer = torch.optim.AdamW(policy.adapters().values(), lr=2e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for bucket in bucketed(asked, 64):
+            logp_bt, _ = policy.score(bucket)
+            (-logp_bt[bucket.mask_bt].mean()).backward()
+        optimizer.step()

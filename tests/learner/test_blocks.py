@@ -88,9 +88,9 @@ def _error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> f
 
 @pytest.mark.parametrize("kind", [*FAMILIES, *OTHERS])
 def test_logprobs_and_gradients_are_those_of_the_plain_forward_pass(
-    kind: str, settings: Settings, tiny_model: Path, tmp_path: Path
+    kind: str, settings: Settings, tmp_path: Path
 ) -> None:
-    policy = _policy(settings, make_family(kind, tiny_model, tmp_path))
+    policy = _policy(settings, make_family(kind, tmp_path))
     assert policy.runs_blocks is (kind in FAMILIES)
     sequences = _sequences()
 
@@ -105,9 +105,9 @@ def test_logprobs_and_gradients_are_those_of_the_plain_forward_pass(
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_the_base_alone_is_scored_without_the_adapters(
-    kind: str, settings: Settings, tiny_model: Path, tmp_path: Path
+    kind: str, settings: Settings, tmp_path: Path
 ) -> None:
-    policy = _policy(settings, make_family(kind, tiny_model, tmp_path))
+    policy = _policy(settings, make_family(kind, tmp_path))
     sequences = _sequences()
 
     found = policy.logprobs(sequences, TOKENS, adapted=False)
@@ -123,9 +123,9 @@ def test_the_base_alone_is_scored_without_the_adapters(
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_in_bfloat16_they_are_as_near_to_float32_as_those_of_the_plain_pass(
-    kind: str, settings: Settings, tiny_model: Path, tmp_path: Path
+    kind: str, settings: Settings, tmp_path: Path
 ) -> None:
-    directory = make_family(kind, tiny_model, tmp_path)
+    directory = make_family(kind, tmp_path)
     sequences = _sequences()
     wanted, slopes = _plain(_policy(settings, directory), sequences)
     policy = _policy(settings, directory, "bfloat16")
@@ -139,9 +139,9 @@ def test_in_bfloat16_they_are_as_near_to_float32_as_those_of_the_plain_pass(
 
 
 def test_long_sequences_are_attended_to_in_blocks_with_the_same_result(
-    settings: Settings, tiny_model: Path, tmp_path: Path
+    settings: Settings, tmp_path: Path
 ) -> None:
-    policy = _policy(settings, make_family("llama", tiny_model, tmp_path))
+    policy = _policy(settings, make_family("llama", tmp_path))
     sequences = _sequences(((250, 60), (100, 50), (290, 10)))
 
     wanted, slopes = _plain(policy, sequences)
@@ -152,18 +152,18 @@ def test_long_sequences_are_attended_to_in_blocks_with_the_same_result(
 
 
 def test_a_model_that_only_looks_like_one_of_ours_is_run_by_its_own_modules(
-    settings: Settings, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    policy = _policy(settings, make_family("granite", tiny_model, tmp_path))
+    policy = _policy(settings, make_family("granite", tmp_path))
 
     assert not policy.runs_blocks
     assert "GraniteModel looks like a model of ours, but differs by" in caplog.text
 
 
 def test_gradients_add_up_over_buckets_and_repeat_bit_for_bit(
-    settings: Settings, tiny_model: Path, tmp_path: Path
+    settings: Settings, tmp_path: Path
 ) -> None:
-    policy = _policy(settings, make_family("qwen3", tiny_model, tmp_path))
+    policy = _policy(settings, make_family("qwen3", tmp_path))
     sequences = _sequences()
 
     first, second = _ours(policy, sequences), _ours(policy, sequences)

@@ -26,11 +26,9 @@ MakeSample = Callable[..., Sample]
 
 
 @pytest.fixture(params=[*FAMILIES, *OTHERS])
-def on_family(
-    request: pytest.FixtureRequest, settings: Settings, tiny_model: Path, tmp_path: Path
-) -> Settings:
+def on_family(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
     """Settings on a tiny model of each family."""
-    directory = make_family(request.param, tiny_model, tmp_path / "base")
+    directory = make_family(request.param, tmp_path / "base")
     return msgspec.structs.replace(settings, policy=PolicySettings(model=str(directory)))
 
 
