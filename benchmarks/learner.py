@@ -34,10 +34,11 @@ from benchmarks.learner_workload import (
     LENGTH_SCALE,
     LOADS,
     LORA_RANK,
+    TINY,
     Row,
     Size,
     draw,
-    make_tiny,
+    make_llama,
     size_of,
     tokens,
 )
@@ -87,7 +88,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the figures of every model, kind of update and number format."""
     found = []
     with TemporaryDirectory() as folder:
-        models = {"tiny": make_tiny(Path(folder) / "tiny")}
+        models = {"tiny": make_llama(Path(folder) / "tiny", TINY)}
         if options.model:
             models["smollm2"] = options.model
         for name in [name for name in models if name in options.only]:
@@ -125,24 +126,25 @@ def contest(
         "length_scale": LENGTH_SCALE,
         "learning_rate": LEARNING_RATE,
         "lora_rank": LORA_RANK,
+        "device": "cpu",
     }
     field = [OURS, *(PEERS if options.peers else ())]
     taken: dict[str, list[dict[str, float]]] = {one.name: [] for one in field}
     rates = []
     with ExitStack() as stack:
-        ceiling = stack.enter_context(_process(OURS, {**order, "kind": "ceiling"}, options.peers))
+        ceiling = stack.enter_context(process(OURS, {**order, "kind": "ceiling"}, options.peers))
         processes = {}
         for one in field:
             micro = one.micro_batch or len(rows)
             told = {**order, "micro_batch": micro, "checkpointing": one.checkpointing}
-            processes[one.name] = stack.enter_context(_process(one, told, options.peers))
+            processes[one.name] = stack.enter_context(process(one, told, options.peers))
         for number in range(options.rounds + 1):
             for name in list(processes)[:: 1 if number % 2 else -1]:
-                figures = _turn(processes[name])
+                figures = turn(processes[name])
                 print(f"{number}/{options.rounds} {name}: {figures}", file=sys.stderr)
                 taken[name].append(figures)
             if number:
-                rates.append(_turn(ceiling)["rates"])
+                rates.append(turn(ceiling)["rates"])
     everything, scored, padded = tokens(rows)
     return {
         "rows": len(rows),
@@ -165,7 +167,7 @@ def _work(size: Size, everything: int, scored: int, kind: str) -> Work:
 
 
 @contextmanager
-def _process(
+def process(
     one: Contestant, order: dict[str, Any], peers: Path | None
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a contestant until the block ends; its standard input closed, it ends by itself."""
@@ -190,7 +192,7 @@ def _process(
             process.wait()
 
 
-def _turn(process: subprocess.Popen[str]) -> dict[str, Any]:
+def turn(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Say the word and return what the turn took; RuntimeError when the process has ended."""
     assert process.stdin is not None
     assert process.stdout is not None

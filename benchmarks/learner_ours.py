@@ -7,8 +7,10 @@ inner epochs. ``step`` is one descent on an objective whose advantages are given
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import torch
@@ -33,7 +35,7 @@ from learner.objective import Objective, Scored, descend
 from learner.policy import load_policy
 from learner.update import MicroBatch, TrainState, new_train_state, update
 
-MAX_TOKENS = 4096
+MAX_TOKENS = 1 << 17
 
 
 class Order(Struct, frozen=True, kw_only=True):
@@ -44,6 +46,10 @@ class Order(Struct, frozen=True, kw_only=True):
     dtype: str
     kind: str
     seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    lora_rank: Literal[8, 16, 32, 64] = LORA_RANK
+    bucket_tokens: int = 1024
+    checkpointing: bool = False
 
 
 def settings_of(order: Order) -> s.Settings:
@@ -51,11 +57,14 @@ def settings_of(order: Order) -> s.Settings:
     whole = order.kind == "whole"
     return s.Settings(
         policy=s.Policy(model=order.model),
-        engine=s.Engine(max_model_len=MAX_TOKENS),
+        engine=s.Engine(max_model_len=MAX_TOKENS, max_lora_rank=64),
         learner=s.Learner(
+            device=order.device,
             base_dtype="bfloat16" if order.dtype == "bfloat16" else "float32",
-            lora_rank=LORA_RANK,
-            lora_alpha=2.0 * LORA_RANK,
+            bucket_tokens=order.bucket_tokens,
+            recompute=order.checkpointing,
+            lora_rank=order.lora_rank,
+            lora_alpha=2.0 * order.lora_rank,
             learning_rate=LEARNING_RATE,
             kl_weight=KL_WEIGHT if whole else 0.0,
             inner_epochs=EPOCHS if whole else 1,
@@ -112,12 +121,26 @@ def with_logprobs(batch: list[Row], model: Path, seed: int) -> list[Row]:
     ]
 
 
+def gpu_figures(device: str) -> Callable[[], dict[str, float]] | None:
+    """Return what waits for a GPU and tells its highest memory since the last time, in MiB."""
+    if device != "cuda":
+        return None
+
+    def figures() -> dict[str, float]:
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / (1 << 20)
+        torch.cuda.reset_peak_memory_stats()
+        return {"gpu_mb": peak}
+
+    return figures
+
+
 def main(text: str) -> None:
     """Take turns until no more word comes."""
     torch.set_num_threads(1)
     order = msgspec.json.decode(text, type=Order)
     batch = msgspec.json.decode(Path(order.batch).read_bytes(), type=list[Row])
-    turns = Turns()
+    turns = Turns(gpu_figures(order.device))
     if order.kind == "ceiling":
         dtype = torch.bfloat16 if order.dtype == "bfloat16" else torch.float32
         everything, scored, _ = tokens(batch)

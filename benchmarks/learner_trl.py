@@ -56,6 +56,7 @@ class Logged(GRPOTrainer):  # type: ignore[misc] # TRL is not in this environmen
             "advantages": torch.tensor([row["reward"] for row in self.batch]),
             "num_items_in_batch": answer_mask.sum(),
         }
+        found = {name: value.to(self.accelerator.device) for name, value in found.items()}
         if self.beta:
             self._add_log_probabilities(found)
         return found
@@ -65,7 +66,7 @@ class Logged(GRPOTrainer):  # type: ignore[misc] # TRL is not in this environmen
         prompts, prompt_mask = found["prompt_ids"], found["prompt_mask"]
         answers, answer_mask = found["completion_ids"], found["completion_mask"]
         rows = [torch.tensor(row["logprobs"]) for row in self.batch]
-        mu = pad(rows, padding_value=0.0, padding_side="right")
+        mu = pad(rows, padding_value=0.0, padding_side="right").to(answers.device)
         asked = (torch.cat([prompts, answers], 1), torch.cat([prompt_mask, answer_mask], 1))
         keep, size = answers.size(1), self.args.per_device_train_batch_size
         plain = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
@@ -102,13 +103,20 @@ def main(text: str) -> None:
     """Train until no more word comes."""
     order = json.loads(text)
     torch.set_num_threads(1)
-    turns = Turns()
+    turns = Turns(_gpu_figures if order["device"] == "cuda" else None)
     with TemporaryDirectory() as folder:
         trainer = _trainer(order, turns, folder)
         try:
             trainer.train()
         except NoMoreTurns:
             return
+
+
+def _gpu_figures() -> dict[str, float]:
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() / (1 << 20)
+    torch.cuda.reset_peak_memory_stats()
+    return {"gpu_mb": peak}
 
 
 def _trainer(order: dict[str, Any], turns: Turns, folder: str) -> Logged:
@@ -141,7 +149,7 @@ def _trainer(order: dict[str, Any], turns: Turns, folder: str) -> Logged:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=order["device"] == "cpu",
         seed=order["seed"],
     )
     torch.manual_seed(order["seed"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ class Turns:
     after imports, before a model is loaded (Linux tells it).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: Callable[[], dict[str, float]] | None = None) -> None:
+        self._gpu = gpu
         self._libraries_kb = _kb("VmRSS")
         self._answers = sys.stdout
         sys.stdout = sys.stderr  # what libraries print must not pass for an answer
@@ -32,12 +34,15 @@ class Turns:
         """Wait for the next word; False when there is none to come."""
         if sys.stdin.readline().strip() != "go":
             return False
+        if self._gpu:
+            self._gpu()
         _RESET.write_text("5")
         self._cpu, self._wall = time.process_time(), time.perf_counter()
         return True
 
     def end(self, **figures: Any) -> None:
-        """Tell what the turn took, with figures of the update itself."""
+        """Tell what the turn took, with figures of the update itself and of ``gpu``."""
+        figures |= self._gpu() if self._gpu else {}
         taken = {
             "cpu_seconds": time.process_time() - self._cpu,
             "wall_seconds": time.perf_counter() - self._wall,

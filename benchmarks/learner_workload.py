@@ -91,8 +91,21 @@ def size_of(directory: Path) -> Size:
     )
 
 
-def make_tiny(directory: Path) -> Path:
-    """Write an untrained Llama of 1.8 million weights, 0.8 more in its head, and a tokenizer."""
+TINY: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+}
+"""1.8 million weights, and 0.8 more in the head."""
+
+
+def make_llama(directory: Path, shape: dict[str, Any], dtype: str = "float32") -> Path:
+    """Write an untrained Llama and a tokenizer of 4096 words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -107,19 +120,7 @@ def make_tiny(directory: Path) -> Path:
         chat_template="{% for m in messages %}{{ m.content }} {% endfor %}",
     ).save_pretrained(directory)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    ends: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    config = LlamaConfig(**shape, **ends, tie_word_embeddings=True)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(directory)
     return directory

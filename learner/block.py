@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, silu
 
-from learner.causal_attention import Attention, attend
+from learner.causal_attention import Attention, Sequences, attend
 from learner.lora_stack import LoraStack
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -72,19 +72,18 @@ class Block(Struct, frozen=True, kw_only=True):
         self,
         x_ni: Tensor,
         rotation: tuple[Tensor, Tensor],
-        lengths: Sequence[int],
-        *,
+        sequences: Sequences,
         adapted: bool,
-        rows_m: Tensor | None = None,
+        rows_m: Tensor | None,
     ) -> Tensor:
         """Return the block's output; with ``rows_m`` that of these tokens only."""
         given = (x_ni, rotation, self, adapted, *self.qkv.parameters())
         parts = _Into.apply(*given)  # type: ignore[no-untyped-call] # torch gives it no types
-        q_kngd, k_knd, v_knd = parts
-        o_nkgd = attend(q_kngd, k_knd, v_knd, self.attention, lengths)
+        q_nhd, k_nkd, v_nkd = parts
+        o_nhd = attend(q_nhd, k_nkd, v_nkd, self.attention, sequences)
         others = (self.out, self.gate_up, self.down)
         adapters = [one for stack in others for one in stack.parameters()]
-        given = (x_ni, o_nkgd, self, adapted, rows_m, *adapters)
+        given = (x_ni, o_nhd, self, adapted, rows_m, *adapters)
         found: Tensor = _OutOf.apply(*given)  # type: ignore[no-untyped-call] # torch gives it no types
         return found
 
@@ -103,39 +102,35 @@ class _Into(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         normed_ni, inverse_n1 = block.before_attention.forward(x_ni)
         y_no, u_nr = block.qkv.forward(normed_ni, adapted=adapted)
-        q_nhd, k_nhd, v_nhd = _heads(block, y_no)
+        q_nhd, k_nkd, v_nkd = _heads(block, y_no)
         inverses: list[Tensor | None] = [None, None]
         if block.query and block.key:
             q_nhd, inverses[0] = block.query.forward(q_nhd)
-            k_nhd, inverses[1] = block.key.forward(k_nhd)
+            k_nkd, inverses[1] = block.key.forward(k_nkd)
         ctx.save_for_backward(
             x_ni, inverse_n1, u_nr, y_no if block.query else None, *inverses, *rotation
         )
         ctx.block = block
-        q_nhd, k_nhd = _rotated(q_nhd, rotation), _rotated(k_nhd, rotation)
-        q_kngd = q_nhd.unflatten(1, (block.key_heads, -1)).transpose(0, 1)
-        return (
-            q_kngd.mul(block.attention.scale).to(y_no.dtype),
-            k_nhd.transpose(0, 1).to(y_no.dtype).contiguous(),
-            v_nhd.transpose(0, 1).contiguous(),
-        )
+        q_nhd, k_nkd = _rotated(q_nhd, rotation), _rotated(k_nkd, rotation)
+        dtype = y_no.dtype
+        return q_nhd.mul_(block.attention.scale).to(dtype), k_nkd.to(dtype), v_nkd.contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, dq_kngd: Tensor, dk_knd: Tensor, dv_knd: Tensor
+        ctx: Any, dq_nhd: Tensor, dk_nkd: Tensor, dv_nkd: Tensor
     ) -> tuple[Tensor | None, ...]:
         block: Block = ctx.block
         x_ni, inverse_n1, u_nr, y_no, query, key, cos, sin = ctx.saved_tensors
         back = (cos, -sin)
-        scaled_nhd = dq_kngd.transpose(0, 1).mul(block.attention.scale).flatten(1, 2)
-        given_q, given_k = _rotated(scaled_nhd, back), _rotated(dk_knd.transpose(0, 1), back)
+        given_q = _rotated(dq_nhd, back).mul_(block.attention.scale)
+        given_k = _rotated(dk_nkd, back)
         if block.query and block.key:
-            q_nhd, k_nhd, _ = _heads(block, y_no)
+            q_nhd, k_nkd, _ = _heads(block, y_no)
             given_q = block.query.backward(given_q, q_nhd, query)
-            given_k = block.key.backward(given_k, k_nhd, key)
-        dy_no = dv_knd.new_empty(x_ni.shape[0], sum(block.qkv.widths))
-        given = (given_q, given_k, dv_knd.transpose(0, 1))
+            given_k = block.key.backward(given_k, k_nkd, key)
+        dy_no = dv_nkd.new_empty(x_ni.shape[0], sum(block.qkv.widths))
+        given = (given_q, given_k, dv_nkd)
         for into_nhd, from_nhd in zip(_heads(block, dy_no), given, strict=True):
             into_nhd.copy_(from_nhd)
         normed_ni = block.before_attention.again(x_ni, inverse_n1)
@@ -154,13 +149,13 @@ class _OutOf(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_ni: Tensor,
-        o_nkgd: Tensor,
+        o_nhd: Tensor,
         block: Block,
         adapted: bool,
         rows_m: Tensor | None,
         *_: Tensor,
     ) -> Tensor:
-        o_no = o_nkgd.flatten(1)
+        o_no = o_nhd.flatten(1)
         if rows_m is not None:
             x_ni, o_no = x_ni[rows_m], o_no[rows_m]
         y_ni, uo_nr = block.out.forward(o_no, adapted=adapted)
@@ -173,7 +168,7 @@ class _OutOf(torch.autograd.Function):
         ctx.save_for_backward(
             *(rows_m, o_no, h_ni, inverse_n1, gu_nm, uo_nr, ug_nr, ud_nr, *attended, *forwarded)
         )
-        ctx.block, ctx.shapes = block, (o_nkgd.shape, adapted)
+        ctx.block, ctx.shape = block, o_nhd.shape
         return out_ni
 
     @staticmethod
@@ -194,15 +189,14 @@ class _OutOf(torch.autograd.Function):
         dy_ni = _before(block.behind_attention, dh_ni, behind[:2])
         do_no, out = block.out.backward(dy_ni, uo_nr, o_no)
         assert do_no is not None
-        shape = ctx.shapes[0]
         if rows_m is not None:
-            dh_ni = _spread(dh_ni, rows_m, shape[0])
-            do_no = _spread(do_no, rows_m, shape[0])
-        return dh_ni, do_no.view(shape), None, None, None, *out, *gate_up, *down
+            dh_ni = _spread(dh_ni, rows_m, ctx.shape[0])
+            do_no = _spread(do_no, rows_m, ctx.shape[0])
+        return dh_ni, do_no.view(ctx.shape), None, None, None, *out, *gate_up, *down
 
 
 def _heads(block: Block, y_no: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the views of queries, keys and values by head, shape nhd."""
+    """Return the views of queries, keys and values by head."""
     q_no, k_no, v_no = y_no.split(block.qkv.widths, dim=1)
     width = block.width
     return (

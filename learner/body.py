@@ -15,9 +15,10 @@ import torch
 from msgspec import Struct
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from learner.block import Activation, Block, Norm
-from learner.causal_attention import Attention
+from learner.causal_attention import Attention, Sequences, sequences_of
 from learner.lora_stack import LoraStack, base_of
 
 _log = logging.getLogger("learner")
@@ -50,15 +51,16 @@ class Packed(Struct, frozen=True):
 
     ids_n: Tensor
     positions_n: Tensor
-    lengths: tuple[int, ...]
+    sequences: Sequences
     rows_m: Tensor
 
 
 class Body:
     """Runs packed sequences through the blocks; see `body_of`."""
 
-    def __init__(self, decoder: Any, blocks: Sequence[Block]) -> None:
+    def __init__(self, decoder: Any, blocks: Sequence[Block], *, recompute: bool = False) -> None:
         self._decoder = decoder
+        self._recompute = recompute
         self._blocks = blocks
         self._kinds = list(getattr(decoder.config, "layer_types", None) or ())
 
@@ -68,13 +70,17 @@ class Body:
         rotations = self._rotations(x_ni, packed.positions_n[None])
         x_ni, last = x_ni[0].float(), len(self._blocks) - 1
         for place, block in enumerate(self._blocks):
-            x_ni = block.run(
+            given = (
                 x_ni,
                 rotations[self._kinds[place] if len(rotations) > 1 else ""],
-                packed.lengths,
-                adapted=adapted,
-                rows_m=packed.rows_m if place == last else None,
+                packed.sequences,
+                adapted,
+                packed.rows_m if place == last else None,
             )
+            if self._recompute and torch.is_grad_enabled():
+                x_ni = checkpoint(block.run, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_ni = block.run(*given)
         found: Tensor = self._decoder.norm(x_ni)
         return found
 
@@ -98,8 +104,11 @@ class Body:
 
 
 @torch.no_grad()
-def body_of(decoder: Any, seed: int) -> Body | None:
-    """Return the blocks of an adapted decoder, None when it has to be run by its own modules."""
+def body_of(decoder: Any, seed: int, *, recompute: bool = False) -> Body | None:
+    """Return the blocks of an adapted decoder, None when it has to be run by its own modules.
+
+    With ``recompute`` a pass keeps one hidden state per token and block.
+    """
     if not _is_known(decoder):
         return None
     lengths, count = PROBE, sum(PROBE)
@@ -112,12 +121,14 @@ def body_of(decoder: Any, seed: int) -> Body | None:
             for part in ids_n.split(lengths)
         ]
     )
-    body = Body(decoder, [_block(decoder, layer) for layer in decoder.layers])
+    body = Body(decoder, blocks_of(decoder), recompute=recompute)
     every_n = torch.arange(count, device=ids_n.device)
     positions_n = torch.cat([every_n[:length] for length in lengths])
     if not body.rotates_whole_heads():
         return None
-    found_ni = body.run(Packed(ids_n, positions_n, lengths, every_n), adapted=True)
+    found_ni = body.run(
+        Packed(ids_n, positions_n, sequences_of(lengths, ids_n.device), every_n), adapted=True
+    )
     apart = float((found_ni - wanted_ni).abs().max() / wanted_ni.abs().max())
     if not apart <= TOLERANCE.get(wanted_ni.dtype, 0.0):
         _log.warning(
@@ -126,6 +137,11 @@ def body_of(decoder: Any, seed: int) -> Body | None:
         )
         return None
     return body
+
+
+def blocks_of(decoder: Any) -> list[Block]:
+    """Return the blocks of a decoder whose layers have the parts of one."""
+    return [_block(decoder, layer) for layer in decoder.layers]
 
 
 def _is_known(decoder: Any) -> bool:

@@ -1,20 +1,23 @@
 """Causal attention within sequences that lie one after another, without padding.
 
-Shape suffixes: k key heads, n tokens of all sequences, g query heads per key head, d dimensions.
-Queries are taken in blocks, so that what a block cannot see is not computed; a block's rows are its
-tokens times g. Scores, their soft cap and the softmax are those of the models' own "eager" form.
+On a GPU this is FlashAttention's own form. Elsewhere queries are taken in blocks, so that what a
+block cannot see is not computed; scores, their soft cap and the softmax are those of the models'
+own "eager" form. Shape suffixes: n tokens of all sequences, h query heads, k key heads, g query
+heads per key head, d dimensions, r rows of a block: its tokens times g, s the keys it sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 from msgspec import Struct
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.varlen import varlen_attn
 
 from learner.products import times, times_transposed, transposed_times
 
@@ -45,13 +48,62 @@ class _Block(Struct, frozen=True):
     start: int
 
 
+class Sequences(Struct, frozen=True):
+    """The lengths of sequences one after another, and where each begins and the last ends."""
+
+    lengths: tuple[int, ...]
+    bounds: Tensor
+
+
+def sequences_of(lengths: Sequence[int], device: torch.device) -> Sequences:
+    """Return sequences of these lengths, for attention on a device."""
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return Sequences(tuple(lengths), bounds.to(device))
+
+
+def attend(
+    q_nhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, how: Attention, sequences: Sequences
+) -> Tensor:
+    """Return what each token attends to, shape nhd; queries come multiplied with the factor."""
+    if _has_kernel(q_nhd, how):
+        found = varlen_attn(
+            *(q_nhd, k_nkd, v_nkd, sequences.bounds, sequences.bounds),
+            *(max(sequences.lengths), max(sequences.lengths)),
+            scale=1.0,
+            window_size=(how.window - 1 if how.window else -1, 0),
+            enable_gqa=True,
+        )
+        assert isinstance(found, Tensor)
+        return found
+    blocks = []
+    begin = 0
+    for length in sequences.lengths:
+        size = BLOCKS[length > SHORT]
+        for at in range(0, length, size):
+            first, end = begin + at, begin + min(at + size, length)
+            back = first - how.window + 1 if how.window else begin
+            blocks.append(_Block(first, end, max(begin, back)))
+        begin += length
+    given = (q_nhd, k_nkd, v_nkd, how, blocks)
+    o_nhd: Tensor = _Attend.apply(*given)  # type: ignore[no-untyped-call] # torch gives it no types
+    return o_nhd
+
+
+def _has_kernel(q_nhd: Tensor, how: Attention) -> bool:
+    """Return whether FlashAttention for sequences of any length does it: on a GPU, in half."""
+    half = q_nhd.dtype in (torch.bfloat16, torch.float16)
+    return q_nhd.device.type == "cuda" and half and how.cap is None and q_nhd.shape[-1] <= 256
+
+
 class _Attend(torch.autograd.Function):
     """Attention with an explicit backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, q_kngd: Tensor, k_knd: Tensor, v_knd: Tensor, how: Attention, blocks: list[_Block]
+        ctx: Any, q_nhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, how: Attention, blocks: list[_Block]
     ) -> Tensor:
+        q_kngd = q_nhd.unflatten(1, (k_nkd.shape[1], -1)).transpose(0, 1).contiguous()
+        k_knd, v_knd = (one.transpose(0, 1).contiguous() for one in (k_nkd, v_nkd))
         keys, tokens, group, width = q_kngd.shape
         o_nkgd = q_kngd.new_empty(tokens, keys, group, width)
         kept: list[Tensor | None] = []
@@ -62,18 +114,20 @@ class _Attend(torch.autograd.Function):
             o_nkgd[block.first : block.end] = rows_kngd.transpose(0, 1)
             keep = block.end - block.start <= SHORT and how.cap is None
             kept.append(p_krs if keep else None)
-        ctx.save_for_backward(q_kngd, k_knd, v_knd, o_nkgd, *kept)
+        o_nhd: Tensor = o_nkgd.flatten(1, 2)
+        ctx.save_for_backward(q_kngd, k_knd, v_knd, o_nhd, *kept)
         ctx.how, ctx.blocks = how, blocks
-        return o_nkgd
+        return o_nhd
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, do_nkgd: Tensor) -> tuple[Tensor | None, ...]:
-        q_kngd, k_knd, v_knd, o_nkgd, *kept = ctx.saved_tensors
-        group = q_kngd.shape[2]
+    def backward(ctx: Any, do_nhd: Tensor) -> tuple[Tensor | None, ...]:
+        q_kngd, k_knd, v_knd, o_nhd, *kept = ctx.saved_tensors
+        keys, group = q_kngd.shape[0], q_kngd.shape[2]
         dq_kngd = torch.empty_like(q_kngd)
         dk_knd, dv_knd = torch.zeros_like(k_knd), torch.zeros_like(v_knd)
-        delta_nkg1 = (do_nkgd * o_nkgd).sum(-1, keepdim=True)
+        delta_nkg1 = (do_nhd * o_nhd).sum(-1, keepdim=True).unflatten(1, (keys, group))
+        do_nkgd = do_nhd.unflatten(1, (keys, group))
         for block, probabilities in zip(ctx.blocks, kept, strict=True):
             slope_krs = None
             p_krs = probabilities
@@ -88,25 +142,8 @@ class _Attend(torch.autograd.Function):
                 ds_krs.mul_(slope_krs)
             dq_kngd[:, rows] = _batched(ds_krs, k_knd[:, seen]).unflatten(1, (-1, group))
             dk_knd[:, seen] += _batched_transposed(ds_krs, q_kngd[:, rows].flatten(1, 2))
-        return dq_kngd, dk_knd, dv_knd, None, None
-
-
-def attend(
-    q_kngd: Tensor, k_knd: Tensor, v_knd: Tensor, how: Attention, lengths: Sequence[int]
-) -> Tensor:
-    """Return what each token attends to, shape nkgd; ``lengths`` are those of the sequences."""
-    blocks = []
-    begin = 0
-    for length in lengths:
-        size = BLOCKS[length > SHORT]
-        for at in range(0, length, size):
-            first, end = begin + at, begin + min(at + size, length)
-            back = first - how.window + 1 if how.window else begin
-            blocks.append(_Block(first, end, max(begin, back)))
-        begin += length
-    given = (q_kngd, k_knd, v_knd, how, blocks)
-    o_nkgd: Tensor = _Attend.apply(*given)  # type: ignore[no-untyped-call] # torch gives it no types
-    return o_nkgd
+        dq_nhd = dq_kngd.transpose(0, 1).flatten(1, 2)
+        return dq_nhd, dk_knd.transpose(0, 1), dv_knd.transpose(0, 1), None, None
 
 
 def _probabilities(

@@ -137,9 +137,9 @@ def _tensors(train: TrainState) -> dict[str, Tensor]:
     tensors.update({f"anchor/{name}": value for name, value in train.anchor.weights.items()})
     for group, parameters, optimizer in _groups(train):
         for name, parameter in parameters.items():
-            tensors[f"{group}/{name}"] = parameter.detach().clone()
+            tensors[f"{group}/{name}"] = parameter.detach().cpu().clone()
             for moment, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{group}.{moment}/{name}"] = value.detach().clone()
+                tensors[f"{group}.{moment}/{name}"] = value.detach().cpu().clone()
     return tensors
 
 
@@ -164,5 +164,6 @@ def _apply(train: TrainState, tensors: dict[str, Tensor]) -> None:
         for name, parameter in parameters.items():
             if f"{group}.step/{name}" in tensors:
                 optimizer.state[parameter] = {
-                    moment: tensors[f"{group}.{moment}/{name}"].clone() for moment in _MOMENTS
+                    moment: tensors[f"{group}.{moment}/{name}"].clone().to(parameter.device)
+                    for moment in _MOMENTS
                 }

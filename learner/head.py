@@ -19,9 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from learner.products import logits_of, times
 
-ROWS = 1024
-LOGITS = 2 << 20
-"""Rows at once, and logits at once: as many stay in a CPU's last cache."""
+PARTS = {"cpu": (1024, 2 << 20), "cuda": (8192, 32 << 20)}
+"""Rows at once, and logits at once: as many as a CPU's last cache holds, and as keep a GPU busy."""
 
 
 class Scaling(Struct, frozen=True):
@@ -87,7 +86,8 @@ class Head:
     def parts(self, rows_nh: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
         """Yield (first token, weights, logits, slope of the cap) of one part of the vocabulary."""
         weight_vh, bias_v = self.linear.weight, self.linear.bias
-        width = max(1, LOGITS // max(1, rows_nh.shape[0]))
+        _, logits = PARTS.get(rows_nh.device.type, PARTS["cpu"])
+        width = max(1, logits // max(1, rows_nh.shape[0]))
         for at in range(0, weight_vh.shape[0], width):
             part_vh = weight_vh[at : at + width]
             bias = None if bias_v is None else bias_v[at : at + width]
@@ -102,7 +102,8 @@ class _LogProb(torch.autograd.Function):
         ctx.dtype = rows_nh.dtype
         needed = bool(ctx.needs_input_grad[0])
         whole = (rows_nh, targets_n[:, None], temperature_n[:, None])
-        parts = zip(*(one.split(ROWS) for one in whole), strict=True)
+        rows, _ = PARTS.get(rows_nh.device.type, PARTS["cpu"])
+        parts = zip(*(one.split(rows) for one in whole), strict=True)
         scored = [_score(head, *part, with_slope=needed) for part in parts]
         slopes = [slope_nh for _, slope_nh in scored if slope_nh is not None]
         ctx.save_for_backward(torch.cat(slopes) if slopes else None)

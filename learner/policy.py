@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
@@ -25,10 +25,18 @@ from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.events import Message, text_of
 from contracts.manifest import file_sha256
-from contracts.processor import computes_bfloat16, processor_flags
 from contracts.settings import Settings
 from learner.body import Body, Packed, body_of
 from learner.buckets import Bucket, TokenSequence, bucketed
+from learner.causal_attention import sequences_of
+from learner.device import (
+    ON_CPU,
+    BaseDtype,
+    Placement,
+    chosen_device,
+    computes_in_bfloat16,
+    prepare,
+)
 from learner.head import Head, check_head, scaling_of
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -36,7 +44,6 @@ TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
-BaseDtype = Literal["auto", "float32", "bfloat16"]
 HEAD_TOLERANCE = 0.02
 """Largest difference between our logits and the model's own: rounding in bfloat16 is below it."""
 
@@ -60,7 +67,8 @@ class Policy:
 
     The body is run as the blocks of `learner.body` where the model is of a family known there,
     without padding; else by the model's own modules on padded buckets. ``base`` names the base
-    model by the hash of its files, never by where it lies.
+    model by the hash of its files, never by where it lies. Buckets come from the CPU and results go
+    back to it, wherever the model is (``device``).
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class Policy:
         self.base = base
         self.rank = rank
         self.alpha = alpha
+        self.device: torch.device = model.get_base_model().get_input_embeddings().weight.device
         self._modules: nn.Module = model.get_base_model().get_decoder()
         self._blocks = blocks
         scaling = scaling_of(model.get_base_model().config)
@@ -120,29 +129,38 @@ class Policy:
         Logits are divided by each sequence's temperature. ``adapted`` False scores the frozen
         base. Padding positions hold 0 and must be masked by the caller.
         """
-        rows_nh, temperature_n = self._rows(bucket, adapted=adapted)
-        targets_n = bucket.targets_bt[bucket.mask_bt]
-        logp_n = self.head.logprobs(rows_nh, targets_n, temperature_n)
+        rows_nh = self._rows(bucket, adapted=adapted)
+        logp_n = self._logprobs(rows_nh, bucket, bucket.targets_bt[bucket.mask_bt])
         logp_bt = torch.zeros(bucket.rows_bt.shape).masked_scatter(bucket.mask_bt, logp_n)
         counts_b = bucket.mask_bt.sum(1)
-        return logp_bt, rows_nh[counts_b.cumsum(0) - counts_b].float()
+        first_b = (counts_b.cumsum(0) - counts_b).to(self.device)
+        return logp_bt, rows_nh[first_b].float().cpu()
 
     def hidden(self, bucket: Bucket, *, adapted: bool = True) -> Tensor:
-        """Return the last hidden state at every position, shape b×l×h; padding holds any value."""
+        """Return the last hidden state at every position, shape b×l×h; padding holds any value.
+
+        It is on the device of the policy.
+        """
+        ids_bl = bucket.ids_bl.to(self.device)
         with nullcontext() if adapted else self._frozen_base():
-            found: Tensor = self._modules(
-                input_ids=bucket.ids_bl, use_cache=False
-            ).last_hidden_state
+            found: Tensor = self._modules(input_ids=ids_bl, use_cache=False).last_hidden_state
         return found
 
-    def _rows(self, bucket: Bucket, *, adapted: bool) -> tuple[Tensor, Tensor]:
-        """Return the hidden states that predict response tokens, and their temperatures."""
+    def _logprobs(self, rows_nh: Tensor, bucket: Bucket, targets_n: Tensor) -> Tensor:
+        """Return the tempered log-probability of each row's target, on the CPU."""
         temperature_n = bucket.temperature_b[:, None].expand_as(bucket.rows_bt)[bucket.mask_bt]
+        given = (one.to(self.device) for one in (targets_n, temperature_n))
+        logp_n: Tensor = self.head.logprobs(rows_nh, *given).cpu()
+        return logp_n
+
+    def _rows(self, bucket: Bucket, *, adapted: bool) -> Tensor:
+        """Return the hidden states that predict response tokens, one after another."""
         if self._blocks is not None:
-            return self._blocks.run(packed(bucket), adapted=adapted), temperature_n
+            return self._blocks.run(packed(bucket, self.device), adapted=adapted)
         hidden_blh = self.hidden(bucket, adapted=adapted)
-        places_b1 = torch.arange(len(bucket.members))[:, None]
-        return hidden_blh[places_b1, bucket.rows_bt][bucket.mask_bt], temperature_n
+        begin_b1 = torch.arange(len(bucket.members))[:, None] * hidden_blh.shape[1]
+        rows_n = (begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(self.device)
+        return hidden_blh.flatten(0, 1)[rows_n]
 
     def logprobs(
         self, sequences: Sequence[TokenSequence], tokens: int, *, adapted: bool = True
@@ -174,15 +192,12 @@ class Policy:
         found: list[list[float]] = [[] for _ in sequences]
         with torch.no_grad():
             for group in bucketed(sequences, tokens):
-                rows_nh, temperature_n = self._rows(group, adapted=adapted)
-                shape = group.rows_bt.shape
-                logp_n = self.head.logprobs(rows_nh, group.targets_bt.flatten(), temperature_n)
-                last_bh = rows_nh.unflatten(0, shape)[:, -1]
-                last_bv = (
-                    self.head.logits(last_bh).div_(group.temperature_b[:, None]).log_softmax(-1)
-                )
-                before_b1 = logp_n.unflatten(0, shape)[:, :-1].sum(1, keepdim=True)
-                joint_bk = last_bv[:, list(branches)] + before_b1
+                rows_nh, shape = self._rows(group, adapted=adapted), group.rows_bt.shape
+                logp_n = self._logprobs(rows_nh, group, group.targets_bt.flatten())
+                last_bv = self.head.logits(rows_nh.unflatten(0, shape)[:, -1])
+                last_bv.div_(group.temperature_b[:, None].to(self.device))
+                last_bk = last_bv.log_softmax(-1)[:, list(branches)].cpu()
+                joint_bk = last_bk + logp_n.unflatten(0, shape)[:, :-1].sum(1, keepdim=True)
                 for place, row in zip(group.members, joint_bk, strict=True):
                     found[place] = row.tolist()
         return found
@@ -201,9 +216,11 @@ class Policy:
         ended_b = torch.zeros(count, dtype=torch.bool)
         with torch.no_grad():
             while len(drawn) < max_tokens and not bool(ended_b.all()):
-                seen = self._modules(input_ids=fed_bl, past_key_values=past, use_cache=True)
+                seen = self._modules(
+                    input_ids=fed_bl.to(self.device), past_key_values=past, use_cache=True
+                )
                 past = seen.past_key_values
-                logits_bv = self.head.logits(seen.last_hidden_state[:, -1])
+                logits_bv = self.head.logits(seen.last_hidden_state[:, -1]).cpu()
                 fed_bl = torch.multinomial(logits_bv.softmax(-1), 1, generator=generator)
                 drawn.append(fed_bl[:, 0].tolist())
                 ended_b |= torch.isin(fed_bl[:, 0], torch.tensor(self._ends))
@@ -222,17 +239,17 @@ def _up_to_end(ids: tuple[int, ...], ends: Sequence[int]) -> tuple[tuple[int, ..
     return ids, False
 
 
-def packed(bucket: Bucket) -> Packed:
-    """Return a bucket's sequences one after another, without its padding."""
+def packed(bucket: Bucket, device: torch.device) -> Packed:
+    """Return a bucket's sequences one after another on a device, without its padding."""
     place_l = torch.arange(bucket.ids_bl.shape[1])
     lengths_b1 = torch.tensor(bucket.lengths)[:, None]
     real_bl = place_l < lengths_b1
     begin_b1 = lengths_b1.cumsum(0) - lengths_b1
     return Packed(
-        ids_n=bucket.ids_bl[real_bl],
-        positions_n=place_l.expand_as(real_bl)[real_bl],
-        lengths=bucket.lengths,
-        rows_m=(begin_b1 + bucket.rows_bt)[bucket.mask_bt],
+        ids_n=bucket.ids_bl[real_bl].to(device),
+        positions_n=place_l.expand_as(real_bl)[real_bl].to(device),
+        sequences=sequences_of(bucket.lengths, device),
+        rows_m=(begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(device),
     )
 
 
@@ -251,12 +268,17 @@ def load_policy(settings: Settings) -> Policy:
             f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
         )
     wanted = Adapting(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-    return adapt(settings.policy.model, wanted, config.base_dtype)
+    placement = Placement(
+        device=config.device, dtype=config.base_dtype, recompute=config.recompute
+    )
+    return adapt(settings.policy.model, wanted, placement)
 
 
-def adapt(name: str, wanted: Adapting, dtype: BaseDtype = "auto") -> Policy:
+def adapt(name: str, wanted: Adapting, placement: Placement = ON_CPU) -> Policy:
     """Load a base and put fresh adapters on it; SettingsError as `load_policy` says."""
-    model = _load_base(name, dtype, wanted.blocks)
+    device = chosen_device(placement.device)
+    prepare(device)
+    model = _load_base(name, placement.dtype, device, wanted.blocks)
     kept = model.config.num_hidden_layers
     upper = list(range(kept - wanted.adapted, kept)) if 0 < wanted.adapted < kept else None
     lora = LoraConfig(
@@ -286,7 +308,7 @@ def adapt(name: str, wanted: Adapting, dtype: BaseDtype = "auto") -> Policy:
         base_identity(name, model),
         wanted.rank,
         wanted.alpha,
-        blocks=None if upper else body_of(model.get_decoder(), wanted.seed),
+        blocks=body_of(model.get_decoder(), wanted.seed, recompute=placement.recompute),
     )
     apart = check_head(model, policy.head)
     if not apart <= HEAD_TOLERANCE:
@@ -316,10 +338,10 @@ def target_modules(model: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(linear))
 
 
-def _load_base(name: str, dtype: BaseDtype, blocks: int = 0) -> Any:
+def _load_base(name: str, dtype: BaseDtype, device: torch.device, blocks: int = 0) -> Any:
     """Load a base in the number format that was asked for.
 
-    "auto" is bfloat16 if it is stored so and the processor computes in it, else float32: without
+    "auto" is bfloat16 if it is stored so and the device computes in it, else float32: without
     such instructions bfloat16 is emulated and far slower than float32. ``blocks`` other than 0: the
     first so many blocks alone.
     """
@@ -332,10 +354,10 @@ def _load_base(name: str, dtype: BaseDtype, blocks: int = 0) -> Any:
         attn_implementation="eager" if capped else None,
         **({"num_hidden_layers": blocks} if blocks else {}),
     )
-    native = model.dtype == torch.bfloat16 and computes_bfloat16(processor_flags())
+    native = model.dtype == torch.bfloat16 and computes_in_bfloat16(device)
     if dtype == "auto" and not native:
         model = model.to(torch.float32)
-    return model
+    return model.to(device)
 
 
 def base_identity(name: str, model: Any) -> str:
@@ -352,7 +374,7 @@ def base_identity(name: str, model: Any) -> str:
 
 def save_adapter(policy: Policy, directory: Path) -> None:
     """Write the adapters in PEFT's format, as vLLM loads them; equal weights give equal bytes."""
-    weights = {name: tensor.detach().clone() for name, tensor in policy.adapters().items()}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in policy.adapters().items()}
     save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     lora = policy.model.peft_config["default"]
     config = {

@@ -147,6 +147,7 @@ def _manifest(
             "evaluation_samples": settings.gate.evaluation_samples,
             "level": settings.gate.level,
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
+            "device": policy.device.type,
             "torch": str(torch.__version__),
         },
         code=code_version(),

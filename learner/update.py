@@ -46,6 +46,7 @@ from contracts.settings import Learner
 from learner.advantage import NOTHING, observe_costs, weigh
 from learner.anchor import Anchor
 from learner.constraint import first_multiplier
+from learner.device import adam
 from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import REVISED, USED, Outcome, outcome_of
 from learner.objective import Objective, Scored, StepStats, descend, score
@@ -57,7 +58,6 @@ from learner.value import Spread, ValueHead
 
 USER_FEATURES = 1
 
-_BETAS = (0.9, 0.98)
 _NOTHING = Objective((), torch.zeros(0), torch.zeros(0))
 
 
@@ -116,12 +116,7 @@ class TrainState:
     def __init__(self, policy: Policy, config: Learner) -> None:
         self.policy = policy
         self.value = ValueHead(policy.hidden_size, USER_FEATURES, config.seed)
-        self.optimizer = torch.optim.AdamW(
-            list(policy.adapters().values()),
-            lr=config.learning_rate,
-            betas=_BETAS,
-            weight_decay=0.0,
-        )
+        self.optimizer = adam(policy.adapters().values(), config.learning_rate)
         self.value_optimizer: torch.optim.Optimizer = torch.optim.AdamW(
             self.value.parameters(), lr=config.value_learning_rate, weight_decay=0.0
         )

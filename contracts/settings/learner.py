@@ -50,9 +50,11 @@ class Learner(Section, frozen=True):
     change; users count alike over the ``user_window`` newest samples; ``keep_states`` how many of
     the newest versions can be learned on from (of older ones some); ``signing_key_file`` the
     private key that versions are signed with, for the learner alone.
-    ``base_dtype`` is what the base is computed in; "auto": bfloat16 where it is stored so and the
-    processor has the instructions, else float32. Adapters are float32 always. ``reward_model`` is
-    the directory of a version of `learner.reward_model`, empty: none.
+    ``device`` is where the policy is, "auto" a CUDA GPU where there is one; ``base_dtype`` what the
+    base is computed in there, "auto" bfloat16 where it is stored so and the device has the
+    instructions, else float32. Adapters are float32 always. With ``recompute`` a pass keeps one
+    hidden state per token and block, and takes a third longer.
+    ``reward_model`` is the directory of a version of `learner.reward_model`, empty: none.
     """
 
     batch_samples: Count = 64
@@ -83,7 +85,9 @@ class Learner(Section, frozen=True):
     max_grad_norm: Positive = 1.0
     bucket_tokens: Count = 1024
     threads: Count = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    recompute: bool = False
     seed: int = 0
     keep_checkpoints: Count = 3
     keep_states: Annotated[int, Meta(ge=0)] = 4

@@ -11,7 +11,16 @@ import pytest
 from benchmarks.learner import contest, table
 from benchmarks.learner_ours import with_logprobs
 from benchmarks.learner_work import Work, ceiling_seconds, products, scoring_work, step_work
-from benchmarks.learner_workload import LORA_RANK, Load, Size, draw, make_tiny, size_of, tokens
+from benchmarks.learner_workload import (
+    LORA_RANK,
+    TINY,
+    Load,
+    Size,
+    draw,
+    make_llama,
+    size_of,
+    tokens,
+)
 
 SIZE = Size(hidden=8, attention=16, narrow=4, middle=32, depth=2, vocabulary=50)
 
@@ -56,7 +65,7 @@ def test_a_batch_is_drawn_within_its_bounds_and_counts_its_padding() -> None:
 
 @pytest.mark.parametrize("kind", ["step", "whole"])
 def test_a_round_without_the_peer_says_what_an_update_took(kind: str, tmp_path: Path) -> None:
-    model, path = make_tiny(tmp_path / "tiny"), tmp_path / "batch.json"
+    model, path = make_llama(tmp_path / "tiny", TINY), tmp_path / "batch.json"
     drawn = draw(Load(4, (6, 12), (3, 6)), size_of(model).vocabulary, 1)
     path.write_bytes(msgspec.json.encode(with_logprobs(drawn, model, 1)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from learner.causal_attention import Attention, attend
+from learner.causal_attention import Attention, attend, sequences_of
 
 LENGTHS = (1, 70, 300, 129)
 
@@ -17,11 +17,12 @@ def test_blocks_see_what_a_mask_lets_them_see(window: int | None, cap: float | N
     keys, group, width, tokens = 2, 3, 8, sum(LENGTHS)
     q, k, v = (
         torch.randn(shape, requires_grad=True)
-        for shape in ((keys, tokens, group, width), (keys, tokens, width), (keys, tokens, width))
+        for shape in ((tokens, keys * group, width), (tokens, keys, width), (tokens, keys, width))
     )
-    weights = torch.randn(tokens, keys, group, width)
+    weights = torch.randn(tokens, keys * group, width)
+    sequences = sequences_of(LENGTHS, torch.device("cpu"))
 
-    found = attend(q, k, v, Attention(1.0, cap, window), LENGTHS)
+    found = attend(q, k, v, Attention(1.0, cap, window), sequences)
     slopes = torch.autograd.grad((found * weights).sum(), (q, k, v))
 
     at = torch.arange(tokens)
@@ -29,10 +30,11 @@ def test_blocks_see_what_a_mask_lets_them_see(window: int | None, cap: float | N
     seen = (sequence[:, None] == sequence) & (at[:, None] >= at)
     if window:
         seen &= at[:, None] - at < window
-    scores = torch.einsum("kngd,ksd->kgns", q, k)
+    by_key = q.unflatten(1, (keys, group))
+    scores = torch.einsum("nkgd,skd->kgns", by_key, k)
     scores = scores if cap is None else cap * torch.tanh(scores / cap)
     shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-    wanted = torch.einsum("kgns,ksd->nkgd", shares, v)
+    wanted = torch.einsum("kgns,skd->nkgd", shares, v).flatten(1, 2)
     wanted_slopes = torch.autograd.grad((wanted * weights).sum(), (q, k, v))
     assert torch.allclose(found, wanted, atol=1e-5)
     for one, other in zip(slopes, wanted_slopes, strict=True):

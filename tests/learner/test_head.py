@@ -25,8 +25,7 @@ from tests.learner.families import make_family
 def test_logprobs_in_parts_are_those_of_the_whole_vocabulary(
     scaling: Scaling, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "ROWS", 3)
-    monkeypatch.setattr(heads, "LOGITS", 24)
+    monkeypatch.setitem(heads.PARTS, "cpu", (3, 24))
     torch.manual_seed(1)
     linear = nn.Linear(6, 50, bias=bias).requires_grad_(False)
     linear.weight.mul_(8.0)

@@ -1,0 +1,80 @@
+"""Which device the policy is on, and what differs there: number formats, attention, the optimizer.
+
+What is large lives on the device: base, adapters, hidden states. Batches are put together, and
+losses reckoned, on the CPU: they are a few numbers per token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from msgspec import Struct
+from torch import Tensor
+
+from contracts.errors import SettingsError
+from contracts.processor import computes_bfloat16, processor_flags
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+BaseDtype = Literal["auto", "float32", "bfloat16"]
+PLACE = "LOCAL_RANK"
+"""Environment variable with the number of this process on its machine, set by torchrun."""
+
+_BETAS = (0.9, 0.98)
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """Where a base is, what it is computed in there, and whether a pass computes parts again."""
+
+    device: DeviceName = "auto"
+    dtype: BaseDtype = "auto"
+    recompute: bool = False
+
+
+ON_CPU = Placement(device="cpu")
+
+
+def chosen_device(asked: DeviceName) -> torch.device:
+    """Return the device that ``learner.device`` names; "auto" is a CUDA GPU where there is one.
+
+    Among several GPUs a process of torchrun takes the one of its number. SettingsError for a GPU
+    that is not there.
+    """
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            'learner.device is "cuda", but torch finds no GPU; give "cpu" or "auto", or install a '
+            "build of torch for CUDA and its driver"
+        )
+    place = int(os.environ.get(PLACE, "0"))
+    if place >= torch.cuda.device_count():
+        raise SettingsError(
+            f"{PLACE} is {place}, but there are {torch.cuda.device_count()} GPUs; start one process"
+            " per GPU"
+        )
+    return torch.device("cuda", place)
+
+
+def prepare(device: torch.device) -> None:
+    """Make equal batches give equal weights on a GPU too, where kernels may add in any order."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(device)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return computes_bfloat16(processor_flags())
+
+
+def adam(parameters: Iterable[Tensor], learning_rate: float) -> torch.optim.AdamW:
+    """Return the optimizer of the adapters: all of them in one call, on either device."""
+    return torch.optim.AdamW(
+        list(parameters), lr=learning_rate, betas=_BETAS, weight_decay=0.0, fused=True
+    )
