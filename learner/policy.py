@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -137,10 +138,16 @@ class Policy:
         return logp_bt, rows_nh[first_b].float().cpu()
 
     def hidden(self, bucket: Bucket, *, adapted: bool = True) -> Tensor:
-        """Return the last hidden state at every position, shape b×l×h; padding holds any value.
+        """Return the last hidden state at every position, shape b×l×h, on the policy's device.
 
-        It is on the device of the policy.
+        Padding holds any value.
         """
+        if self._blocks is not None:
+            whole, place_n = packed(bucket, self.device), places(bucket).to(self.device)
+            every_n = torch.arange(len(place_n), device=self.device)
+            state_nh = self._blocks.run(replace(whole, rows_m=every_n), adapted=adapted)
+            spread_nh = state_nh.new_zeros(bucket.ids_bl.numel(), state_nh.shape[1])
+            return spread_nh.index_copy(0, place_n, state_nh).view(*bucket.ids_bl.shape, -1)
         ids_bl = bucket.ids_bl.to(self.device)
         with nullcontext() if adapted else self._frozen_base():
             found: Tensor = self._modules(input_ids=ids_bl, use_cache=False).last_hidden_state
@@ -239,15 +246,20 @@ def _up_to_end(ids: tuple[int, ...], ends: Sequence[int]) -> tuple[tuple[int, ..
     return ids, False
 
 
+def places(bucket: Bucket) -> Tensor:
+    """Return where a bucket's tokens are, padding left out, when its rows are put in a row."""
+    real_bl = torch.arange(bucket.ids_bl.shape[1]) < torch.tensor(bucket.lengths)[:, None]
+    return real_bl.flatten().nonzero()[:, 0]
+
+
 def packed(bucket: Bucket, device: torch.device) -> Packed:
     """Return a bucket's sequences one after another on a device, without its padding."""
-    place_l = torch.arange(bucket.ids_bl.shape[1])
+    place_n, longest = places(bucket), bucket.ids_bl.shape[1]
     lengths_b1 = torch.tensor(bucket.lengths)[:, None]
-    real_bl = place_l < lengths_b1
     begin_b1 = lengths_b1.cumsum(0) - lengths_b1
     return Packed(
-        ids_n=bucket.ids_bl[real_bl].to(device),
-        positions_n=place_l.expand_as(real_bl)[real_bl].to(device),
+        ids_n=bucket.ids_bl.flatten()[place_n].to(device),
+        positions_n=(place_n % longest).to(device),
         sequences=sequences_of(bucket.lengths, device),
         rows_m=(begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(device),
     )
@@ -268,9 +280,7 @@ def load_policy(settings: Settings) -> Policy:
             f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
         )
     wanted = Adapting(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-    placement = Placement(
-        device=config.device, dtype=config.base_dtype, recompute=config.recompute
-    )
+    placement = Placement(device=config.device, dtype=config.base_dtype, recompute=config.recompute)
     return adapt(settings.policy.model, wanted, placement)
 
 

@@ -12,8 +12,8 @@ import torch
 
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
-from learner.buckets import TokenSequence, bucketed
-from learner.policy import Policy, load_policy
+from learner.buckets import TokenSequence, bucket_of, bucketed
+from learner.policy import Adapting, Policy, adapt, load_policy
 from tests.learner.families import FAMILIES, OTHERS, make_family
 
 TOKENS = 64
@@ -170,3 +170,29 @@ def test_gradients_add_up_over_buckets_and_repeat_bit_for_bit(
 
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+
+@pytest.mark.parametrize("adapted", [0, 1])
+def test_hidden_states_of_a_base_adapted_in_its_last_blocks_alone_are_the_modules_own(
+    adapted: int, settings: Settings, tmp_path: Path
+) -> None:
+    directory = make_family("llama", tmp_path)
+    wanted = Adapting(rank=8, alpha=16.0, seed=1, blocks=2, adapted=adapted)
+    trunk = adapt(str(directory), wanted)
+    assert trunk.runs_blocks
+    with torch.no_grad():
+        for parameter in trunk.adapters().values():
+            parameter.add_(0.1)
+    bucket = bucket_of(_sequences())
+    parameters = list(trunk.adapters().values())
+
+    found = trunk.hidden(bucket)
+    slopes = torch.autograd.grad(found.square().sum(), parameters)
+
+    decoder = trunk.model.get_base_model().get_decoder()
+    modules = decoder(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
+    real = torch.arange(found.shape[1]) < torch.tensor(bucket.lengths)[:, None]
+    wanted_slopes = torch.autograd.grad(modules[real].square().sum(), parameters)
+    assert torch.allclose(found[real], modules[real], atol=3e-5)
+    for one, other in zip(slopes, wanted_slopes, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
