@@ -125,7 +125,10 @@ def _replay(policy: str, text: str) -> int:
 
 
 def _learn(policy: str) -> None:
-    """Run until SIGTERM or SIGINT; ``policy`` empty means the general one."""
+    """Run until SIGTERM or SIGINT; ``policy`` empty means the general one.
+
+    Of several processes of torchrun the first runs, the others take part until it ends.
+    """
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -134,11 +137,16 @@ def _learn(policy: str) -> None:
     from contracts.ids import uuid7_ids
     from contracts.settings import load_settings, process_for, settings_for
     from contracts.tracing import start_tracing
+    from learner.following import follow
     from learner.loop import run
+    from learner.ranks import join
     from learner.user_features import stored_reward_means
 
-    general, clock = load_settings(), SystemClock()
+    general, clock, ranks = load_settings(), SystemClock(), join()
     settings = settings_for(general, policy or general.policy.name)
+    if not ranks.leads:
+        follow(settings, ranks)
+        return
     process = process_for(general, "learner", settings.policy.name)
     tracing = start_tracing(
         process,
@@ -146,12 +154,14 @@ def _learn(policy: str) -> None:
         span_file=settings.state_dir / "spans" / f"{process}.jsonl",
     )
     try:
-        run(settings, clock, uuid7_ids(clock), stop, stored_reward_means(settings))
+        means = stored_reward_means(settings)
+        run(settings, clock, uuid7_ids(clock), stop, means, ranks=ranks)
     except DeadlineError:
         if not stop.is_set():
             raise
     finally:
         tracing.shutdown()
+    ranks.stop()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def save(
     """
 
     def fill(directory: Path) -> str:
-        save_file(_tensors(train), directory / TENSORS)
+        save_file(tensors_of(train), directory / TENSORS)
         saved = _Saved(file_sha256(directory / TENSORS), progress)
         (directory / STATE).write_bytes(to_json(saved))
         return place(root, progress).name
@@ -86,17 +86,22 @@ def restore(root: Path, train: TrainState) -> Progress | None:
                 f"checkpoint {path} belongs to base {saved.progress.base}, but policy.model is "
                 f"{train.policy.base}; give policy.name another value to start anew"
             )
-        _apply(train, tensors)
-        train.spread = saved.progress.spread
-        if saved.progress.multiplier is not None:
-            train.multiplier = saved.progress.multiplier
-        train.anchor = Anchor(saved.progress.anchor, _of_group(tensors, "anchor"))
+        take(train, tensors, saved.progress)
         return saved.progress
     if _checkpoints(root):
         _log.error(
             "no checkpoint in %s is sound: learning begins anew at the log's beginning", root
         )
     return None
+
+
+def take(train: TrainState, tensors: dict[str, Tensor], progress: Progress) -> None:
+    """Set ``train`` to what a checkpoint holds of it."""
+    _apply(train, tensors)
+    train.spread = progress.spread
+    if progress.multiplier is not None:
+        train.multiplier = progress.multiplier
+    train.anchor = Anchor(progress.anchor, _of_group(tensors, "anchor"))
 
 
 def newest_progress(root: Path) -> Progress | None:
@@ -132,7 +137,8 @@ def _groups(train: TrainState) -> list[tuple[str, dict[str, nn.Parameter], torch
     ]
 
 
-def _tensors(train: TrainState) -> dict[str, Tensor]:
+def tensors_of(train: TrainState) -> dict[str, Tensor]:
+    """Return what a checkpoint holds of ``train`` besides numbers, on the CPU."""
     tensors: dict[str, Tensor] = {}
     tensors.update({f"anchor/{name}": value for name, value in train.anchor.weights.items()})
     for group, parameters, optimizer in _groups(train):

@@ -26,11 +26,15 @@ _BETAS = (0.9, 0.98)
 
 
 class Placement(Struct, frozen=True, kw_only=True):
-    """Where a base is, what it is computed in there, and whether a pass computes parts again."""
+    """Where a base is, what it is computed in there, and whether a pass computes parts again.
+
+    ``shard``: the base is spread over the processes of torchrun, if there are several.
+    """
 
     device: DeviceName = "auto"
     dtype: BaseDtype = "auto"
     recompute: bool = False
+    shard: bool = False
 
 
 ON_CPU = Placement(device="cpu")

@@ -34,6 +34,7 @@ from learner import checkpoint
 from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
+from learner.following import lead
 from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
 from learner.outlet import Outlet, Output
 from learner.policy import correction_ids, load_policy
@@ -46,6 +47,7 @@ from learner.progress import (
 )
 from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
+from learner.ranks import ALONE, Ranks
 from learner.update import TrainState, new_train_state
 from learner.user_features import RewardMeans
 from learner.version_state import keep_state, published_before
@@ -75,6 +77,7 @@ class Learner:
         pulse: Pulse,
         reward_means: RewardMeans,
         crash_point: CrashPoint = no_crash,
+        ranks: Ranks = ALONE,
     ) -> None:
         torch.set_num_threads(settings.learner.threads)
         self.settings = settings
@@ -85,11 +88,12 @@ class Learner:
         self.crash_point = crash_point
         self.root = settings.state_dir / "checkpoints" / settings.policy.name
         signing_key(settings)  # a missing key is told at the start, not at the first version
-        self.train: TrainState = new_train_state(load_policy(settings), settings.learner)
+        self.train: TrainState = new_train_state(load_policy(settings, ranks), settings.learner)
         self.train.practice = read_practice(settings, self.train.policy.tokenizer)
         self.progress = checkpoint.restore(self.root, self.train) or Progress(
             policy=settings.policy.name, base=self.train.policy.base
         )
+        lead(self.train, self.progress)
         self.pending: list[Arrival] = []
         self.judged: list[Arrival] = []
         self.superseded: list[tuple[Arrival, str]] = []
@@ -282,7 +286,8 @@ class Learner:
         _log.info("release %d: version %s", event.sequence, published.version[:12])
 
     def show(self, lag: int | None) -> None:
-        """Say in the heartbeat how things stand."""
+        """Say in the heartbeat how things stand, and to other processes that this one is there."""
+        self.train.policy.ranks.keep_alive()
         self.pulse.lag = lag
         self.pulse.counts = {
             "samples": self.progress.samples,
@@ -380,15 +385,17 @@ def run(
     *,
     process: str = "learner",
     crash_point: CrashPoint = no_crash,
+    ranks: Ranks = ALONE,
 ) -> Progress:
     """Learn until ``stop`` is set; return how far it came.
 
-    A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
+    A broker that goes away is waited for up to 300 s, then DeadlineError says which one. Among
+    several processes this is rank 0; the others `learner.following.follow`.
     """
     outlet = Outlet(settings.kafka, clock, new_id, stop)
     with Pulse(settings, clock, process) as pulse:
         try:
-            learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point)
+            learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point, ranks)
             learner.resume()
             while not stop.is_set():
                 reader = _connect(learner, stop)
@@ -422,6 +429,7 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
                     f"({error}); see 'headrace doctor'"
                 ) from error
             _log.warning("waiting for %s: %s", kafka.bootstrap, error)
+            learner.train.policy.ranks.keep_alive()
             if stop.wait(1.0):
                 return None
 

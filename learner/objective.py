@@ -99,11 +99,12 @@ def _under_base(
     logprobs: dict[int, list[float]] = {}
     ends: dict[int, Tensor] = {}
     with torch.no_grad():
-        for bucket in bucketed(sequences, tokens):
+        for bucket in policy.share(bucketed(sequences, tokens)):
             logp_bt, end_bh = policy.score(bucket, adapted=False)
             for row, place in enumerate(bucket.members):
                 logprobs[place] = logp_bt[row][bucket.mask_bt[row]].tolist()
                 ends[place] = end_bh[row]
+    logprobs, ends = policy.ranks.gathered(logprobs), policy.ranks.gathered(ends)
     places = range(len(sequences))
     return [logprobs[place] for place in places], [ends[place] for place in places]
 
@@ -120,7 +121,7 @@ def descend(
     sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
     tokens, drift = 0, _drift(objective.scored)
     sequences = [_sequence(one.experience) for one in objective.scored]
-    for bucket in bucketed(sequences, config.bucket_tokens):
+    for bucket in policy.share(bucketed(sequences, config.bucket_tokens), with_gradient=True):
         part = _bucket_loss(policy, objective, bucket, config, drift)
         (part.policy + config.kl_weight * part.kl).backward()
         sums = _Part(
@@ -135,19 +136,25 @@ def descend(
     practice_loss = add_practice_gradients(policy, objective.practised, config, bounds)
     if not (objective.scored or objective.corrections or objective.practised):
         return StepStats()
+    policy.ranks.add_gradients(policy.adapters())
+    policy_loss, kl, clipped, weight, scored, imitation, preference, practice = policy.ranks.total(
+        *(float(sums.policy), float(sums.kl), sums.clipped, sums.weight_sum, float(tokens)),
+        *(corrected.imitation, corrected.preference, practice_loss),
+    )
+    tokens = round(scored)
     parameters = list(policy.adapters().values())
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
     if not math.isfinite(norm):
         return StepStats(tokens=tokens, skipped=True)
     optimizer.step()
     return StepStats(
-        policy_loss=float(sums.policy),
-        kl=float(sums.kl),
-        correction_loss=corrected.imitation,
-        preference_loss=corrected.preference,
-        practice_loss=practice_loss,
-        clip_share=sums.clipped / max(tokens, 1),
-        mean_weight=sums.weight_sum / tokens if tokens else 1.0,
+        policy_loss=policy_loss,
+        kl=kl,
+        correction_loss=imitation,
+        preference_loss=preference,
+        practice_loss=practice,
+        clip_share=clipped / max(tokens, 1),
+        mean_weight=weight / tokens if tokens else 1.0,
         grad_norm=norm,
         tokens=tokens,
     )

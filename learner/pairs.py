@@ -86,7 +86,8 @@ def add_gradients(
     """Add the gradients of all corrections, each with an equal share, to those of the adapters."""
     imitation, preference = 0.0, 0.0
     pairs = sum(1 for one in corrections if one.given)
-    for group in _grouped(corrections, config.bucket_tokens):
+    groups = list(_grouped(corrections, config.bucket_tokens))
+    for group in policy.share(groups, with_gradient=True):
         imitated, preferred = _losses(policy, group, bounds)
         total = config.correction_weight * imitated + config.preference_weight * preferred
         (total / (len(corrections) * config.length_scale)).backward()

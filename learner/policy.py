@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -28,7 +28,7 @@ from contracts.events import Message, text_of
 from contracts.manifest import file_sha256
 from contracts.settings import Settings
 from learner.body import Body, Packed, body_of
-from learner.buckets import Bucket, TokenSequence, bucketed
+from learner.buckets import Bucket, TokenSequence, bucket_of, bucketed
 from learner.causal_attention import sequences_of
 from learner.device import (
     ON_CPU,
@@ -39,12 +39,14 @@ from learner.device import (
     prepare,
 )
 from learner.head import Head, check_head, scaling_of
+from learner.ranks import ALONE, Ranks, shard
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The layers adapted in a model that has layers of these names, as Llama's descendants have."""
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+Item = TypeVar("Item")
 HEAD_TOLERANCE = 0.02
 """Largest difference between our logits and the model's own: rounding in bfloat16 is below it."""
 
@@ -81,6 +83,7 @@ class Policy:
         alpha: float,
         *,
         blocks: Body | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -90,6 +93,7 @@ class Policy:
         self.device: torch.device = model.get_base_model().get_input_embeddings().weight.device
         self._modules: nn.Module = model.get_base_model().get_decoder()
         self._blocks = blocks
+        self.ranks = ranks
         scaling = scaling_of(model.get_base_model().config)
         self.head = Head(model.get_base_model().get_output_embeddings(), scaling)
         given = model.get_base_model().generation_config.eos_token_id
@@ -176,13 +180,28 @@ class Policy:
 
         ``tokens`` bounds those of one pass.
         """
-        found: list[list[float]] = [[] for _ in sequences]
-        with torch.no_grad():
-            for group in bucketed(sequences, tokens):
+        found: dict[int, list[float]] = {}
+        given = (sequences, tokens)
+        with self.together("logprobs", *given, adapted=adapted), torch.no_grad():
+            for group in self.share(bucketed(sequences, tokens)):
                 logp_bt, _ = self.score(group, adapted=adapted)
                 for place, row, mask in zip(group.members, logp_bt, group.mask_bt, strict=True):
                     found[place] = row[mask].tolist()
-        return found
+            found = self.ranks.gathered(found)
+        return [found[place] for place in range(len(sequences))]
+
+    def together(self, name: str, *given: Any, **named: Any) -> AbstractContextManager[None]:
+        """Run a block on all processes of the learner; see `learner.ranks`."""
+        return self.ranks.together(self.adapters, name, *given, **named)
+
+    def share(self, items: Sequence[Item], *, with_gradient: bool = False) -> Iterator[Item]:
+        """Yield what of the passes this process makes; with a sharded base all make as many."""
+        yield from self.ranks.share(items)
+        if self.ranks.sharded:
+            for _ in range(self.ranks.missing(len(items))):
+                logp_bt, _ = self.score(bucket_of([TokenSequence((0,), (0,))]))
+                if with_gradient:
+                    (0.0 * logp_bt).sum().backward()
 
     def branch_logprobs(
         self,
@@ -196,9 +215,10 @@ class Policy:
 
         The last token given is replaced by the branches; all responses have the same length.
         """
-        found: list[list[float]] = [[] for _ in sequences]
-        with torch.no_grad():
-            for group in bucketed(sequences, tokens):
+        found: dict[int, list[float]] = {}
+        given = (sequences, branches, tokens)
+        with self.together("branch_logprobs", *given, adapted=adapted), torch.no_grad():
+            for group in self.share(bucketed(sequences, tokens)):
                 rows_nh, shape = self._rows(group, adapted=adapted), group.rows_bt.shape
                 logp_n = self._logprobs(rows_nh, group, group.targets_bt.flatten())
                 last_bv = self.head.logits(rows_nh.unflatten(0, shape)[:, -1])
@@ -207,7 +227,8 @@ class Policy:
                 joint_bk = last_bk + logp_n.unflatten(0, shape)[:, :-1].sum(1, keepdim=True)
                 for place, row in zip(group.members, joint_bk, strict=True):
                     found[place] = row.tolist()
-        return found
+            found = self.ranks.gathered(found)
+        return [found[place] for place in range(len(sequences))]
 
     def draw(
         self, prompt_ids: Sequence[int], count: int, max_tokens: int, seed: int
@@ -221,7 +242,9 @@ class Policy:
         fed_bl = torch.tensor([list(prompt_ids)] * count)
         past, drawn = None, list[list[int]]()
         ended_b = torch.zeros(count, dtype=torch.bool)
-        with torch.no_grad():
+        given = (prompt_ids, count, max_tokens, seed)
+        shared = self.together("draw", *given) if self.ranks.sharded else nullcontext()
+        with shared, torch.no_grad():
             while len(drawn) < max_tokens and not bool(ended_b.all()):
                 seen = self._modules(
                     input_ids=fed_bl.to(self.device), past_key_values=past, use_cache=True
@@ -265,7 +288,7 @@ def packed(bucket: Bucket, device: torch.device) -> Packed:
     )
 
 
-def load_policy(settings: Settings) -> Policy:
+def load_policy(settings: Settings, ranks: Ranks = ALONE) -> Policy:
     """Load ``settings.policy.model`` and put fresh adapters on it (they change nothing yet).
 
     Adapters are float32. The same seed gives the same adapters. Raises SettingsError for a rank
@@ -280,12 +303,22 @@ def load_policy(settings: Settings) -> Policy:
             f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
         )
     wanted = Adapting(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-    placement = Placement(device=config.device, dtype=config.base_dtype, recompute=config.recompute)
-    return adapt(settings.policy.model, wanted, placement)
+    placement = Placement(
+        device=config.device,
+        dtype=config.base_dtype,
+        recompute=config.recompute,
+        shard=config.shard_base,
+    )
+    return adapt(settings.policy.model, wanted, placement, ranks)
 
 
-def adapt(name: str, wanted: Adapting, placement: Placement = ON_CPU) -> Policy:
-    """Load a base and put fresh adapters on it; SettingsError as `load_policy` says."""
+def adapt(
+    name: str, wanted: Adapting, placement: Placement = ON_CPU, ranks: Ranks = ALONE
+) -> Policy:
+    """Load a base and put fresh adapters on it; SettingsError as `load_policy` says.
+
+    With a placement that says so the base is spread over the ``ranks``, if there are several.
+    """
     device = chosen_device(placement.device)
     prepare(device)
     model = _load_base(name, placement.dtype, device, wanted.blocks)
@@ -312,13 +345,16 @@ def adapt(name: str, wanted: Adapting, placement: Placement = ON_CPU) -> Policy:
                 f"or GPT-2 ({error})"
             ) from error
     adapted.eval()
+    sharded = placement.shard and ranks.size > 1
+    body = body_of(model.get_decoder(), wanted.seed, recompute=placement.recompute)
     policy = Policy(
         adapted,
         AutoTokenizer.from_pretrained(name),
         base_identity(name, model),
         wanted.rank,
         wanted.alpha,
-        blocks=body_of(model.get_decoder(), wanted.seed, recompute=placement.recompute),
+        blocks=None if sharded else body,
+        ranks=ranks,
     )
     apart = check_head(model, policy.head)
     if not apart <= HEAD_TOLERANCE:
@@ -327,6 +363,8 @@ def adapt(name: str, wanted: Adapting, placement: Placement = ON_CPU) -> Policy:
             f"that the learner does not know (they differ by {apart:.1%}); give a model that scales"
             " them as Llama, Gemma, Cohere or Granite do"
         )
+    if sharded:
+        shard(model.get_decoder().layers, device, ranks)
     return policy
 
 

@@ -124,7 +124,8 @@ def add_practice_gradients(
     """
     taught = [one for one in practised if one.advantage and all(map(math.isfinite, one.prox))]
     total = 0.0
-    for bucket in bucketed([one.answer for one in taught], config.bucket_tokens):
+    buckets = bucketed([one.answer for one in taught], config.bucket_tokens)
+    for bucket in policy.share(buckets, with_gradient=True):
         chosen = [taught[place] for place in bucket.members]
         prox_bt = padded([one.prox for one in chosen], bucket.mask_bt.shape[1])
         logp_bt, _ = policy.score(bucket)

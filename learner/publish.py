@@ -148,6 +148,7 @@ def _manifest(
             "level": settings.gate.level,
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
             "device": policy.device.type,
+            "processes": policy.ranks.size,
             "torch": str(torch.__version__),
         },
         code=code_version(),

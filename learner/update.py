@@ -110,7 +110,8 @@ class UpdateResult(Struct, frozen=True):
 class TrainState:
     """All that an update changes: adapters, baseline, both optimizers, spread and λ.
 
-    And the anchor, which `learner.progress.advance` refreshes between updates.
+    And the anchor, which `learner.progress.advance` refreshes between updates; ``told_anchor`` is
+    the one that the other processes of this learner have.
     """
 
     def __init__(self, policy: Policy, config: Learner) -> None:
@@ -123,6 +124,7 @@ class TrainState:
         self.spread = Spread()
         self.multiplier = first_multiplier(config.constraint)
         self.anchor = Anchor()
+        self.told_anchor = self.anchor
         self.practice: Practice | None = None
 
 
@@ -134,8 +136,19 @@ def new_train_state(policy: Policy, config: Learner) -> TrainState:
 def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:
     """Learn from one micro-batch, in place; deterministic given state, batch and config.
 
-    ``max_tokens`` bounds prompt and response together; longer experiences are dropped.
+    ``max_tokens`` bounds prompt and response together; longer experiences are dropped. Among
+    several processes (`learner.ranks`) each makes a part of the passes, and all come to the same
+    weights; RanksError when they do not.
     """
+    moved = None if state.anchor is state.told_anchor else state.anchor
+    with state.policy.together("update", batch, moved):
+        state.told_anchor = state.anchor
+        result = _update(state, batch, config, max_tokens)
+        state.policy.ranks.check_equal(state.policy.adapters())
+    return result
+
+
+def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:
     reasons: dict[str, str] = {}
     cost_mean = observe_costs(state, batch.fresh, batch.activity, config) if batch.fresh else 0.0
     scored = _scored(state, batch, reasons, config, max_tokens)

@@ -53,7 +53,8 @@ class Learner(Section, frozen=True):
     ``device`` is where the policy is, "auto" a CUDA GPU where there is one; ``base_dtype`` what the
     base is computed in there, "auto" bfloat16 where it is stored so and the device has the
     instructions, else float32. Adapters are float32 always. With ``recompute`` a pass keeps one
-    hidden state per token and block, and takes a third longer.
+    hidden state per token and block, and takes a third longer. ``shard_base``: the processes of
+    torchrun each hold a part of the base.
     ``reward_model`` is the directory of a version of `learner.reward_model`, empty: none.
     """
 
@@ -88,6 +89,7 @@ class Learner(Section, frozen=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
+    shard_base: bool = False
     seed: int = 0
     keep_checkpoints: Count = 3
     keep_states: Annotated[int, Meta(ge=0)] = 4

@@ -25,6 +25,7 @@ from contracts.topics import RELEASES
 from tests.topic_log import events
 from tests.until import until
 
+ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
 SendSamples = Callable[[Kafka, int, int], None]
 
@@ -36,12 +37,19 @@ def start(
     """Start learners that end with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def make(kafka: Kafka) -> subprocess.Popen[bytes]:
+    def make(kafka: Kafka, processes: int = 1) -> subprocess.Popen[bytes]:
         mine = msgspec.structs.replace(settings, kafka=kafka)
-        environment = {**os.environ, **to_environment(mine), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            **to_environment(mine),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        several = ["-m", "torch.distributed.run", "--standalone"]
+        several += ["--nproc-per-node", str(processes)]
         with (tmp_path / "learner.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "learner"],
+                [sys.executable, *(several if processes > 1 else ()), "-m", "learner"],
                 env=environment,
                 cwd=tmp_path,
                 stdout=log,
@@ -134,3 +142,24 @@ def test_a_broker_that_comes_back_is_found_again(
         assert trace_headers(record.headers)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
+
+
+def test_processes_of_torchrun_learn_and_end_as_one(
+    settings: Settings,
+    tmp_path: Path,
+    kafka: Kafka,
+    send_samples: SendSamples,
+    start: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    send_samples(kafka, 0, 16)
+    agent = start(kafka, 2)
+    _beat(settings, "a release", lambda s: s.counts.get("releases") == 1)
+    agent.send_signal(signal.SIGTERM)
+    agent.wait(SECONDS)
+
+    [release] = events(kafka, RELEASES, Release)
+    manifest = verify_signed(Path(release.location), release.version, trusted_keys(settings))
+    assert manifest.config["processes"] == 2
+    said = (tmp_path / "learner.log").read_text()
+    assert said.count("batch 2: offsets 8 to 15, 8 of 8 used") == 1
+    assert "process 1 of 2 ends with the first" in said

@@ -1,0 +1,58 @@
+"""What the other processes of a learner do: take part in whatever rank 0 calls, until it stops.
+
+They read no topic and write nothing. Their policy and training state are those of rank 0, by what
+it sends at its start, and stay so because all make the same steps.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from contracts.settings import Settings
+from learner import checkpoint
+from learner.anchor import Anchor
+from learner.policy import load_policy, restore_adapters
+from learner.progress import Progress
+from learner.ranks import STOP, Order, Ranks
+from learner.update import MicroBatch, TrainState, new_train_state, update
+
+TAKE = "take"
+_log = logging.getLogger("learner")
+
+
+def lead(train: TrainState, progress: Progress) -> None:
+    """Give the other processes the training state that rank 0 begins with."""
+    ranks = train.policy.ranks
+    if ranks.size > 1:
+        with train.policy.together(TAKE, checkpoint.tensors_of(train), progress):
+            train.told_anchor = train.anchor
+
+
+def follow(settings: Settings, ranks: Ranks) -> None:
+    """Take part until rank 0 stops; RanksError when it is gone or silent for long."""
+    torch.set_num_threads(settings.learner.threads)
+    train = new_train_state(load_policy(settings, ranks), settings.learner)
+    _log.info("process %d of %d takes part", ranks.rank, ranks.size)
+    while (order := ranks.receive()).name != STOP.name:
+        if order.adapters is not None:
+            restore_adapters(train.policy, order.adapters)
+        with ranks.inside():
+            _run(order, train, settings)
+    _log.info("process %d of %d ends with the first", ranks.rank, ranks.size)
+
+
+def _run(order: Order, train: TrainState, settings: Settings) -> None:
+    """Run what all run: a method of the policy, an update, or taking over the state."""
+    if order.name == TAKE:
+        tensors, progress = order.arguments
+        checkpoint.take(train, tensors, progress)
+    elif order.name == "update":
+        batch, anchor = order.arguments
+        assert isinstance(batch, MicroBatch)
+        if isinstance(anchor, Anchor):
+            train.anchor = anchor
+        update(train, batch, settings.learner, settings.engine.max_model_len)
+    else:
+        getattr(train.policy, order.name)(*order.arguments, **order.keywords)
