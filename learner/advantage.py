@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 from msgspec import Struct
@@ -80,6 +81,27 @@ def observe_costs(
     costs = [float(e.violation) for e in fresh]
     state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
+
+
+class BaselineState(Struct, frozen=True):
+    """What a lesson of the baseline changes, as it was before."""
+
+    value: dict[str, Any]
+    optimizer: dict[str, Any]
+    spread: Spread
+
+
+def baseline_of(state: Baseline) -> BaselineState:
+    """Return a copy of what the next `weigh` will change."""
+    value, optimizer = state.value.state_dict(), state.value_optimizer.state_dict()
+    return BaselineState(deepcopy(value), deepcopy(optimizer), state.spread)
+
+
+def put_back(state: Baseline, before: BaselineState) -> None:
+    """Undo what `weigh` has changed since."""
+    state.value.load_state_dict(before.value)
+    state.value_optimizer.load_state_dict(before.optimizer)
+    state.spread = before.spread
 
 
 def weigh(

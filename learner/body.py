@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from learner.block import Activation, Block, Norm
+from learner.buckets import Bucket
 from learner.causal_attention import Attention, Sequences, sequences_of
 from learner.lora_stack import LoraStack, base_of
 
@@ -53,6 +54,25 @@ class Packed(Struct, frozen=True):
     positions_n: Tensor
     sequences: Sequences
     rows_m: Tensor
+
+
+def places(bucket: Bucket) -> Tensor:
+    """Return where a bucket's tokens are, padding left out, when its rows are put in a row."""
+    real_bl = torch.arange(bucket.ids_bl.shape[1]) < torch.tensor(bucket.lengths)[:, None]
+    return real_bl.flatten().nonzero()[:, 0]
+
+
+def packed(bucket: Bucket, device: torch.device) -> Packed:
+    """Return a bucket's sequences one after another on a device, without its padding."""
+    place_n, longest = places(bucket), bucket.ids_bl.shape[1]
+    lengths_b1 = torch.tensor(bucket.lengths)[:, None]
+    begin_b1 = lengths_b1.cumsum(0) - lengths_b1
+    return Packed(
+        ids_n=bucket.ids_bl.flatten()[place_n].to(device),
+        positions_n=(place_n % longest).to(device),
+        sequences=sequences_of(bucket.lengths, device),
+        rows_m=(begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(device),
+    )
 
 
 class Body:

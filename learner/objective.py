@@ -73,8 +73,30 @@ class StepStats(Struct, frozen=True, kw_only=True):
     skipped: bool = False
 
 
+class Passed(Struct, frozen=True, kw_only=True):
+    """What the passes of a step gave besides gradients: sums over all sequences.
+
+    ``prox`` are the log-probabilities of each scored experience's tokens, by its place.
+    """
+
+    policy_loss: float
+    kl: float
+    clipped: float
+    weight_sum: float
+    tokens: int
+    correction_loss: float
+    preference_loss: float
+    practice_loss: float
+    prox: dict[int, list[float]]
+
+
 def score(
-    policy: Policy, anchor: Anchor, experiences: Sequence[Experience], tokens: int
+    policy: Policy,
+    anchor: Anchor,
+    experiences: Sequence[Experience],
+    tokens: int,
+    *,
+    with_prox: bool = True,
 ) -> list[Scored]:
     """Return every experience with its log-probabilities under the policy and under the anchor.
 
@@ -82,7 +104,7 @@ def score(
     to read does not change when the anchor does.
     """
     sequences = [_sequence(experience) for experience in experiences]
-    prox = policy.logprobs(sequences, tokens)
+    prox = policy.logprobs(sequences, tokens) if with_prox else [[] for _ in sequences]
     if anchor.is_base:
         anchored, ends = _under_base(policy, sequences, tokens)
     else:
@@ -109,20 +131,19 @@ def _under_base(
     return [logprobs[place] for place in places], [ends[place] for place in places]
 
 
-def descend(
-    policy: Policy, optimizer: torch.optim.Optimizer, objective: Objective, config: Learner
-) -> StepStats:
-    """Take one optimizer step over the whole micro-batch.
+def add_passes(policy: Policy, objective: Objective, config: Learner) -> Passed:
+    """Put the objective's gradient in the place of the adapters' own, and return its figures.
 
     Gradients add up over the buckets, so the result does not depend on their size beyond rounding.
-    A step whose gradient is not finite is skipped.
     """
-    optimizer.zero_grad()
+    for parameter in policy.adapters().values():
+        parameter.grad = None
     sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
+    prox: dict[int, list[float]] = {}
     tokens, drift = 0, _drift(objective.scored)
     sequences = [_sequence(one.experience) for one in objective.scored]
     for bucket in policy.share(bucketed(sequences, config.bucket_tokens), with_gradient=True):
-        part = _bucket_loss(policy, objective, bucket, config, drift)
+        part, logp_bt = _bucket_loss(policy, objective, bucket, config, drift)
         (part.policy + config.kl_weight * part.kl).backward()
         sums = _Part(
             sums.policy + part.policy.detach(),
@@ -131,33 +152,70 @@ def descend(
             sums.weight_sum + part.weight_sum,
         )
         tokens += int(bucket.mask_bt.sum())
+        for place, row_t, mask_t in zip(bucket.members, logp_bt, bucket.mask_bt, strict=True):
+            prox[place] = row_t[mask_t].tolist()
     bounds = bounds_of(config)
     corrected = add_gradients(policy, objective.corrections, config, bounds)
     practice_loss = add_practice_gradients(policy, objective.practised, config, bounds)
-    if not (objective.scored or objective.corrections or objective.practised):
-        return StepStats()
     policy.ranks.add_gradients(policy.adapters())
-    policy_loss, kl, clipped, weight, scored, imitation, preference, practice = policy.ranks.total(
-        *(float(sums.policy), float(sums.kl), sums.clipped, sums.weight_sum, float(tokens)),
-        *(corrected.imitation, corrected.preference, practice_loss),
+    policy_loss, kl, clipped, weight_sum, scored, imitation, preference, practice = (
+        policy.ranks.total(
+            *(float(sums.policy), float(sums.kl), sums.clipped, sums.weight_sum, float(tokens)),
+            *(corrected.imitation, corrected.preference, practice_loss),
+        )
     )
-    tokens = round(scored)
-    parameters = list(policy.adapters().values())
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
-    if not math.isfinite(norm):
-        return StepStats(tokens=tokens, skipped=True)
-    optimizer.step()
-    return StepStats(
+    return Passed(
         policy_loss=policy_loss,
         kl=kl,
+        clipped=clipped,
+        weight_sum=weight_sum,
+        tokens=round(scored),
         correction_loss=imitation,
         preference_loss=preference,
         practice_loss=practice,
-        clip_share=clipped / max(tokens, 1),
-        mean_weight=weight / tokens if tokens else 1.0,
-        grad_norm=norm,
-        tokens=tokens,
+        prox=policy.ranks.gathered(prox),
     )
+
+
+def descend(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    config: Learner,
+    passed: Passed | None = None,
+) -> StepStats:
+    """Take one optimizer step over the whole micro-batch.
+
+    ``passed``: its passes were made already, and nothing has changed since. A step whose gradient
+    is not finite is skipped.
+    """
+    passed = passed or add_passes(policy, objective, config)
+    if not (objective.scored or objective.corrections or objective.practised):
+        return StepStats()
+    parameters = list(policy.adapters().values())
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
+    if not math.isfinite(norm):
+        return StepStats(tokens=passed.tokens, skipped=True)
+    optimizer.step()
+    return StepStats(
+        policy_loss=passed.policy_loss,
+        kl=passed.kl,
+        correction_loss=passed.correction_loss,
+        preference_loss=passed.preference_loss,
+        practice_loss=passed.practice_loss,
+        clip_share=passed.clipped / max(passed.tokens, 1),
+        mean_weight=passed.weight_sum / passed.tokens if passed.tokens else 1.0,
+        grad_norm=norm,
+        tokens=passed.tokens,
+    )
+
+
+def needs_prox(experiences: Sequence[Experience], owed: frozenset[str], config: Learner) -> bool:
+    """Return whether a loss of theirs is a function of what the policy said of the whole batch.
+
+    If not, the passes of the first step can tell it at once.
+    """
+    return config.loss == OTHERWISE or any(_is_unfit(one, owed, config) for one in experiences)
 
 
 def _sequence(experience: Experience) -> TokenSequence:
@@ -173,7 +231,8 @@ class _Part(Struct, frozen=True):
 
 def _bucket_loss(
     policy: Policy, objective: Objective, bucket: Bucket, config: Learner, drift: float
-) -> _Part:
+) -> tuple[_Part, Tensor]:
+    """Return a bucket's losses, and the log-probabilities that they are of."""
     members = list(bucket.members)
     width = bucket.rows_bt.shape[1]
     chosen = [objective.scored[place] for place in members]
@@ -196,12 +255,13 @@ def _bucket_loss(
     value = _losses(terms, unfit, config)
     share_b = objective.weight_b[members] / config.length_scale
     penalty_bt = bucket.mask_bt * anchor_penalty(logp_bt, anchor_bt)
-    return _Part(
+    part = _Part(
         (share_b * value.loss_b).sum(),
         (share_b * penalty_bt.sum(1)).sum(),
         float(value.stopped_bt.sum()),
         float((value.weight_bt * bucket.mask_bt).sum()),
     )
+    return part, logp_bt.detach()
 
 
 def _is_unfit(experience: Experience, owed: frozenset[str], config: Learner) -> bool:

@@ -27,9 +27,8 @@ from contracts.errors import SettingsError
 from contracts.events import Message, text_of
 from contracts.manifest import file_sha256
 from contracts.settings import Settings
-from learner.body import Body, Packed, body_of
+from learner.body import Body, body_of, packed, places
 from learner.buckets import Bucket, TokenSequence, bucket_of, bucketed
-from learner.causal_attention import sequences_of
 from learner.device import (
     ON_CPU,
     BaseDtype,
@@ -267,25 +266,6 @@ def _up_to_end(ids: tuple[int, ...], ends: Sequence[int]) -> tuple[tuple[int, ..
         if token in ends:
             return ids[: place + 1], True
     return ids, False
-
-
-def places(bucket: Bucket) -> Tensor:
-    """Return where a bucket's tokens are, padding left out, when its rows are put in a row."""
-    real_bl = torch.arange(bucket.ids_bl.shape[1]) < torch.tensor(bucket.lengths)[:, None]
-    return real_bl.flatten().nonzero()[:, 0]
-
-
-def packed(bucket: Bucket, device: torch.device) -> Packed:
-    """Return a bucket's sequences one after another on a device, without its padding."""
-    place_n, longest = places(bucket), bucket.ids_bl.shape[1]
-    lengths_b1 = torch.tensor(bucket.lengths)[:, None]
-    begin_b1 = lengths_b1.cumsum(0) - lengths_b1
-    return Packed(
-        ids_n=bucket.ids_bl.flatten()[place_n].to(device),
-        positions_n=(place_n % longest).to(device),
-        sequences=sequences_of(bucket.lengths, device),
-        rows_m=(begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(device),
-    )
 
 
 def load_policy(settings: Settings, ranks: Ranks = ALONE) -> Policy:

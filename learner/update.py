@@ -41,15 +41,25 @@ from collections.abc import Sequence
 import msgspec
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.settings import Learner
-from learner.advantage import NOTHING, observe_costs, weigh
+from learner.advantage import NOTHING, Weighed, baseline_of, observe_costs, put_back, weigh
 from learner.anchor import Anchor
 from learner.constraint import first_multiplier
 from learner.device import adam
 from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import REVISED, USED, Outcome, outcome_of
-from learner.objective import Objective, Scored, StepStats, descend, score
+from learner.objective import (
+    Objective,
+    Passed,
+    Scored,
+    StepStats,
+    add_passes,
+    descend,
+    needs_prox,
+    score,
+)
 from learner.pairs import anchored, corrections_of
 from learner.policy import Policy
 from learner.practice import Practice, Practised, mean_reward
@@ -151,19 +161,9 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
 def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:
     reasons: dict[str, str] = {}
     cost_mean = observe_costs(state, batch.fresh, batch.activity, config) if batch.fresh else 0.0
-    scored = _scored(state, batch, reasons, config, max_tokens)
-    owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
-    weighed = weigh(state, scored, owed, batch.activity, config)
-    corrections = corrections_of(batch.corrections, max_tokens, state.policy.vocabulary_size)
-    objective = Objective(
-        weighed.scored,
-        weighed.advantage_b,
-        weighed.weight_b,
-        anchored(state.policy, state.anchor, corrections, config),
-        frozenset(owed),
-        batch.practised,
-    )
-    step, learned = _descend(state, objective, config)
+    usable = _usable(state, batch, reasons, config, max_tokens)
+    weighed, objective, passed = _begun(state, batch, usable, reasons, config, max_tokens)
+    step, learned = _descend(state, objective, config, passed)
     if not learned:
         weighed, objective = NOTHING, _NOTHING
     lessons = weighed.lessons()
@@ -184,14 +184,14 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     return UpdateResult(stats, outcomes, lessons)
 
 
-def _scored(
+def _usable(
     state: TrainState,
     batch: MicroBatch,
     reasons: dict[str, str],
     config: Learner,
     max_tokens: int,
-) -> list[Scored]:
-    """Return what can be learned from with its log-probabilities; ``reasons`` gets the others.
+) -> list[Experience]:
+    """Return what can be scored; ``reasons`` gets the others.
 
     A debt does not grow stale: what an old answer taught is corrected however late.
     """
@@ -206,27 +206,74 @@ def _scored(
         reason = unusable(experience, max_tokens, state.policy.vocabulary_size)
         if reason:
             reasons[experience.sample_id] = reason
-    usable = [e for e in usable if e.sample_id not in reasons]
-    scored = []
-    for one in score(state.policy, state.anchor, usable, config.bucket_tokens):
+    return [e for e in usable if e.sample_id not in reasons]
+
+
+def _begun(
+    state: TrainState,
+    batch: MicroBatch,
+    usable: Sequence[Experience],
+    reasons: dict[str, str],
+    config: Learner,
+    max_tokens: int,
+) -> tuple[Weighed, Objective, Passed | None]:
+    """Return weights and objective, and the passes of its first step where they were made already.
+
+    What the policy says of each answer before the update is what the passes of the first step find,
+    so no passes are made for it. Only they tell which answers have to be dropped after all: then
+    everything begins again without these, which is rare.
+    """
+    policy = state.policy
+    owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
+    corrections = corrections_of(batch.corrections, max_tokens, policy.vocabulary_size)
+    pairs = anchored(policy, state.anchor, corrections, config)
+
+    def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:
+        weighed = weigh(state, scored, owed, batch.activity, config)
+        given = (weighed.scored, weighed.advantage_b, weighed.weight_b, pairs)
+        return weighed, Objective(*given, frozenset(owed), batch.practised)
+
+    at_once = not needs_prox(usable, frozenset(owed), config)
+    found = score(policy, state.anchor, usable, config.bucket_tokens, with_prox=not at_once)
+    scored = _sound(found, reasons, config)
+    before = baseline_of(state)
+    weighed, objective = weighed_of(scored)
+    if not at_once or not scored:
+        return weighed, objective, None
+    passed = add_passes(policy, objective, config)
+    told = [replace(one, prox=passed.prox[place]) for place, one in enumerate(scored)]
+    sound = _sound(told, reasons, config)
+    if len(sound) < len(told):
+        put_back(state, before)
+        return *weighed_of(sound), None
+    return weighed, replace(objective, scored=tuple(told)), passed
+
+
+def _sound(found: Sequence[Scored], reasons: dict[str, str], config: Learner) -> list[Scored]:
+    """Return what has finite numbers and the engine's agreement; ``reasons`` gets the others."""
+    sound = []
+    for one in found:
         if not _is_finite(one):
             reasons[one.experience.sample_id] = "not-finite"
-        elif not _log_ratio(one) <= config.max_log_ratio:
+        elif one.prox and not _log_ratio(one) <= config.max_log_ratio:
             reasons[one.experience.sample_id] = "log-ratio"
         else:
-            scored.append(one)
-    return scored
+            sound.append(one)
+    return sound
 
 
-def _descend(state: TrainState, objective: Objective, config: Learner) -> tuple[StepStats, bool]:
-    """Take the inner epochs, up to a step that has to be skipped.
+def _descend(
+    state: TrainState, objective: Objective, config: Learner, passed: Passed | None
+) -> tuple[StepStats, bool]:
+    """Take the inner epochs, up to a step that has to be skipped; ``passed`` is for the first.
 
     Return the figures of the last one and whether the weights learned: a batch whose first step
     was taken is in them, even when its second was skipped.
     """
     step = StepStats()
     for epoch in range(config.inner_epochs):
-        step = descend(state.policy, state.optimizer, objective, config)
+        first = passed if epoch == 0 else None
+        step = descend(state.policy, state.optimizer, objective, config, first)
         if step.skipped:
             return step, epoch > 0
     return step, True

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.settings import Settings
+from learner import update as updates
 from learner.advantage import user_weights
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
@@ -415,3 +416,39 @@ def test_a_batch_whose_step_is_skipped_is_not_called_used_nor_repeated(
     assert progress.replay == Replay()
     for name, parameter in state.policy.adapters().items():
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr"])
+@pytest.mark.parametrize("unlikely", [(), (2, 5)])
+def test_the_first_steps_own_passes_tell_what_passes_before_it_would(
+    loss: str,
+    unlikely: tuple[int, ...],
+    settings: Settings,
+    make_sample: MakeSample,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for at_once in (True, False):
+        with monkeypatch.context() as patch:
+            if not at_once:
+                patch.setattr(updates, "needs_prox", lambda *_: True)
+            changed, state = _state(settings, loss=loss, max_log_ratio=8.0)
+            results = []
+            for turn in range(2):
+                fresh = list(_batch(make_sample).fresh)
+                for place in unlikely if turn else ():
+                    far = tuple(-9.0 for _ in fresh[place].logprobs)
+                    fresh[place] = msgspec.structs.replace(fresh[place], logprobs=far)
+                batch = MicroBatch(fresh=tuple(fresh), corrections=(fresh[7],))
+                results.append(update(state, batch, changed.learner, MAX))
+        found.append((state, results))
+
+    (one, results), (other, others) = found
+    assert results == others
+    dropped = results[1].stats.dropped.get("log-ratio", 0)
+    assert dropped == len(unlikely)
+    for name, parameter in one.policy.adapters().items():
+        assert torch.equal(parameter, other.policy.adapters()[name])
+    for first, second in zip(one.value.parameters(), other.value.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert one.spread == other.spread
