@@ -82,7 +82,8 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
 
     ``as_of`` is when the newest of its answers was given, ``versions`` counts them by the version
     that gave them. ``kl_to_parent`` is in nats per answer, None when the parent's weights are
-    gone. ``levels`` is empty when there were too few answers to estimate from.
+    gone. ``levels`` is empty when there were too few answers to estimate from. ``reward_model`` is
+    the version whose predictions the doubly robust estimates rest on, "" when none was used.
     """
 
     format: Literal[1] = 1
@@ -98,6 +99,7 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     logged_cost: float
     levels: dict[Level, OffPolicy]
     slices: tuple[SliceEvidence, ...]
+    reward_model: str = ""
 
 
 class DirectSampling(Struct, frozen=True, kw_only=True):

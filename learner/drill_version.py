@@ -22,6 +22,7 @@ from learner.evaluation import release_evidence
 from learner.policy import Policy, load_policy, save_adapter
 from learner.progress import Progress
 from learner.publish import LEDGER, code_version
+from learner.reward_model import named_reward_model
 
 
 class DrillOrder(Struct, frozen=True, kw_only=True):
@@ -71,7 +72,9 @@ def _evidence(
     """Return what the judged answers that the learner has kept say of the drill's weights."""
     root = settings.state_dir / "checkpoints" / settings.policy.name
     progress = newest_progress(root) or Progress(policy=settings.policy.name, base=policy.base)
-    found = release_evidence(policy, replace(progress, parent=parent), settings)
+    found = release_evidence(
+        policy, replace(progress, parent=parent), settings, named_reward_model(settings)
+    )
     return replace(found, sequence=order.sequence)
 
 

@@ -24,11 +24,13 @@ from learner import off_policy
 from learner.anchor import other_adapters
 from learner.buckets import TokenSequence
 from learner.directory import versions_directory
+from learner.drawing import draw
 from learner.experience import Experience
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
-from learner.off_policy import Floats, LoggedAnswers, Resampled
+from learner.off_policy import Floats, Foretold, LoggedAnswers, Resampled
 from learner.policy import ADAPTER_WEIGHTS, Policy
 from learner.progress import Progress
+from learner.reward_model import RewardModel
 from learner.update import unusable
 
 LEAST_SAMPLES = 8
@@ -38,6 +40,10 @@ TOKENS = 4096
 """Tokens in one forward pass: nothing is kept for a gradient, so more fit than in an update."""
 
 PROMPT_BINS = 16
+DRAWS = 4
+"""Answers the candidate draws to a question for the reward model: with one alone, the noise of the
+draw takes back what the model gains."""
+
 _KL_CAP = 5.0
 _logger = logging.getLogger("learner")
 
@@ -49,8 +55,16 @@ class _Scored(Struct, frozen=True):
     decisions_nk: Floats
 
 
-def release_evidence(policy: Policy, progress: Progress, settings: Settings) -> ReleaseEvidence:
-    """Return the evidence on the weights that ``policy`` has now, as of the progress."""
+def release_evidence(
+    policy: Policy,
+    progress: Progress,
+    settings: Settings,
+    reward_model: RewardModel | None = None,
+) -> ReleaseEvidence:
+    """Return the evidence on the weights that ``policy`` has now, as of the progress.
+
+    What a reward model says is one more feature of the prediction in the doubly robust estimates.
+    """
     usable = [e for e in progress.evaluation if _is_usable(e, policy, settings)]
     names = {sequence: version for version, sequence in progress.versions.items()}
     served = Counter(names.get(e.behaviour_sequence, BASE_VERSION) for e in usable)
@@ -71,7 +85,7 @@ def release_evidence(policy: Policy, progress: Progress, settings: Settings) -> 
     )
     if len(usable) < LEAST_SAMPLES or len(users) < off_policy.FOLDS:
         return found
-    return _estimated(found, policy, progress, settings, usable)
+    return _estimated(found, policy, progress, settings, usable, reward_model)
 
 
 def _estimated(
@@ -80,13 +94,15 @@ def _estimated(
     progress: Progress,
     settings: Settings,
     usable: Sequence[Experience],
+    reward_model: RewardModel | None,
 ) -> ReleaseEvidence:
     decisions = decisions_of(policy.tokenizer, [e.action for e in usable])
     candidate = _score(policy, decisions, usable)
     parent = _parent_scored(policy, decisions, usable, progress, settings)
     slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
     resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
-    predictions = _predictions(usable, decisions, candidate, slices_n)
+    foretold = _foretold(policy, usable, settings, reward_model) if reward_model else None
+    predictions = _predictions(usable, decisions, candidate, slices_n, foretold)
     logs: dict[Level, LoggedAnswers] = {
         "answer": _log(usable, candidate, predictions, None),
         "first-decision": _log(usable, candidate, predictions, decisions),
@@ -104,6 +120,7 @@ def _estimated(
         logged_cost=found.logged_cost,
         levels={level: _off_policy(log, resampled) for level, log in logs.items()},
         slices=_slices(logs[settings.gate.level], resampled, slices_n, decisions),
+        reward_model="" if reward_model is None else reward_model.version,
     )
 
 
@@ -121,11 +138,15 @@ def _score(
     *,
     adapted: bool = True,
 ) -> _Scored:
-    asked = [TokenSequence(e.prompt_ids, e.token_ids, e.temperature) for e in usable]
+    asked = [_sequence(e) for e in usable]
     return _Scored(
         policy.logprobs(asked, TOKENS, adapted=adapted),
         probabilities(policy, decisions, asked, TOKENS, adapted=adapted),
     )
+
+
+def _sequence(experience: Experience) -> TokenSequence:
+    return TokenSequence(experience.prompt_ids, experience.token_ids, experience.temperature)
 
 
 def _parent_scored(
@@ -168,6 +189,7 @@ def _predictions(
     decisions: Decisions,
     candidate: _Scored,
     slices_n: NDArray[np.int64],
+    foretold: Foretold | None,
 ) -> tuple[Floats, Floats]:
     """Return (q of each answer, its mean under the candidate); see `off_policy.cross_fitted`.
 
@@ -192,7 +214,29 @@ def _predictions(
         candidate.decisions_nk,
         np.array([e.reward for e in usable]),
         [e.user_id for e in usable],
+        foretold,
     )
+
+
+def _foretold(
+    policy: Policy, usable: Sequence[Experience], settings: Settings, reward_model: RewardModel
+) -> Foretold:
+    """Have the reward model look at the newest questions: at the answer given, and at those that
+    the candidate draws now."""
+    given_n, drawn_n = np.zeros(len(usable)), np.zeros(len(usable))
+    first = max(len(usable) - settings.learner.drawn_answers // DRAWS, 0)
+    given = [_sequence(e) for e in usable[first:]]
+    if given:
+        asked = [one for one in given for _ in range(DRAWS)]
+        most, room = settings.gateway.max_tokens, settings.engine.max_model_len
+        answers = draw(policy, asked, most, room, settings.learner.seed)
+        own = [TokenSequence(q.prompt_ids, ids) for q, ids in zip(asked, answers, strict=True)]
+        said_n = np.array([expected.mean for expected in reward_model.score(given)])
+        own_n = np.array([expected.mean for expected in reward_model.score(own)])
+        # Around 0, which is what stands where it was not asked.
+        given_n[first:] = said_n - said_n.mean()
+        drawn_n[first:] = own_n.reshape(-1, DRAWS).mean(axis=1) - said_n.mean()
+    return Foretold(given_n, drawn_n)
 
 
 def _log(

@@ -48,6 +48,7 @@ from learner.progress import (
 from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.ranks import ALONE, Ranks
+from learner.reward_model import named_reward_model
 from learner.update import TrainState, new_train_state
 from learner.user_features import RewardMeans
 from learner.version_state import keep_state, published_before
@@ -94,6 +95,7 @@ class Learner:
             policy=settings.policy.name, base=self.train.policy.base
         )
         lead(self.train, self.progress)
+        self.reward_model = named_reward_model(settings)
         self.pending: list[Arrival] = []
         self.judged: list[Arrival] = []
         self.superseded: list[tuple[Arrival, str]] = []
@@ -257,7 +259,9 @@ class Learner:
 
     def _publish(self) -> Published:
         state = file_sha256(checkpoint.place(self.root, self.progress) / checkpoint.STATE)
-        evidence = release_evidence(self.train.policy, self.progress, self.settings)
+        evidence = release_evidence(
+            self.train.policy, self.progress, self.settings, self.reward_model
+        )
         policy, progress = self.train.policy, self.progress
         return publish(self.settings, policy, progress, evidence, self.crash_point, state=state)
 

@@ -244,25 +244,39 @@ FeaturesOf = Callable[[NDArray[np.int64]], Floats]
 """Give the features, n×f, of every answer had its first decision been the one named per answer."""
 
 
+class Foretold(Struct, frozen=True):
+    """What a reward model says of each answer given, and of those that the candidate draws there.
+
+    Both are 0 where it was not asked; where that is must not depend on answers and rewards.
+    """
+
+    given_n: Floats
+    drawn_n: Floats
+
+
 def cross_fitted(
     features_of: FeaturesOf,
     taken_n: NDArray[np.int64],
     candidate_nk: Floats,
     rewards_n: Floats,
     users: Sequence[str],
+    foretold: Foretold | None = None,
 ) -> tuple[Floats, Floats]:
     """Return (q of the decision taken, mean q under the candidate), each predicted out of fold.
 
     Ridge regression in two folds of users (cross-fitting: Chernozhukov et al. 2018). It is a weak
     model, linear in the features; DR stays consistent whatever it predicts, it only gains little.
     ``candidate_nk`` are the candidate's probabilities of the k first decisions, each row summing
-    to 1.
+    to 1. What is ``foretold`` is one more feature: how far it is believed is fitted, too.
     """
     names = {name: place % FOLDS for place, name in enumerate(sorted(set(users)))}
     fold_n = np.array([names[user] for user in users])
     taken_nf = features_of(taken_n)
     decisions = candidate_nk.shape[1]
     each_knf = [features_of(np.full_like(taken_n, k)) for k in range(decisions)]
+    if foretold is not None:
+        taken_nf = np.column_stack([taken_nf, foretold.given_n])
+        each_knf = [np.column_stack([each_nf, foretold.drawn_n]) for each_nf in each_knf]
     predicted_n, expected_n = np.zeros(len(taken_n)), np.zeros(len(taken_n))
     for fold in range(FOLDS):
         inside_n = fold_n == fold

@@ -238,18 +238,28 @@ class Policy:
         that came with the model has a part in it, nor has torch's own random state.
         """
         generator = torch.Generator().manual_seed(seed)
-        fed_bl = torch.tensor([list(prompt_ids)] * count)
+        return self.draw_each([prompt_ids] * count, max_tokens, generator)
+
+    def draw_each(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        generator: torch.Generator,
+        temperature: float = 1.0,
+    ) -> list[tuple[tuple[int, ...], bool]]:
+        """Return one answer drawn to each prompt, all of one length, and whether it ended."""
+        fed_bl = torch.tensor([list(prompt_ids) for prompt_ids in prompts])
         past, drawn = None, list[list[int]]()
-        ended_b = torch.zeros(count, dtype=torch.bool)
-        given = (prompt_ids, count, max_tokens, seed)
-        shared = self.together("draw", *given) if self.ranks.sharded else nullcontext()
+        ended_b = torch.zeros(len(prompts), dtype=torch.bool)
+        given = (prompts, max_tokens, generator, temperature)
+        shared = self.together("draw_each", *given) if self.ranks.sharded else nullcontext()
         with shared, torch.no_grad():
             while len(drawn) < max_tokens and not bool(ended_b.all()):
                 seen = self._modules(
                     input_ids=fed_bl.to(self.device), past_key_values=past, use_cache=True
                 )
                 past = seen.past_key_values
-                logits_bv = self.head.logits(seen.last_hidden_state[:, -1]).cpu()
+                logits_bv = self.head.logits(seen.last_hidden_state[:, -1]).cpu().div_(temperature)
                 fed_bl = torch.multinomial(logits_bv.softmax(-1), 1, generator=generator)
                 drawn.append(fed_bl[:, 0].tolist())
                 ended_b |= torch.isin(fed_bl[:, 0], torch.tensor(self._ends))

@@ -156,6 +156,12 @@ def load_reward_model(settings: Settings, directory: Path) -> RewardModel:
     return RewardModel(trunk, heads, card, version)
 
 
+def named_reward_model(settings: Settings) -> RewardModel | None:
+    """Return the reward model that the settings name, None when they name none."""
+    named = settings.learner.reward_model
+    return load_reward_model(settings, Path(named)) if named else None
+
+
 def adapting(card: RewardModelCard) -> Adapting:
     """Return the adapters that a card tells of."""
     recipe = card.recipe

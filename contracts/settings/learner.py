@@ -55,7 +55,8 @@ class Learner(Section, frozen=True):
     instructions, else float32. Adapters are float32 always. With ``recompute`` a pass keeps one
     hidden state per token and block, and takes a third longer. ``shard_base``: the processes of
     torchrun each hold a part of the base.
-    ``reward_model`` is the directory of a version of `learner.reward_model`, empty: none.
+    ``reward_model`` is the directory of a version of `learner.reward_model`, empty: none,
+    and ``drawn_answers`` how many answers of a version it looks at.
     """
 
     batch_samples: Count = 64
@@ -95,6 +96,7 @@ class Learner(Section, frozen=True):
     keep_states: Annotated[int, Meta(ge=0)] = 4
     signing_key_file: str = ""
     reward_model: str = ""
+    drawn_answers: Annotated[int, Meta(ge=0)] = 1024
     constraint: Constraint = Constraint()
     practice: Practice = Practice()
 

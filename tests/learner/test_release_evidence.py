@@ -26,6 +26,12 @@ from learner.ledger import JUDGE
 from learner.policy import Policy, load_policy
 from learner.progress import Progress, advance, keep_judged, released
 from learner.publish import publish
+from learner.reward_card import Recipe
+from learner.reward_fitting import fit, sliced
+from learner.reward_lessons import Read
+from learner.reward_model import RewardModel, load_reward_model
+from learner.reward_training import Rated
+from learner.reward_version import new_trunk, write_version
 from learner.update import new_train_state
 
 MakeSample = Callable[..., Sample]
@@ -199,6 +205,43 @@ def test_too_few_answers_or_answers_without_probabilities_give_no_estimate(
         )
         assert found.levels == {}
         assert found.samples == min(len(evaluation), 5) * (evaluation == progress.evaluation[:5])
+
+
+@pytest.fixture
+def reward_model(settings: Settings, make_sample: MakeSample, tmp_path: Path) -> RewardModel:
+    """A model of the rewards of users who do not judge."""
+    recipe = Recipe(members=3, max_tokens=32, rank=4)
+    samples = [experience_of(make_sample(500 + n)) for n in range(80)]
+    answers = [TokenSequence(e.prompt_ids, e.token_ids) for e in samples]
+    lessons = [Rated(e.user_id, a, e.reward) for e, a in zip(samples, answers, strict=True)]
+    trunk = new_trunk(settings.policy.model, recipe)
+    fitted = fit(trunk, sliced(lessons, recipe), recipe)
+    moment = samples[-1].decided_at
+    read = Read(
+        lessons=(), first_offset=0, next_offset=80, as_of=moment, newest_feedback_time=moment
+    )
+    directory = write_version(settings, tmp_path / "models", trunk, fitted, read, recipe)
+    return load_reward_model(settings, directory)
+
+
+def test_a_reward_model_stands_behind_the_doubly_robust_estimates_alone(
+    settings: Settings, policy: Policy, progress: Progress, reward_model: RewardModel
+) -> None:
+    plain = release_evidence(policy, progress, settings)
+    found = release_evidence(policy, progress, settings, reward_model)
+    assert (plain.reward_model, found.reward_model) == ("", reward_model.version)
+    for level, estimates in found.levels.items():
+        before = plain.levels[level]
+        assert estimates.doubly_robust != before.doubly_robust
+        assert estimates.doubly_robust.value == pytest.approx(found.logged_reward, abs=0.1)
+        assert (estimates.snips, estimates.cost) == (before.snips, before.cost)
+    assert to_json(release_evidence(policy, progress, settings, reward_model)) == to_json(found)
+
+    learner = msgspec.structs.replace(settings.learner, drawn_answers=0)
+    unasked = msgspec.structs.replace(settings, learner=learner)
+    nothing = release_evidence(policy, progress, unasked, reward_model)
+    difference = nothing.levels["answer"].doubly_robust.value
+    assert difference == pytest.approx(plain.levels["answer"].doubly_robust.value)
 
 
 def test_the_first_decision_ends_where_an_answer_leaves_the_opening_of_a_call() -> None:
