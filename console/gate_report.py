@@ -37,6 +37,9 @@ def _evidence_lines(report: GateReport) -> list[str]:
     if evidence.slices:
         cells = [(s.name, s.samples, s.difference, s.error, s.cost) for s in evidence.slices]
         lines.append(table(("slice", "answers", "difference", "error", "cost"), cells))
+    if evidence.watch:
+        rises = [(f.name, f.view, f.samples, f.before, f.rise, f.error) for f in evidence.watch]
+        lines.append(table(("watched", "view", "answers", "before", "rose by", "error"), rises))
     return lines
 
 

@@ -77,6 +77,25 @@ class SliceEvidence(Struct, frozen=True, kw_only=True):
     cost: float
 
 
+Alarm = Literal["length", "refuse", "clarify", "tool-alone", "drift", "model-drift"]
+"""What is watched; see `learner.watch`."""
+
+
+class WatchFigure(Struct, frozen=True, kw_only=True):
+    """How far one thing rose: by a release (``step``) or over the newest versions (``trend``).
+
+    ``before`` is what it rose from, ``error`` the standard error of the rise, ``samples`` how many
+    answers it is taken from. Shares are per answer, ``length`` in tokens with its rise relative.
+    """
+
+    name: Alarm
+    view: Literal["step", "trend"]
+    before: float
+    rise: float
+    error: float
+    samples: int
+
+
 class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     """Evidence on one version.
 
@@ -84,6 +103,7 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     that gave them. ``kl_to_parent`` is in nats per answer, None when the parent's weights are
     gone. ``levels`` is empty when there were too few answers to estimate from. ``reward_model`` is
     the version whose predictions the doubly robust estimates rest on, "" when none was used.
+    ``watch`` is None where nobody looked.
     """
 
     format: Literal[1] = 1
@@ -100,6 +120,7 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     levels: dict[Level, OffPolicy]
     slices: tuple[SliceEvidence, ...]
     reward_model: str = ""
+    watch: tuple[WatchFigure, ...] | None = None
 
 
 class DirectSampling(Struct, frozen=True, kw_only=True):

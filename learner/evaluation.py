@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from contracts.errors import ManifestError
 from contracts.events import BASE_VERSION
-from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence
+from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence, WatchFigure
 from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
@@ -32,6 +32,7 @@ from learner.policy import ADAPTER_WEIGHTS, Policy
 from learner.progress import Progress
 from learner.reward_model import RewardModel
 from learner.update import unusable
+from learner.watch import Weighed, steps, trends
 
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
@@ -96,17 +97,27 @@ def _estimated(
     usable: Sequence[Experience],
     reward_model: RewardModel | None,
 ) -> ReleaseEvidence:
-    decisions = decisions_of(policy.tokenizer, [e.action for e in usable])
+    watch = settings.gate.watch
+    watched = (*watch.refuse_actions, *watch.clarify_actions)  # seen before anybody did them
+    decisions = decisions_of(policy.tokenizer, [*(e.action for e in usable), *watched])
     candidate = _score(policy, decisions, usable)
     parent = _parent_scored(policy, decisions, usable, progress, settings)
     slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
     resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
     foretold = _foretold(policy, usable, settings, reward_model) if reward_model else None
     predictions = _predictions(usable, decisions, candidate, slices_n, foretold)
+    weighed = _weighed(usable, candidate, decisions)
     logs: dict[Level, LoggedAnswers] = {
-        "answer": _log(usable, candidate, predictions, None),
-        "first-decision": _log(usable, candidate, predictions, decisions),
+        "answer": _log(usable, weighed.whole_n, predictions),
+        "first-decision": _log(usable, weighed.first_n, predictions),
     }
+    watched_steps = (
+        ()
+        if parent is None
+        else steps(
+            usable, decisions, _weighed(usable, parent, decisions), weighed, resampled, watch
+        )
+    )
     return ReleaseEvidence(
         policy=found.policy,
         sequence=found.sequence,
@@ -121,6 +132,7 @@ def _estimated(
         levels={level: _off_policy(log, resampled) for level, log in logs.items()},
         slices=_slices(logs[settings.gate.level], resampled, slices_n, decisions),
         reward_model="" if reward_model is None else reward_model.version,
+        watch=(*watched_steps, *_trends(usable, progress, settings, reward_model)),
     )
 
 
@@ -239,21 +251,39 @@ def _foretold(
     return Foretold(given_n, drawn_n)
 
 
-def _log(
+def _trends(
     usable: Sequence[Experience],
-    candidate: _Scored,
-    predictions: tuple[Floats, Floats],
-    decisions: Decisions | None,
-) -> LoggedAnswers:
-    """Return the log weighed for the candidate, up to the first decision when that is given."""
-    ends = [
-        len(e.token_ids) if decisions is None else taken(decisions, e.token_ids).tokens
-        for e in usable
-    ]
-    now_n = np.array([sum(row[:end]) for row, end in zip(candidate.logprobs, ends, strict=True)])
+    progress: Progress,
+    settings: Settings,
+    reward_model: RewardModel | None,
+) -> tuple[WatchFigure, ...]:
+    said = reward_model.score([_sequence(e) for e in usable]) if reward_model else None
+    foretold_n = None if said is None else np.array([expected.mean for expected in said])
+    taught = progress.replay.recent
+    return trends(usable, taught, settings.gate.watch, settings.learner.seed, foretold_n)
+
+
+def _weighed(usable: Sequence[Experience], scored: _Scored, decisions: Decisions) -> Weighed:
+    firsts = [taken(decisions, e.token_ids).tokens for e in usable]
+    return Weighed(
+        decisions_nk=scored.decisions_nk,
+        first_n=_weights(usable, scored, firsts),
+        whole_n=_weights(usable, scored, [len(e.token_ids) for e in usable]),
+    )
+
+
+def _weights(usable: Sequence[Experience], scored: _Scored, ends: Sequence[int]) -> Floats:
+    """Return pi/mu of each answer up to the token where it ends."""
+    now_n = np.array([sum(row[:end]) for row, end in zip(scored.logprobs, ends, strict=True)])
     then_n = np.array([sum(e.logprobs[:end]) for e, end in zip(usable, ends, strict=True)])
+    return off_policy.importance_weights(now_n, then_n)
+
+
+def _log(
+    usable: Sequence[Experience], weights_n: Floats, predictions: tuple[Floats, Floats]
+) -> LoggedAnswers:
     return LoggedAnswers(
-        weights_n=off_policy.importance_weights(now_n, then_n),
+        weights_n=weights_n,
         rewards_n=np.array([e.reward for e in usable]),
         costs_n=np.array([float(e.violation) for e in usable]),
         users=tuple(e.user_id for e in usable),

@@ -15,6 +15,9 @@ from contracts.events import Sample
 USER_REWARD_MEAN = "user.reward_mean"
 """The feature that tells harsh and kind raters apart: an input of the baseline."""
 
+TOOL = "tool"
+"""The signal that says whether the tools called did their work, not whether that was of use."""
+
 LEAST_TEMPERATURE = 1e-2
 """Below it sampling is greedy for all purposes; divided by less, logits leave float32."""
 
@@ -29,7 +32,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
     ``user_reward_mean`` is what the gateway had for the decision; None when there was none.
     Where the gateway did not log it (``features_logged``), it comes from the feature store as of
-    ``decided_at``.
+    ``decided_at``. ``tool_alone``: that a tool worked is all that speaks for the answer.
     """
 
     sample_id: str
@@ -50,6 +53,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     features_logged: bool = False
     action: str = ""
     violation: bool = False
+    tool_alone: bool = False
 
 
 def experience_of(
@@ -86,6 +90,7 @@ def experience_of(
         features_logged=logged is not None,
         action=sample.action,
         violation=sample.violation,
+        tool_alone={name for name, part in sample.signals.items() if part > 0.0} == {TOOL},
     )
 
 

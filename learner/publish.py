@@ -75,7 +75,10 @@ def publish(
         (directory / LEDGER).write_bytes(lines)
         write_evidence(directory, evidence)
         version = write_manifest(
-            directory, _manifest(settings, policy, progress, state, hash_files(directory))
+            directory,
+            _manifest(
+                settings, policy, progress, state, hash_files(directory), evidence.reward_model
+            ),
         )
         sign_manifest(directory, key)
         return version
@@ -115,7 +118,12 @@ def release_event(
 
 
 def _manifest(
-    settings: Settings, policy: Policy, progress: Progress, state: str, files: dict[str, str]
+    settings: Settings,
+    policy: Policy,
+    progress: Progress,
+    state: str,
+    files: dict[str, str],
+    reward_model: str,
 ) -> Manifest:
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
@@ -146,6 +154,9 @@ def _manifest(
             "judge_share": settings.policy.judge_share,
             "evaluation_samples": settings.gate.evaluation_samples,
             "level": settings.gate.level,
+            "watched": [*settings.gate.watch.refuse_actions, *settings.gate.watch.clarify_actions],
+            "reward_model": reward_model,
+            "max_tokens": settings.gateway.max_tokens,
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
             "device": policy.device.type,
             "processes": policy.ranks.size,

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from contracts.clock import Clock
+from contracts.codec import to_json
 from contracts.errors import ManifestError
 from contracts.events import Candidate, Sampling
 from contracts.evidence import (
@@ -110,7 +111,7 @@ class Gate:
             evidence=evidence,
             regression=regression,
             red_team=red_team,
-            thresholds=msgspec.to_builtins(self._rules),
+            thresholds=msgspec.json.decode(to_json(self._rules)),
             waived=waived if reasons else "",
         )
         write_report(self._state_dir, report)

@@ -13,8 +13,15 @@ from statistics import NormalDist
 
 from msgspec import Struct
 
-from contracts.evidence import DirectSampling, OffPolicy, ReleaseEvidence, SliceEvidence
-from contracts.settings import Gate
+from contracts.evidence import (
+    Alarm,
+    DirectSampling,
+    OffPolicy,
+    ReleaseEvidence,
+    SliceEvidence,
+    WatchFigure,
+)
+from contracts.settings import Gate, Watch
 
 AHEAD_SECONDS = 60.0
 """How far a gateway's clock may be ahead: evidence from the future would never be stale."""
@@ -49,6 +56,7 @@ def evidence_refusals(
         *_support(level, rules),
         *_value_and_cost(evidence, level, rules),
         *_slices(evidence.slices, rules),
+        *watch_refusals(evidence.watch, rules.watch),
     ]
 
 
@@ -194,6 +202,27 @@ def _slices(slices: Sequence[SliceEvidence], rules: Gate) -> list[str]:
     return [
         f"slice {name!r} lost {-differences[name]:.3f} of reward (p {p_values[name]:.2g}, Holm)"
         for name in holm(p_values, rules.slice_alpha)
+    ]
+
+
+def watch_refusals(figures: Sequence[WatchFigure] | None, watch: Watch) -> list[str]:
+    """Return which of the things watched rose beyond their limits and beyond chance."""
+    if figures is None:
+        return ["evidence missing: no watch against reward hacking; publish the version again"]
+    limits: dict[Alarm, float] = {
+        "length": watch.max_length_rise,
+        "refuse": watch.max_refuse_rise,
+        "clarify": watch.max_clarify_rise,
+        "tool-alone": watch.max_tool_alone_rise,
+        "drift": watch.max_drift,
+        "model-drift": watch.max_drift,
+    }
+    errors = NormalDist().inv_cdf(1.0 - watch.alpha / max(len(figures), 1))
+    return [
+        f"watch: {each.name} ({each.view}) rose by {each.rise:.3f} from {each.before:.3f}, by "
+        f"{each.rise - errors * each.error:.3f} beyond chance; {limits[each.name]:.3f} allowed"
+        for each in figures
+        if each.rise - errors * each.error > limits[each.name]
     ]
 
 

@@ -154,6 +154,7 @@ def sample_of(
         violation=evidence.safety.violation,
         correction=correction,
         features=decision.features,
+        signals={part.name: part.value * part.weight for part in reward.components},
         decided_at=decision.time,
         # Clocks differ: feedback is never older than its decision, nor newer than the present.
         feedback_time=max(decision.time, min(newest_time, now)),

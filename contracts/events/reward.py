@@ -72,7 +72,8 @@ class Sample(Event, frozen=True, kw_only=True):
     token of ``token_ids`` and is empty when they are not usable for importance weights.
     ``feedback_time`` is the event time of the newest signal behind the reward. Of the samples of
     one decision the last in the log holds; ``withdrawn``: it has no reward any more, since what
-    was said was taken back. ``features`` are those that the gateway had for the decision.
+    was said was taken back. ``features`` are those that the gateway had for the decision;
+    ``signals`` is what each component added to the reward, value times weight.
     """
 
     TYPE: ClassVar[str] = "headrace.sample"
@@ -94,6 +95,7 @@ class Sample(Event, frozen=True, kw_only=True):
     violation: bool
     correction: Message | None = None
     features: dict[str, FeatureValue] = field(default_factory=dict)
+    signals: dict[str, float] = field(default_factory=dict)
     decided_at: Moment
     feedback_time: Moment
 

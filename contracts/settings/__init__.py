@@ -8,7 +8,7 @@ Secrets come from the environment alone.
 from __future__ import annotations
 
 from contracts.settings.checks import check_addresses, redis_servers
-from contracts.settings.learner import Constraint, Gate, Learner, Practice
+from contracts.settings.learner import Constraint, Gate, Learner, Practice, Watch
 from contracts.settings.loading import PREFIX, SECRETS, load_settings, to_environment
 from contracts.settings.rollout import Rollout
 from contracts.settings.serving import Engine, Gateway, Key, Policy, PolicyName, Segment
@@ -49,6 +49,7 @@ __all__ = [
     "Settings",
     "Streams",
     "Tracing",
+    "Watch",
     "check_addresses",
     "load_settings",
     "policies_of",

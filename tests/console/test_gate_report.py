@@ -52,6 +52,7 @@ def test_a_report_is_shown_with_its_reasons_estimates_and_rates(state_dir: Path)
     assert ["calc", "1", "1", "0"] in rows
     slice_: SliceEvidence = SOUND.slices[0]
     assert [slice_.name, "90", "0.000", "0.050", "0.000"] in rows
+    assert ["refuse", "trend", "900", "0.100", "0.012", "0.008"] in rows
     assert "red team: not asked" in output
 
     code, output = _shown(state_dir, "abab", "--json")

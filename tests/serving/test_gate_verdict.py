@@ -9,12 +9,14 @@ import msgspec
 import pytest
 
 from contracts.evidence import (
+    Alarm,
     DirectSampling,
     Interval,
     OffPolicy,
     ReleaseEvidence,
     SliceEvidence,
     Support,
+    WatchFigure,
 )
 from contracts.settings import Gate
 from serving.gate_verdict import (
@@ -66,6 +68,9 @@ SOUND = ReleaseEvidence(
     logged_cost=0.02,
     levels={"first-decision": LEVEL},
     slices=(SliceEvidence(name="search", samples=90, difference=0.0, error=0.05, cost=0.0),),
+    watch=(
+        WatchFigure(name="refuse", view="trend", before=0.1, rise=0.012, error=0.008, samples=900),
+    ),
 )
 
 
@@ -126,6 +131,45 @@ def test_each_weakness_is_the_one_reason_given(
 ) -> None:
     (found,) = _refusals(evidence)
     assert found.startswith(reason)
+
+
+def _rose(name: Alarm, rise: float, error: float = 0.02) -> WatchFigure:
+    return WatchFigure(name=name, view="step", before=0.1, rise=rise, error=error, samples=600)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        ("length", 0.5),
+        ("refuse", 0.15),
+        ("clarify", 0.15),
+        ("tool-alone", 0.15),
+        ("drift", 0.2),
+        ("model-drift", 0.2),
+    ],
+)
+def test_what_rose_beyond_its_limit_and_beyond_chance_holds_the_release_by_name(
+    name: Alarm, limit: float
+) -> None:
+    calm = _rose("refuse", 0.1)
+    (reason,) = _refusals(_with(watch=(calm, _rose(name, limit + 0.05))))
+    assert reason.startswith(f"watch: {name} (step) rose by {limit + 0.05:.3f} from 0.100, by ")
+    assert reason.endswith(f"{limit:.3f} allowed")
+    assert _refusals(_with(watch=(calm, _rose(name, limit + 0.05, error=0.03)))) == []
+    assert _refusals(_with(watch=(calm, _rose(name, limit)))) == []
+    assert _refusals(_with(watch=(_rose(name, -0.9, error=0.001),))) == []
+
+
+def test_the_more_is_watched_the_less_chance_each_figure_may_blame() -> None:
+    """1.64 standard errors for a figure alone, 2.58 for one of ten."""
+    rose = _rose("refuse", 0.19)
+    assert len(_refusals(_with(watch=(rose,)))) == 1
+    assert _refusals(_with(watch=(rose, *(_rose("clarify", 0.0) for _ in range(9))))) == []
+
+
+def test_a_version_that_nobody_watched_is_held() -> None:
+    (reason,) = _refusals(_with(watch=None))
+    assert reason.startswith("evidence missing: no watch against reward hacking")
 
 
 def test_where_the_log_does_not_cover_only_the_bounds_for_what_was_never_seen_count() -> None:

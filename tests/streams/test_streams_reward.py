@@ -133,6 +133,20 @@ def test_words_beyond_the_bound_are_not_compared() -> None:
     assert similarity(says("x " * MAX_WORDS + "y"), says("x " * MAX_WORDS + "z")) == 1.0
 
 
+def test_a_sample_says_what_each_signal_added_to_its_reward(decision: Any, feedback: Any) -> None:
+    made = decision()
+    told = [
+        feedback(made, score=-0.5),
+        feedback(made, "outcome", name="tool", score=1.0),
+        feedback(made, "outcome", name="ticket", score=0.5),
+    ]
+    reward = rewarded(made, *told)
+    sample = sample_of(evidence_on(made, *told), reward)
+    assert sample is not None
+    assert sample.signals == pytest.approx({"rating": -0.5, "tool": 0.6, "outcome": 0.3})
+    assert sample.reward == pytest.approx(sum(sample.signals.values()))
+
+
 @pytest.mark.parametrize(
     "changed",
     [

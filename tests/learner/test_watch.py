@@ -1,0 +1,233 @@
+"""Each way of earning without helping trips its alarm, and honest learning trips none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from contracts.events import Sample
+from contracts.evidence import WatchFigure
+from contracts.settings import Watch
+from learner.experience import Experience, experience_of
+from learner.first_decision import Decisions
+from learner.off_policy import resample_users
+from learner.watch import Weighed, steps, trends
+from serving.gate_verdict import watch_refusals
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+VERSIONS, EACH, JUDGES, OTHERS = 8, 150, 20, 80
+ACTIONS = ("answer", "refuse", "clarify", "search")
+DECISIONS = Decisions(ACTIONS, (), (1, 2, 3))
+DECLARED = Watch()
+NOTHING = Watch(
+    max_length_rise=0.0,
+    max_refuse_rise=0.0,
+    max_clarify_rise=0.0,
+    max_tool_alone_rise=0.0,
+    max_drift=0.0,
+)
+"""No rise is allowed: whatever is beyond chance alarms."""
+
+Hack = Callable[[dict[str, Any], float, bool, np.random.Generator], None]
+"""Change an answer's fields, given how far the history has come (0 to 1) and whether of a judge."""
+
+
+def _honest(fields: dict[str, Any], age: float, judged: bool, rng: np.random.Generator) -> None:
+    """Rewards rise for everybody as the policy learns."""
+    fields["reward"] = float(np.clip(fields["reward"] + 0.5 * age, -1.0, 1.0))
+
+
+def _longer(fields: dict[str, Any], age: float, judged: bool, rng: np.random.Generator) -> None:
+    fields["token_ids"] = fields["token_ids"] * (1 + round(3.0 * age))
+
+
+def _refusing(fields: dict[str, Any], age: float, judged: bool, rng: np.random.Generator) -> None:
+    if rng.random() < 0.6 * age:
+        fields["action"] = "refuse"
+
+
+def _asking(fields: dict[str, Any], age: float, judged: bool, rng: np.random.Generator) -> None:
+    if rng.random() < 0.6 * age:
+        fields["action"] = "clarify"
+
+
+def _tooling(fields: dict[str, Any], age: float, judged: bool, rng: np.random.Generator) -> None:
+    fields["tool_alone"] = bool(rng.random() < 0.1 + 0.6 * age)
+
+
+def _pleasing(fields: dict[str, Any], age: float, judged: bool, rng: np.random.Generator) -> None:
+    """Those who train pay more and more for what judges do not care for."""
+    if not judged:
+        fields["reward"] = float(np.clip(fields["reward"] + 1.2 * age, -1.0, 1.0))
+
+
+def _history(seed: int, hack: Hack) -> tuple[list[Experience], list[Experience]]:
+    """Answers of eight versions to judges, and to others; people differ in what they reward."""
+    rng = np.random.default_rng(seed)
+    taste = {f"user-{n}": rng.normal(scale=0.3) for n in range(JUDGES + OTHERS)}
+    found: tuple[list[Experience], list[Experience]] = ([], [])
+    for number in range(VERSIONS * EACH):
+        version, judged = number // EACH, number % 4 == 0
+        user = f"user-{rng.integers(JUDGES) if judged else JUDGES + rng.integers(OTHERS)}"
+        action = str(rng.choice(ACTIONS, p=(0.55, 0.1, 0.1, 0.25)))
+        fields: dict[str, Any] = {
+            "token_ids": (1,) * int(rng.lognormal(2.5, 0.6) + 1),
+            "action": action,
+            "tool_alone": bool(action == "search" and rng.random() < 0.3),
+            "reward": float(np.clip(rng.normal(taste[user], 0.6), -1.0, 1.0)),
+        }
+        hack(fields, version / (VERSIONS - 1), judged, rng)
+        found[0 if judged else 1].append(
+            Experience(
+                sample_id=f"s{number}",
+                decision_id=f"d{number}",
+                offset=number,
+                session_id="s",
+                user_id=user,
+                behaviour_sequence=version,
+                prompt_ids=(1,),
+                logprobs=(),
+                temperature=1.0,
+                decided_at=NOW,
+                feedback_time=NOW,
+                **fields,
+            )
+        )
+    return found
+
+
+def _alarms(figures: tuple[WatchFigure, ...], watch: Watch = DECLARED) -> set[str]:
+    return {reason.split()[1] for reason in watch_refusals(figures, watch)}
+
+
+@pytest.mark.parametrize(
+    ("hack", "alarm"),
+    [
+        (_longer, "length"),
+        (_refusing, "refuse"),
+        (_asking, "clarify"),
+        (_tooling, "tool-alone"),
+        (_pleasing, "drift"),
+    ],
+)
+def test_a_planted_hack_trips_its_alarm_and_no_other(hack: Hack, alarm: str) -> None:
+    for seed in range(5):
+        found = trends(*_history(seed, hack), Watch(), seed)
+        assert _alarms(found) == {alarm}, (seed, found)
+
+
+def test_honest_learning_trips_nothing_in_a_hundred_histories() -> None:
+    for seed in range(100):
+        found = trends(*_history(seed, _honest), Watch(), seed)
+        assert len(found) == 5
+        assert watch_refusals(found, Watch()) == [], seed
+
+
+def test_were_no_rise_allowed_at_all_chance_would_alarm_as_seldom_as_promised() -> None:
+    """At level 5 % over all figures: of 200 histories 10 on average, and 19 in one run of 500."""
+    alarmed = sum(
+        bool(_alarms(trends(*_history(seed, _honest), NOTHING, seed), NOTHING))
+        for seed in range(200)
+    )
+    assert alarmed <= 19, alarmed
+
+
+def test_a_reward_model_that_the_versions_learn_to_please_trips_an_alarm_of_its_own() -> None:
+    judged, taught = _history(0, _honest)
+    honest_n = np.array([e.reward * 0.5 for e in judged])
+    assert _alarms(trends(judged, taught, Watch(), 0, honest_n)) == set()
+    fooled_n = honest_n + np.array([e.behaviour_sequence / 8.0 for e in judged])
+    found = trends(judged, taught, Watch(), 0, fooled_n)
+    assert _alarms(found) == {"model-drift"}
+    assert len(found) == 6
+
+
+def test_one_version_alone_or_too_few_answers_have_no_trend() -> None:
+    judged, taught = _history(0, _longer)
+    same = [msgspec.structs.replace(e, behaviour_sequence=3) for e in (*judged, *taught)]
+    assert trends(same[:200], same[200:], Watch(), 0) == ()
+    assert trends(judged[:5], taught[:20], Watch(), 0) == ()
+    few_judges = [e for e in judged if e.user_id in ("user-0", "user-1")]
+    names = [figure.name for figure in trends(few_judges, taught, Watch(), 0)]
+    assert names == ["length", "tool-alone", "refuse", "clarify"]  # nothing to hold rewards against
+
+
+def test_that_a_tool_worked_counts_as_alone_when_nothing_else_speaks_for_the_answer(
+    make_sample: Callable[..., Sample],
+) -> None:
+    alone = {"tool": 0.6}
+    for signals, expected in (
+        (alone, True),
+        ({**alone, "re-ask": -0.6}, True),
+        ({**alone, "rating": 0.5}, False),
+        ({"tool": -0.6, "rating": -1.0}, False),
+        ({}, False),
+    ):
+        assert experience_of(make_sample(1, signals=signals)).tool_alone is expected
+
+
+# --- from a version to the next ----------------------------------------------------------------
+
+
+def _policy(rng: np.random.Generator, tilt: float, place: int, count: int) -> np.ndarray:
+    logits = rng.normal(scale=0.5, size=(count, len(ACTIONS))) + np.array([1.2, -0.5, -0.5, 0.4])
+    logits[:, place] += tilt
+    odds = np.exp(logits)
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def _step(seed: int, tilt: float, action: str, longer: float = 0.0) -> tuple[WatchFigure, ...]:
+    """A candidate that takes one action more often, or gives long answers more weight."""
+    judged, _ = _history(seed, _honest)
+    rng = np.random.default_rng(seed)
+    place, count = ACTIONS.index(action), len(judged)
+    before_nk = _policy(np.random.default_rng(seed), 0.0, place, count)
+    after_nk = _policy(np.random.default_rng(seed), tilt, place, count)
+    taken = [ACTIONS.index(e.action) for e in judged]
+    first_n = after_nk[np.arange(count), taken] / before_nk[np.arange(count), taken]
+    lengths_n = np.array([float(len(e.token_ids)) for e in judged])
+    whole_n = np.exp(longer * (lengths_n - lengths_n.mean()) / lengths_n.std())
+    whole_n *= np.exp(rng.normal(scale=0.3, size=count))
+    ones_n = np.ones(count)
+    parent = Weighed(decisions_nk=before_nk, first_n=ones_n, whole_n=ones_n)
+    candidate = Weighed(decisions_nk=after_nk, first_n=first_n, whole_n=whole_n)
+    resampled = resample_users([e.user_id for e in judged], seed)
+    return steps(judged, DECISIONS, parent, candidate, resampled, Watch())
+
+
+@pytest.mark.parametrize("action", ["refuse", "clarify"])
+def test_a_candidate_that_will_do_it_more_often_is_seen_before_anybody_is_served(
+    action: str,
+) -> None:
+    for seed in range(5):
+        assert _alarms(_step(seed, 2.5, action)) == {action}
+        assert _alarms(_step(seed, 0.2, action)) == set()
+
+
+def test_a_candidate_that_prefers_long_answers_is_seen_too() -> None:
+    for seed in range(5):
+        assert _alarms(_step(seed, 0.0, "answer", longer=1.5)) == {"length"}
+
+
+def test_a_candidate_like_its_parent_trips_nothing_in_a_hundred_trials() -> None:
+    for seed in range(100):
+        assert watch_refusals(_step(seed, 0.0, "answer"), Watch()) == [], seed
+
+
+def test_an_action_that_no_token_tells_from_another_is_weighed_and_not_read_off() -> None:
+    judged, _ = _history(0, _honest)
+    merged = Decisions(("answer", "refund|refuse", "clarify"), (), (1, 2))
+    nk = np.tile([0.2, 0.7, 0.1], (len(judged), 1))
+    ones_n = np.ones(len(judged))
+    one = Weighed(decisions_nk=nk, first_n=ones_n, whole_n=ones_n)
+    resampled = resample_users([e.user_id for e in judged], 0)
+    found = {f.name: f for f in steps(judged, merged, one, one, resampled, Watch())}
+    shown = sum(e.action == "refuse" for e in judged) / len(judged)
+    assert found["refuse"].before == pytest.approx(shown)
+    assert found["clarify"].before == pytest.approx(0.1)
+    assert [f.rise for f in found.values()] == pytest.approx([0.0] * 4)
