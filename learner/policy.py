@@ -140,21 +140,10 @@ class Policy:
         first_b = (counts_b.cumsum(0) - counts_b).to(self.device)
         return logp_bt, rows_nh[first_b].float().cpu()
 
-    def hidden(self, bucket: Bucket, *, adapted: bool = True) -> Tensor:
-        """Return the last hidden state at every position, shape b×l×h, on the policy's device.
-
-        Padding holds any value.
-        """
-        if self._blocks is not None:
-            whole, place_n = packed(bucket, self.device), places(bucket).to(self.device)
-            every_n = torch.arange(len(place_n), device=self.device)
-            state_nh = self._blocks.run(replace(whole, rows_m=every_n), adapted=adapted)
-            spread_nh = state_nh.new_zeros(bucket.ids_bl.numel(), state_nh.shape[1])
-            return spread_nh.index_copy(0, place_n, state_nh).view(*bucket.ids_bl.shape, -1)
-        ids_bl = bucket.ids_bl.to(self.device)
-        with nullcontext() if adapted else self._frozen_base():
-            found: Tensor = self._modules(input_ids=ids_bl, use_cache=False).last_hidden_state
-        return found
+    def answer_rows(self, bucket: Bucket, *, adapted: bool = True) -> Tensor:
+        """Return the last hidden states of the response tokens themselves, answer by answer, nh."""
+        # What predicts a token stands one place before it.
+        return self._rows(replace(bucket, rows_bt=bucket.rows_bt + 1), adapted=adapted)
 
     def _logprobs(self, rows_nh: Tensor, bucket: Bucket, targets_n: Tensor) -> Tensor:
         """Return the tempered log-probability of each row's target, on the CPU."""
@@ -167,7 +156,9 @@ class Policy:
         """Return the hidden states that predict response tokens, one after another."""
         if self._blocks is not None:
             return self._blocks.run(packed(bucket, self.device), adapted=adapted)
-        hidden_blh = self.hidden(bucket, adapted=adapted)
+        ids_bl = bucket.ids_bl.to(self.device)
+        with nullcontext() if adapted else self._frozen_base():
+            hidden_blh = self._modules(input_ids=ids_bl, use_cache=False).last_hidden_state
         begin_b1 = torch.arange(len(bucket.members))[:, None] * hidden_blh.shape[1]
         rows_n = (begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(self.device)
         return hidden_blh.flatten(0, 1)[rows_n]

@@ -114,12 +114,8 @@ def answer_states(
 
 def bucket_states(trunk: Policy, bucket: Bucket, *, adapted: bool = True) -> Tensor:
     """Return the mean of the last hidden states over each answer's own tokens, b×h."""
-    hidden_blh = trunk.hidden(bucket, adapted=adapted)
-    places_b1 = torch.arange(len(bucket.members))[:, None]
-    # The rows predict the answer's tokens: each stands one place before its token.
-    own_bth = hidden_blh[places_b1, bucket.rows_bt + 1].float()
-    mask_bt1 = bucket.mask_bt[:, :, None]
-    return torch.where(mask_bt1, own_bth, 0.0).sum(1) / mask_bt1.sum(1)
+    rows_nh = trunk.answer_rows(bucket, adapted=adapted).float()
+    return torch.stack([part.mean(0) for part in rows_nh.split(bucket.mask_bt.sum(1).tolist())])
 
 
 def cut(answer: TokenSequence, max_tokens: int) -> TokenSequence:

@@ -173,7 +173,7 @@ def test_gradients_add_up_over_buckets_and_repeat_bit_for_bit(
 
 
 @pytest.mark.parametrize("adapted", [0, 1])
-def test_hidden_states_of_a_base_adapted_in_its_last_blocks_alone_are_the_modules_own(
+def test_answers_states_of_a_base_adapted_in_its_last_blocks_alone_are_the_modules_own(
     adapted: int, settings: Settings, tmp_path: Path
 ) -> None:
     directory = make_family("llama", tmp_path)
@@ -186,13 +186,14 @@ def test_hidden_states_of_a_base_adapted_in_its_last_blocks_alone_are_the_module
     bucket = bucket_of(_sequences())
     parameters = list(trunk.adapters().values())
 
-    found = trunk.hidden(bucket)
+    found = trunk.answer_rows(bucket)
     slopes = torch.autograd.grad(found.square().sum(), parameters)
 
     decoder = trunk.model.get_base_model().get_decoder()
     modules = decoder(input_ids=bucket.ids_bl, use_cache=False).last_hidden_state
-    real = torch.arange(found.shape[1]) < torch.tensor(bucket.lengths)[:, None]
-    wanted_slopes = torch.autograd.grad(modules[real].square().sum(), parameters)
-    assert torch.allclose(found[real], modules[real], atol=3e-5)
+    rows_b1 = torch.arange(len(bucket.members))[:, None]
+    wanted_nh = modules[rows_b1, bucket.rows_bt + 1][bucket.mask_bt]
+    wanted_slopes = torch.autograd.grad(wanted_nh.square().sum(), parameters)
+    assert torch.allclose(found, wanted_nh, atol=3e-5)
     for one, other in zip(slopes, wanted_slopes, strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))

@@ -13,12 +13,19 @@ import torch
 from contracts.errors import ManifestError, SettingsError
 from contracts.manifest import read_manifest
 from contracts.settings import Settings
-from learner.buckets import TokenSequence
+from learner.buckets import TokenSequence, bucket_of
 from learner.policy import Policy
 from learner.reward_card import CARD, Recipe, read_card
 from learner.reward_fitting import Fitted, Slices, fit, sliced
 from learner.reward_lessons import Read
-from learner.reward_model import WEIGHTS, RewardHeads, RewardModel, cut, load_reward_model
+from learner.reward_model import (
+    WEIGHTS,
+    RewardHeads,
+    RewardModel,
+    bucket_states,
+    cut,
+    load_reward_model,
+)
 from learner.reward_training import Lesson, Pair, Rated, lesson_weights
 from learner.reward_version import new_trunk, shape, write_version
 from tests.learner.conftest import START
@@ -162,6 +169,31 @@ def test_a_model_that_nobody_trusted_signed_or_of_another_base_is_not_loaded(
     policy = msgspec.structs.replace(settings.policy, model=str(other))
     with pytest.raises(SettingsError, match="belongs to base"):
         load_reward_model(msgspec.structs.replace(settings, policy=policy), written)
+
+
+def test_blocks_and_the_models_own_modules_give_the_same_states_and_gradients(
+    tiny_model: Path,
+) -> None:
+    """Of a trunk whose lower block has no adapters."""
+    draw = random.Random(3)
+    bucket = bucket_of([_answer(draw, good=True) for _ in range(5)])
+    found = []
+    for own_modules in (False, True):
+        trunk = new_trunk(str(tiny_model), msgspec.structs.replace(RECIPE, adapted=0.5))
+        for parameter in trunk.adapters().values():
+            parameter.data += 0.1  # B is zero at first, and A without a gradient
+        assert trunk.runs_blocks
+        if own_modules:
+            trunk._blocks = None
+        states_bh = bucket_states(trunk, bucket)
+        states_bh.square().sum().backward()
+        gradients = [parameter.grad for parameter in trunk.adapters().values()]
+        assert len(gradients) == 14  # of one block of two
+        found.append((states_bh, *gradients))
+    for mine, theirs in zip(*found, strict=True):
+        assert mine is not None
+        assert theirs is not None
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-3)
 
 
 def test_the_newest_lessons_are_kept_out_of_training() -> None:
