@@ -132,7 +132,8 @@ def _wanted(event: Feedback) -> str:
 
 def _learning(found: Explanation) -> Iterator[str]:
     for sample in found.samples:
-        yield f"sample {sample.id}: revision {sample.revision}, reward {sample.reward:+.3f}"
+        reward = "no reward" if sample.status == "censored" else f"reward {sample.reward:+.3f}"
+        yield f"sample {sample.id}: revision {sample.revision}, {reward}"
     if not found.samples:
         yield "sample: none, so nothing was learned from it"
     for entry in found.learned:

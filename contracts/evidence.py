@@ -102,7 +102,7 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     ``as_of`` is when the newest of its answers was given, ``versions`` counts them by the version
     that gave them. ``kl_to_parent`` is in nats per answer, None when the parent's weights are
     gone. ``levels`` is empty when there were too few answers to estimate from. ``reward_model`` is
-    the version whose predictions the doubly robust estimates rest on, "" when none was used.
+    the version that learning and the doubly robust estimates made use of, "" when there was none.
     ``watch`` is None where nobody looked.
     """
 

@@ -44,16 +44,23 @@ class Weighed(Struct, frozen=True):
     gain_b: Tensor
     debt_b: Tensor
     value_loss: float = 0.0
+    imputed_weight: float = 1.0
 
     def lessons(self) -> tuple[Lesson, ...]:
         """Return what a step on these teaches."""
         coefficients = (self.weight_b * self.advantage_b).tolist()
         return tuple(
-            Lesson(one.experience.decision_id, one.experience.reward, coefficient, gain, debt)
-            for one, coefficient, gain, debt in zip(
-                self.scored, coefficients, self.gain_b.tolist(), self.debt_b.tolist(), strict=True
+            Lesson(e.decision_id, e.reward, coefficient, gain, debt, self.share_of(e))
+            for e, coefficient, gain, debt in zip(
+                (one.experience for one in self.scored),
+                *(coefficients, self.gain_b.tolist(), self.debt_b.tolist()),
+                strict=True,
             )
         )
+
+    def share_of(self, experience: Experience) -> float:
+        """Return how much an experience counts beside one with an observed reward."""
+        return self.imputed_weight if experience.imputed else 1.0
 
 
 _NONE = torch.zeros(0)
@@ -121,7 +128,7 @@ def weigh(
         return NOTHING
     debt_b = torch.tensor([one.experience.decision_id in owed for one in scored])
     owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
-    weight_b = torch.tensor(user_weights([one.experience.user_id for one in scored], activity))
+    weight_b = torch.tensor(_weights([one.experience for one in scored], activity, config))
     advantage_b, value_loss = _advantages(state, scored, debt_b, weight_b, config)
     paid_b = torch.clamp(owed_b / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
     gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
@@ -132,7 +139,26 @@ def weigh(
         torch.where(debt_b, 0.0, gain * weight_b),
         debt_b,
         value_loss,
+        config.imputed_weight,
     )
+
+
+def _weights(
+    experiences: Sequence[Experience], activity: Mapping[str, int], config: Learner
+) -> list[float]:
+    """Return weights that add up to 1: those of `user_weights`, imputed ones a share of theirs.
+
+    However many answers of a user nobody rated, those that somebody did keep their weight.
+    """
+    imputed = [bool(e.imputed) for e in experiences]
+    here = Counter((e.user_id, bool(e.imputed)) for e in experiences)
+    raw = [
+        (config.imputed_weight if guess else 1.0)
+        / max(activity.get(e.user_id, 0), here[e.user_id, guess])
+        for e, guess in zip(experiences, imputed, strict=True)
+    ]
+    total = sum(raw)
+    return [one / total for one in raw]
 
 
 def _advantages(
@@ -141,7 +167,7 @@ def _advantages(
     """Return the constrained advantage of each, and the loss of the baseline's lesson.
 
     A debt says nothing about a prompt: what was retracted has no reward, what was revised is
-    repeated later.
+    repeated later. Nor does a reward that a model imputed.
     """
     ends_bh = torch.stack([one.end_h for one in scored])
     features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
@@ -149,7 +175,7 @@ def _advantages(
     seen_bk = torch.tensor(seen)
     with torch.no_grad():
         residual_bk = seen_bk - state.value(ends_bh, features_bf)
-    new_b = ~debt_b
+    new_b = ~debt_b & torch.tensor([not one.experience.imputed for one in scored])
     value_loss = 0.0
     if bool(new_b.any()):
         state.spread = state.spread.seen(residual_bk[new_b, 0])

@@ -83,6 +83,7 @@ def release_evidence(
         logged_cost=_mean([float(e.violation) for e in usable]),
         levels={},
         slices=(),
+        reward_model="" if reward_model is None else reward_model.version,
     )
     if len(usable) < LEAST_SAMPLES or len(users) < off_policy.FOLDS:
         return found
@@ -131,7 +132,7 @@ def _estimated(
         logged_cost=found.logged_cost,
         levels={level: _off_policy(log, resampled) for level, log in logs.items()},
         slices=_slices(logs[settings.gate.level], resampled, slices_n, decisions),
-        reward_model="" if reward_model is None else reward_model.version,
+        reward_model=found.reward_model,
         watch=(*watched_steps, *_trends(usable, progress, settings, reward_model)),
     )
 

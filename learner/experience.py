@@ -33,6 +33,8 @@ class Experience(Struct, frozen=True, kw_only=True):
     ``user_reward_mean`` is what the gateway had for the decision; None when there was none.
     Where the gateway did not log it (``features_logged``), it comes from the feature store as of
     ``decided_at``. ``tool_alone``: that a tool worked is all that speaks for the answer.
+    ``censored``: nobody said anything, and ``reward`` says nothing unless it is ``imputed``, by the
+    reward model of that version.
     """
 
     sample_id: str
@@ -54,6 +56,8 @@ class Experience(Struct, frozen=True, kw_only=True):
     action: str = ""
     violation: bool = False
     tool_alone: bool = False
+    censored: bool = False
+    imputed: str = ""
 
 
 def experience_of(
@@ -90,6 +94,7 @@ def experience_of(
         features_logged=logged is not None,
         action=sample.action,
         violation=sample.violation,
+        censored=sample.status == "censored",
         tool_alone={name for name, part in sample.signals.items() if part > 0.0} == {TOOL},
     )
 

@@ -18,7 +18,10 @@ SUPERSEDED, WITHDRAWN = "superseded", "withdrawn"
 """Outcomes of a sample that another of its decision took the place of before it was learned, and of
 one that says that its decision has no reward any more."""
 
-UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN)
+IMPUTED, NO_REWARD = "imputed", "no-reward"
+"""Outcomes of a sample without any signal: a reward model gave it one to teach with, or not."""
+
+UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, NO_REWARD)
 """Outcomes that follow from whose the sample is, and what came after it."""
 
 
@@ -26,6 +29,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a sample: one of the outcomes above, or why the weights did not learn from it.
 
     ``coefficient`` is what it had in the loss, weight times advantage; 0 for what taught nothing.
+    ``reward_model`` is the version that imputed ``reward``, "" for an observed one.
     """
 
     sample_id: str
@@ -38,6 +42,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     reward: float = 0.0
     violation: bool = False
     coefficient: float = 0.0
+    reward_model: str = ""
 
 
 def outcome_of(experience: Experience, outcome: str, taught: Mapping[str, float]) -> Outcome:
@@ -53,4 +58,5 @@ def outcome_of(experience: Experience, outcome: str, taught: Mapping[str, float]
         reward=experience.reward,
         violation=experience.violation,
         coefficient=taught.get(experience.decision_id, 0.0),
+        reward_model=experience.imputed,
     )

@@ -35,6 +35,7 @@ from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.following import lead
+from learner.imputation import impute
 from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
 from learner.outlet import Outlet, Output
 from learner.policy import correction_ids, load_policy
@@ -99,6 +100,7 @@ class Learner:
         self.pending: list[Arrival] = []
         self.judged: list[Arrival] = []
         self.superseded: list[tuple[Arrival, str]] = []
+        self.unrewarded: list[Arrival] = []
         self.preferences = 0
         self.duplicates = 0
         self.others = 0
@@ -123,12 +125,22 @@ class Learner:
             _log.error("offset %d failed: %s\n%s", record.offset, type(error).__name__, frames)
             self._put_aside(record, CodecError("failed", repr(error)))
             return
-        if arrival is None:
-            return
+        if arrival is not None:
+            self._sort_in(arrival)
+
+    def _sort_in(self, arrival: Arrival) -> None:
+        """Put a sample where it belongs; learn when the micro-batch is full."""
         self._seen.add(arrival.experience.sample_id)
+        censored = arrival.experience.censored and not arrival.withdrawn
+        if censored and self._is_known(arrival.experience.decision_id):
+            self.superseded.append((arrival, SUPERSEDED))
+            return
         self._supersede(arrival.experience.decision_id)
         if arrival.withdrawn:
             self.superseded.append((arrival, WITHDRAWN))
+            return
+        if censored:
+            self.unrewarded.append(arrival)
             return
         policy = self.settings.policy
         if is_judge(policy.name, arrival.experience.user_id, policy.judge_share):
@@ -138,9 +150,14 @@ class Learner:
         if len(self.pending) == self.settings.learner.batch_samples:
             self.learn()
 
+    def _is_known(self, decision_id: str) -> bool:
+        """Tell whether a decision has a reward or taught: a sample without one changes nothing."""
+        waiting = (arrival.experience.decision_id for arrival in (*self.pending, *self.judged))
+        return decision_id in self.progress.taught or decision_id in waiting
+
     def _supersede(self, decision_id: str) -> None:
         """Put aside what was read of a decision and not learned yet: a newer sample holds."""
-        for batch in (self.pending, self.judged):
+        for batch in (self.pending, self.judged, self.unrewarded):
             for place, arrival in enumerate(batch):
                 if arrival.experience.decision_id == decision_id:
                     self.superseded.append((batch.pop(place), SUPERSEDED))
@@ -187,11 +204,18 @@ class Learner:
         }
         with span("learn batch", links=traces, attributes=attributes):
             began = self.clock.monotonic()
-            fresh = self._with_features([arrival.experience for arrival in self.pending])
+            unrewarded = impute(
+                [arrival.experience for arrival in self.unrewarded],
+                self.reward_model,
+                self.settings,
+            )
+            count = len(self.pending)
+            known = self._with_features([*(one.experience for one in self.pending), *unrewarded])
+            fresh, unrewarded = known[:count], known[count:]
             judged = [arrival.experience for arrival in self.judged]
             superseded = [(arrival.experience, why) for arrival, why in self.superseded]
             self.progress = advance(
-                self.train, self.progress, fresh, self.settings, judged, superseded
+                self.train, self.progress, fresh, self.settings, judged, superseded, unrewarded
             )
             checkpoint.save(
                 self.root,
@@ -215,6 +239,7 @@ class Learner:
         self.pending.clear()
         self.judged.clear()
         self.superseded.clear()
+        self.unrewarded.clear()
 
     def resume(self) -> None:
         """Say where this run goes on from, and finish a release that a crash cut off."""
@@ -301,6 +326,8 @@ class Learner:
             "dropped": self.progress.dropped,
             "judged": self.progress.judged + len(self.judged),
             "superseded": self.progress.superseded + len(self.superseded),
+            "imputed": self.progress.imputed,
+            "unrewarded": self.progress.unrewarded + len(self.unrewarded),
             "duplicates": self.duplicates,
             "preferences": self.preferences,
             "others": self.others,
@@ -310,12 +337,12 @@ class Learner:
 
     def _with_features(self, fresh: list[Experience]) -> list[Experience]:
         """Look up what the gateway did not log: then serving and learning see the same values."""
-        unknown = [one for one in fresh if not one.features_logged]
+        unknown = [one for one in fresh if not (one.features_logged or _teaches_nothing(one))]
         if not unknown:
             return fresh
         means = dict(zip((e.sample_id for e in unknown), self.reward_means(unknown), strict=True))
         return [
-            one if one.features_logged else replace(one, user_reward_mean=means[one.sample_id])
+            replace(one, user_reward_mean=means[one.sample_id]) if one.sample_id in means else one
             for one in fresh
         ]
 
@@ -323,7 +350,7 @@ class Learner:
         """End each sample's own trace with a span that says which release has it."""
         batch = [current_trace_headers()]
         outcomes = {outcome.sample_id: outcome.outcome for outcome in self.progress.ledger}
-        for arrival in (*self.pending, *self.judged, *(one for one, _ in self.superseded)):
+        for arrival in self._read():
             sample_id = arrival.experience.sample_id
             attributes: dict[str, str | int] = {
                 "headrace.sample.id": sample_id,
@@ -335,15 +362,19 @@ class Learner:
                 with span("learn", parent=arrival.trace, links=batch, attributes=attributes):
                     pass
 
+    def _read(self) -> tuple[Arrival, ...]:
+        """Return everything read since the last commit."""
+        superseded = (one for one, _ in self.superseded)
+        return (*self.pending, *self.judged, *superseded, *self.unrewarded)
+
     def _tell(self, count: int, seconds: float) -> None:
         stats, progress = self.progress.stats, self.progress
-        read = count + len(self.judged) + len(self.superseded)
+        arrivals = self._read()
         known = sum(
             1
-            for one in progress.ledger[-read:]
+            for one in progress.ledger[-len(arrivals) :]
             if one.user_reward_mean is not None and one.outcome not in UNTAUGHT
         )
-        arrivals = (*self.pending, *self.judged, *(one for one, _ in self.superseded))
         first = min(arrival.experience.offset for arrival in arrivals)
         following = progress.next_offset
         self.outlet.audit(
@@ -357,6 +388,8 @@ class Learner:
                 "replayed": stats.replayed,
                 "judged": len(self.judged),
                 "superseded": len(self.superseded),
+                "imputed": stats.imputed,
+                "unrewarded": len(self.unrewarded) - stats.imputed,
                 "revised": stats.revised,
                 "corrections": stats.corrections,
                 "cost_mean": stats.cost_mean,
@@ -378,6 +411,10 @@ class Learner:
             *(stats.reward_mean, 100 * stats.cost_mean, stats.multiplier),
             *(stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
         )
+
+
+def _teaches_nothing(experience: Experience) -> bool:
+    return experience.censored and not experience.imputed
 
 
 def run(

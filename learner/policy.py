@@ -27,7 +27,7 @@ from contracts.errors import SettingsError
 from contracts.events import Message, text_of
 from contracts.manifest import file_sha256
 from contracts.settings import Settings
-from learner.body import Body, body_of, packed, places
+from learner.body import Body, body_of, packed
 from learner.buckets import Bucket, TokenSequence, bucket_of, bucketed
 from learner.device import (
     ON_CPU,
@@ -158,7 +158,8 @@ class Policy:
             return self._blocks.run(packed(bucket, self.device), adapted=adapted)
         ids_bl = bucket.ids_bl.to(self.device)
         with nullcontext() if adapted else self._frozen_base():
-            hidden_blh = self._modules(input_ids=ids_bl, use_cache=False).last_hidden_state
+            seen = self._modules(input_ids=ids_bl, use_cache=False)
+        hidden_blh: Tensor = seen.last_hidden_state
         begin_b1 = torch.arange(len(bucket.members))[:, None] * hidden_blh.shape[1]
         rows_n = (begin_b1 + bucket.rows_bt)[bucket.mask_bt].to(self.device)
         return hidden_blh.flatten(0, 1)[rows_n]

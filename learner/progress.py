@@ -18,7 +18,7 @@ from contracts.settings import Settings
 from learner.anchor import refreshed
 from learner.directory import versions_directory
 from learner.experience import Experience
-from learner.ledger import JUDGE, REVISED, USED, WITHDRAWN, Outcome, outcome_of
+from learner.ledger import JUDGE, NO_REWARD, REVISED, USED, WITHDRAWN, Outcome, outcome_of
 from learner.micro_batch import Replay, compose, remember, without
 from learner.practice import practise
 from learner.revision import Debt, Memory, Taught, debts, paid_at_once, retract, revise
@@ -47,6 +47,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     oldest of what they said.
     ``anchor`` is the version that the newest batch was tied to, ``raters`` the users of the newest
     samples, ``practice`` the sha256 of the file that was practised from, "" if from none.
+    ``imputed`` counts samples without a signal that taught, ``unrewarded`` those that did not.
     """
 
     policy: str
@@ -79,6 +80,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     anchor: str = BASE_VERSION
     raters: tuple[str, ...] = ()
     practice: str = ""
+    imputed: int = 0
+    unrewarded: int = 0
 
     @property
     def sequence(self) -> int:
@@ -93,11 +96,13 @@ def advance(
     settings: Settings,
     judged: Sequence[Experience] = (),
     superseded: Sequence[tuple[Experience, str]] = (),
+    unrewarded: Sequence[Experience] = (),
 ) -> Progress:
     """Learn from one full batch of new experiences, in offset order; changes ``train`` in place.
 
     ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
-    those ``superseded``, with their outcome; what is withdrawn is not learned from again.
+    those ``superseded``, with their outcome; what is withdrawn is not learned from again. Of those
+    ``unrewarded``, without any signal, the imputed ones teach.
     """
     config = settings.learner
     # A restarted stream processor repeats at most the samples of decisions that it held open.
@@ -119,6 +124,7 @@ def advance(
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(raters)),
     )
+    batch = replace(batch, imputed=tuple(e for e in unrewarded if e.imputed))
     if train.practice is not None:
         practised = practise(train.policy, train.practice, config, progress.batches)
         batch = replace(batch, practised=practised)
@@ -142,6 +148,7 @@ def advance(
             *result.outcomes,
             *(outcome_of(e, JUDGE, {}) for e in judged),
             *(outcome_of(e, outcome, {}) for e, outcome in superseded),
+            *(outcome_of(e, NO_REWARD, {}) for e in unrewarded if not e.imputed),
         ),
         key=lambda o: o.offset,
     )
@@ -175,6 +182,8 @@ def advance(
         dropped=progress.dropped + len(fresh) - len(learned),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
+        imputed=progress.imputed + result.stats.imputed,
+        unrewarded=progress.unrewarded + len(unrewarded) - result.stats.imputed,
         evaluation=keep_judged(
             [e for e in progress.evaluation if e.decision_id not in gone],
             judged,

@@ -26,7 +26,7 @@ from contracts.signing import make_signing_key
 from learner import checkpoint
 from learner.directory import versions_directory
 from learner.experience import Experience
-from learner.ledger import JUDGE, SUPERSEDED, WITHDRAWN
+from learner.ledger import UNTAUGHT
 from learner.loop import Learner
 from learner.outlet import Silence
 from learner.policy import ADAPTER_WEIGHTS
@@ -40,7 +40,7 @@ from learner.version_line import Link, after, before, line_of, settings_of, with
 from learner.version_state import state_of
 
 Tell = Callable[[Step], None]
-_NEVER_LOOKED_UP = frozenset({JUDGE, SUPERSEDED, WITHDRAWN})
+_NEVER_LOOKED_UP = frozenset(UNTAUGHT)
 
 
 class LedgerMeans:

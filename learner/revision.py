@@ -29,15 +29,21 @@ class Lesson(Struct, frozen=True):
     gain: float
     correction: bool = False
     """Whether it paid a debt; then it changes what was taught, not what should have been."""
+    share: float = 1.0
+    """How much it counts beside a lesson with an observed reward."""
 
 
 class Taught(Struct, frozen=True, array_like=True):
-    """All lessons of a decision. ``wanted`` is the coefficient they should add up to by now."""
+    """All lessons of a decision. ``wanted`` is the coefficient they should add up to by now.
+
+    ``share`` is below 1 while the reward is an imputed one, which counts less than an observed one.
+    """
 
     reward: float
     coefficient: float = 0.0
     wanted: float = 0.0
     gain: float = 0.0
+    share: float = 1.0
 
     @property
     def owed(self) -> float:
@@ -66,10 +72,11 @@ def paid_at_once(batch_samples: int) -> int:
 
 
 def revise(memory: Memory, experience: Experience) -> dict[str, Taught]:
-    """Return the memory after a newer reward of a decision in it."""
+    """Return the memory after a newer reward of a decision in it, which is an observed one."""
     before = memory[experience.decision_id]
-    change = (experience.reward - before.reward) * before.gain
-    after = Taught(experience.reward, before.coefficient, before.wanted + change, before.gain)
+    gain = before.gain / before.share
+    wanted = before.wanted / before.share + (experience.reward - before.reward) * gain
+    after = Taught(experience.reward, before.coefficient, wanted, gain)
     return {**memory, experience.decision_id: after}
 
 
@@ -83,12 +90,13 @@ def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str,
     """Return the memory with more lessons, the newest ``limit`` decisions of it."""
     found = dict(memory)
     for lesson in lessons:
-        before = found.pop(lesson.decision_id, Taught(lesson.reward))
+        before = found.pop(lesson.decision_id, Taught(lesson.reward, share=lesson.share))
         found[lesson.decision_id] = Taught(
             before.reward if lesson.correction else lesson.reward,
             before.coefficient + lesson.coefficient,
             before.wanted + (0.0 if lesson.correction else lesson.coefficient),
             before.gain + (0.0 if lesson.correction else lesson.gain),
+            before.share,
         )
     surplus = len(found) - limit
     return dict(list(found.items())[surplus:]) if surplus > 0 else found

@@ -66,6 +66,8 @@ def lessons_of(
             continue
         if is_judge(policy.name, event.user_id, policy.judge_share):
             continue
+        if isinstance(event, Sample) and event.status == "censored" and not event.withdrawn:
+            continue
         key = (event.TYPE, event.decision_id)
         held.pop(key, None)
         if isinstance(event, Sample) and event.withdrawn:

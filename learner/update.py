@@ -49,7 +49,7 @@ from learner.anchor import Anchor
 from learner.constraint import first_multiplier
 from learner.device import adam
 from learner.experience import LEAST_TEMPERATURE, Experience
-from learner.ledger import REVISED, USED, Outcome, outcome_of
+from learner.ledger import IMPUTED, REVISED, USED, Outcome, outcome_of
 from learner.objective import (
     Objective,
     Passed,
@@ -78,7 +78,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
-    samples each user has.
+    samples each user has. ``imputed`` are answers without a signal, with a reward from a model.
     """
 
     fresh: tuple[Experience, ...]
@@ -89,6 +89,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     served_sequence: int = 0
     activity: dict[str, int] = {}
     practised: tuple[Practised, ...] = ()
+    imputed: tuple[Experience, ...] = ()
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
@@ -104,6 +105,7 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
     cost_mean: float = 0.0
     multiplier: float = 0.0
     pairs: int = 0
+    imputed: int = 0
     practised: int = 0
     practice_reward: float = 0.0
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
@@ -170,7 +172,11 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}
     outcomes = tuple(
         outcome_of(e, reasons.get(e.sample_id, done if learned else "step-skipped"), taught)
-        for group, done in ((batch.fresh, USED), (batch.revised, REVISED))
+        for group, done in (
+            (batch.fresh, USED),
+            (batch.revised, REVISED),
+            (batch.imputed, IMPUTED),
+        )
         for e in group
     )
     stats = _account(step, objective, batch, outcomes)
@@ -196,7 +202,7 @@ def _usable(
     A debt does not grow stale: what an old answer taught is corrected however late.
     """
     usable = []
-    for experience in (*batch.fresh, *batch.replayed):
+    for experience in (*batch.fresh, *batch.replayed, *batch.imputed):
         if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
             reasons[experience.sample_id] = "stale"
         else:
@@ -308,6 +314,7 @@ def _account(
 ) -> UpdateStats:
     fresh = {experience.sample_id for experience in batch.fresh}
     debts = {debt.experience.sample_id for debt in batch.owed}
+    imputed = {experience.sample_id for experience in batch.imputed}
     ids = [one.experience.sample_id for one in objective.scored]
     rewards = [experience.reward for experience in batch.fresh]
     return UpdateStats(
@@ -318,7 +325,10 @@ def _account(
         practice_reward=mean_reward(objective.practised),
         reward_mean=sum(rewards) / max(len(rewards), 1),
         used=sum(1 for sample_id in ids if sample_id in fresh),
-        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts),
+        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | imputed),
+        imputed=sum(1 for sample_id in ids if sample_id in imputed),
         revised=sum(1 for sample_id in ids if sample_id in debts),
-        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome not in (USED, REVISED))),
+        dropped=dict(
+            Counter(o.outcome for o in outcomes if o.outcome not in (USED, REVISED, IMPUTED))
+        ),
     )

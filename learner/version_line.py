@@ -60,6 +60,19 @@ def _practice(settings: Settings, recorded: Practice, link: Link) -> Practice:
     return replace(recorded, prompts=path)
 
 
+def _reward_model(settings: Settings, recorded: str, link: Link) -> str:
+    """Return the directory of the reward model that a version was learned with, "" for none."""
+    named = settings.learner.reward_model
+    if not recorded:
+        return ""
+    if not named or read_manifest(Path(named))[0] != recorded:
+        raise SettingsError(
+            f"version {link.version[:12]} was learned with reward model {recorded[:12]}, and "
+            f"learner.reward_model ({named or 'empty'}) is another; name that one there"
+        )
+    return named
+
+
 def line_of(settings: Settings, end: str) -> list[Link]:
     """Return the versions from the oldest whose files are there to ``end``.
 
@@ -118,7 +131,11 @@ def settings_of(settings: Settings, link: Link) -> Settings:
     mine = {name: getattr(settings.learner, name) for name in OF_NO_MATTER}
     try:
         learner = msgspec.convert({**config["learner"], **mine}, Learner)
-        learner = replace(learner, practice=_practice(settings, learner.practice, link))
+        learner = replace(
+            learner,
+            practice=_practice(settings, learner.practice, link),
+            reward_model=_reward_model(settings, config.get("reward_model", ""), link),
+        )
     except (msgspec.ValidationError, KeyError) as error:
         raise SettingsError(
             f"version {link.version[:12]} was learned with settings that this release does not "
@@ -134,6 +151,18 @@ def settings_of(settings: Settings, link: Link) -> Settings:
             settings.gate,
             evaluation_samples=config.get("evaluation_samples", settings.gate.evaluation_samples),
             level=config.get("level", settings.gate.level),
+            watch=replace(
+                settings.gate.watch,
+                **{
+                    name: tuple(config[name])
+                    for name in ("refuse_actions", "clarify_actions")
+                    if name in config
+                },
+            ),
+        ),
+        gateway=replace(
+            settings.gateway,
+            max_tokens=config.get("max_tokens", settings.gateway.max_tokens),
         ),
         streams=replace(
             settings.streams,

@@ -122,16 +122,19 @@ def sample_of(
     correction: Message | None = None,
     *,
     withdrawn: bool = False,
+    send_censored: bool = False,
 ) -> Sample | None:
     """Return the training sample of a rewarded decision; None when censored or without tokens.
 
-    A reply by rule has no tokens: nobody drew it, so nobody learns from it.
+    A reply by rule has no tokens: nobody drew it, so nobody learns from it. With ``send_censored``
+    a decision without a reward has a sample, too, unless the guard spoke in the policy's place.
 
     ``correction`` is the answer to imitate, None when there is none that may be. ``withdrawn``: the
     decision had a reward and has none any more, and whoever learned from it must be told.
     """
     decision, now = evidence.decision, reward.time
-    if not is_learnable(decision) or (reward.value is None and not withdrawn):
+    sent_without = withdrawn or (send_censored and not replaced_by_guard(decision))
+    if not is_learnable(decision) or (reward.value is None and not sent_without):
         return None
     newest_time = max((heard.event.time for heard in evidence.heard), default=decision.time)
     return Sample(
@@ -150,6 +153,7 @@ def sample_of(
         logprobs=decision.logprobs if logprobs_are_usable(decision) else (),
         temperature=decision.sampling.temperature,
         reward=reward.value or 0.0,
+        status=reward.status,
         withdrawn=withdrawn,
         violation=evidence.safety.violation,
         correction=correction,

@@ -38,6 +38,7 @@ class Rewarder:
     def __init__(self, settings: Streams, judge: Judge, trail: Trail, counts: Counter[str]) -> None:
         self._rules, self._judge, self._trail = rewarding(settings), judge, trail
         self._counts = counts
+        self._send_censored = settings.send_censored
 
     def close(self, step: Step, partition: Attribution, turn: Turn, now: datetime) -> None:
         """Give the first reward of a decision whose window has closed."""
@@ -68,7 +69,13 @@ class Rewarder:
         withdrawn = was_rewarded and reward.value is None
         with span("reward", parent=turn.trace, attributes={"headrace.decision.id": decision.id}):
             correction, withheld = self._correction(evidence, now)
-            sample = sample_of(evidence, reward, correction, withdrawn=withdrawn)
+            sample = sample_of(
+                evidence,
+                reward,
+                correction,
+                withdrawn=withdrawn,
+                send_censored=self._send_censored,
+            )
             sent = sample is not None and step.send(SAMPLES, sample)
             if correction is not None:
                 self._prefer(step, evidence, reward, correction)

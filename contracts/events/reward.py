@@ -68,6 +68,8 @@ class Reward(Event, frozen=True, kw_only=True):
 class Sample(Event, frozen=True, kw_only=True):
     """A rewarded decision in the form the learner reads.
 
+    ``status`` is that of its reward; ``censored``, sent with ``streams.send_censored`` alone:
+    there is none, and ``reward`` is 0 and says nothing.
     ``prompt_token_ids`` and ``token_ids`` are the engine's own; ``logprobs`` has one value per
     token of ``token_ids`` and is empty when they are not usable for importance weights.
     ``feedback_time`` is the event time of the newest signal behind the reward. Of the samples of
@@ -91,6 +93,7 @@ class Sample(Event, frozen=True, kw_only=True):
     logprobs: tuple[float, ...]
     temperature: float
     reward: Score
+    status: Literal["final", "default", "censored"] = "final"
     withdrawn: bool = False
     violation: bool
     correction: Message | None = None

@@ -56,7 +56,8 @@ class Learner(Section, frozen=True):
     hidden state per token and block, and takes a third longer. ``shard_base``: the processes of
     torchrun each hold a part of the base.
     ``reward_model`` is the directory of a version of `learner.reward_model`, empty: none,
-    and ``drawn_answers`` how many answers of a version it looks at.
+    and ``drawn_answers`` how many answers of a version it looks at. An answer without a signal
+    counts ``imputed_weight`` times a rewarded one, with the reward that the model imputes.
     """
 
     batch_samples: Count = 64
@@ -97,6 +98,7 @@ class Learner(Section, frozen=True):
     signing_key_file: str = ""
     reward_model: str = ""
     drawn_answers: Annotated[int, Meta(ge=0)] = 1024
+    imputed_weight: Share = 0.25
     constraint: Constraint = Constraint()
     practice: Practice = Practice()
 

@@ -93,7 +93,8 @@ class Streams(Section, frozen=True):
 
     A reward is first given when the window has passed, or when one of ``final_signals`` came: a
     kind of feedback, or ``outcome:NAME``. Feedback can be taken back for ``revision_seconds``.
-    ``default_reward`` is that of a decision nobody said anything about; None: it is censored.
+    ``default_reward`` is that of a decision nobody said anything about; None: it is censored, and
+    with ``send_censored`` its sample goes to the learner all the same, without a reward.
     Feedback whose decision has not come yet waits for it for ``unclaimed_seconds``.
     Records are taken, and features written, ``flush_rows`` at most at a time, ``flush_seconds``
     after the first of them.
@@ -104,6 +105,7 @@ class Streams(Section, frozen=True):
     unclaimed_seconds: Span = 600.0
     reward: dict[str, RewardComponent] = field(default_factory=_default_reward)
     default_reward: Score | None = None
+    send_censored: bool = False
     final_signals: tuple[FinalSignal, ...] = ()
     quarantine: Quarantine = Quarantine()
     topics: tuple[QuestionTopic, ...] = ()

@@ -26,13 +26,9 @@ from learner.ledger import JUDGE
 from learner.policy import Policy, load_policy
 from learner.progress import Progress, advance, keep_judged, released
 from learner.publish import publish
-from learner.reward_card import Recipe
-from learner.reward_fitting import fit, sliced
-from learner.reward_lessons import Read
 from learner.reward_model import RewardModel, load_reward_model
-from learner.reward_training import Rated
-from learner.reward_version import new_trunk, write_version
 from learner.update import new_train_state
+from tests.learner.small_reward_model import small_reward_model
 
 MakeSample = Callable[..., Sample]
 NEAR = 1e-9
@@ -209,18 +205,7 @@ def test_too_few_answers_or_answers_without_probabilities_give_no_estimate(
 
 @pytest.fixture
 def reward_model(settings: Settings, make_sample: MakeSample, tmp_path: Path) -> RewardModel:
-    """A model of the rewards of users who do not judge."""
-    recipe = Recipe(members=3, max_tokens=32, rank=4)
-    samples = [experience_of(make_sample(500 + n)) for n in range(80)]
-    answers = [TokenSequence(e.prompt_ids, e.token_ids) for e in samples]
-    lessons = [Rated(e.user_id, a, e.reward) for e, a in zip(samples, answers, strict=True)]
-    trunk = new_trunk(settings.policy.model, recipe)
-    fitted = fit(trunk, sliced(lessons, recipe), recipe)
-    moment = samples[-1].decided_at
-    read = Read(
-        lessons=(), first_offset=0, next_offset=80, as_of=moment, newest_feedback_time=moment
-    )
-    directory = write_version(settings, tmp_path / "models", trunk, fitted, read, recipe)
+    directory = small_reward_model(settings, make_sample, tmp_path / "models")
     return load_reward_model(settings, directory)
 
 

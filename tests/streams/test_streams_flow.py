@@ -239,6 +239,28 @@ def test_feedback_that_gives_no_reward_is_told_and_the_reward_goes_without_it(
     assert run.flow.partitions[0].decisions.offsets.committable == 2
 
 
+@pytest.mark.parametrize("send_censored", [True, False])
+def test_a_silent_decisions_sample_goes_out_without_a_reward_and_again_when_one_comes(
+    decision: Any, feedback: Any, *, send_censored: bool
+) -> None:
+    streams = Streams(window_seconds=WINDOW, quarantine=UNPROVEN, send_censored=send_censored)
+    clock = ManualClock()
+    worker = WorkerInMemory(Settings(streams=streams), log := Log(), MemoryStore(), clock)
+    made = decision(time=clock.now())
+    late = feedback(made, time=made.time + timedelta(seconds=WINDOW / 2))
+    back = feedback(made, "retraction", retracts=late.id, time=late.time + timedelta(seconds=1))
+    for event in (made, late, back):
+        log.append(event)
+        worker.read_all()
+        clock.advance(2 * WINDOW)
+        worker.close()
+    worker.read_all()
+
+    sent = [(s.revision, s.status, s.reward, s.withdrawn) for s in worker.of(Sample)]
+    silent = [(0, "censored", 0.0, False)] if send_censored else []
+    assert sent == [*silent, (1, "final", 1.0, False), (2, "censored", 0.0, True)]
+
+
 def _longest(number: int) -> str:
     """Return an id that takes as many bytes in JSON as any can: six for each control character."""
     return "\x01" * 122 + f"{number:06}"

@@ -133,6 +133,37 @@ def test_words_beyond_the_bound_are_not_compared() -> None:
     assert similarity(says("x " * MAX_WORDS + "y"), says("x " * MAX_WORDS + "z")) == 1.0
 
 
+def test_a_decision_without_a_reward_has_a_sample_only_where_that_is_wanted_and_it_says_so(
+    decision: Any, feedback: Any
+) -> None:
+    made = decision()
+    silent = evidence_on(made)
+    assert sample_of(silent, rewarded(made)) is None
+    sample = sample_of(silent, rewarded(made), send_censored=True)
+    assert sample is not None
+    assert (sample.status, sample.reward, sample.withdrawn) == ("censored", 0.0, False)
+    assert sample.token_ids == made.token_ids
+
+    rating = feedback(made, score=-1.0)
+    told = sample_of(evidence_on(made, rating), rewarded(made, rating), send_censored=True)
+    assert told is not None
+    assert (told.status, told.reward) == ("final", -1.0)
+    streams = Streams(default_reward=0.25)
+    default = sample_of(silent, rewarded(made, streams=streams), send_censored=True)
+    assert default is not None
+    assert (default.status, default.reward) == ("default", 0.25)
+
+
+def test_where_the_guard_spoke_in_the_policys_place_nothing_is_sent_without_a_reward(
+    decision: Any,
+) -> None:
+    report = GuardReport(action="blocked", where="answer", drawn=says("what the policy said"))
+    made = msgspec.structs.replace(decision(), guard=report)
+    reward = rewarded(made)
+    assert reward.status == "censored"
+    assert sample_of(evidence_on(made), reward, send_censored=True) is None
+
+
 def test_a_sample_says_what_each_signal_added_to_its_reward(decision: Any, feedback: Any) -> None:
     made = decision()
     told = [
