@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from console.gate_report import report_text
-from console.release_view import ReleaseView
+from console.release_view import ActionRow, ReleaseView
 from console.table import table
 from contracts.manifest import Manifest
 
 SHOWN = 12
+MOST_ACTIONS = 20
+"""Actions shown; ``--json`` has them all."""
+
 _LEDGER = ("offset", "sample_id", "decision_id", "outcome", "user_reward_mean")
 
 
@@ -20,6 +24,7 @@ def view_text(view: ReleaseView) -> str:
         parts[0] += f" (number {view.manifest.sequence} of {view.manifest.policy})"
         parts.append(table(("what", "value"), _facts(view, view.manifest)))
         parts.append(_counts(view.outcomes))
+        parts.append(_actions(view.actions))
         parts.append("learned with\n" + "\n".join(_config(view.manifest.config)))
     if view.files:
         rows = [(file.name, file.sha256[:SHOWN], file.state) for file in view.files]
@@ -59,6 +64,21 @@ def _counts(outcomes: dict[str, int]) -> str:
     rest = {name: count for name, count in outcomes.items() if name != "used"}
     rows = [("used", outcomes.get("used", 0)), *rest.items()]
     return table(("samples", "count"), [*rows, ("read in all", sum(outcomes.values()))])
+
+
+def _actions(rows: Sequence[ActionRow]) -> str:
+    """Return what each action got and was taught, of those that are most frequent."""
+    cells = [
+        (
+            row.action,
+            row.samples,
+            f"{row.reward_mean:+.3f}",
+            f"{row.violation_rate:.1%}",
+            f"{row.taught:+.3f}",
+        )
+        for row in rows[:MOST_ACTIONS]
+    ]
+    return table(("action", "samples", "mean reward", "violations", "taught"), cells)
 
 
 def _config(config: dict[str, Any], indent: str = "  ") -> list[str]:

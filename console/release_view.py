@@ -5,9 +5,10 @@ It needs no broker: all of it lies below the state directory.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -19,8 +20,12 @@ from contracts.evidence import GateReport, read_report, reports_of
 from contracts.manifest import Manifest, hash_files, read_manifest, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
+from learner.ledger import NO_REWARD, SUPERSEDED, WITHDRAWN
 
 MOST_NAMED = 5
+UNREWARDED = frozenset({SUPERSEDED, WITHDRAWN, NO_REWARD})
+"""Outcomes of samples that say no reward that holds."""
+
 STATES = "states"
 FileState = Literal["sound", "differs", "missing", "unexpected"]
 
@@ -33,13 +38,27 @@ class FileRow(Struct, frozen=True, kw_only=True):
     state: FileState
 
 
+class ActionRow(Struct, frozen=True, kw_only=True):
+    """What the samples of one action said, and what was taught of them.
+
+    ``reward_mean`` and ``violation_rate`` are over samples with an observed reward; ``taught`` is
+    the sum of coefficients in the loss: above 0 the action was encouraged.
+    """
+
+    action: str
+    samples: int
+    reward_mean: float
+    violation_rate: float
+    taught: float
+
+
 class ReleaseView(Struct, frozen=True, kw_only=True):
     """A version as it lies on disk.
 
     ``manifest`` is None when its files are gone or unreadable. ``fault`` says why it would not be
     loaded, "" when it would. ``state_kept``: `headrace replay` can start from it. ``outcomes``
-    counts the ledger: samples ``used``, and the others by why they taught nothing. ``ledger`` is
-    empty unless it is asked for.
+    counts the ledger: samples ``used``, and the others by why they taught nothing; ``actions`` is
+    the same ledger by action, the most frequent first. ``ledger`` is empty unless it is asked for.
     """
 
     version: str
@@ -50,6 +69,7 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     state_kept: bool
     outcomes: dict[str, int]
     gate: GateReport | None
+    actions: tuple[ActionRow, ...] = ()
     ledger: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -92,6 +112,7 @@ def release_view(settings: Settings, beginning: str, *, samples: bool = False) -
         state_kept=(settings.state_dir / STATES / directory.parent.name / version).is_dir(),
         outcomes=dict(Counter(str(line.get("outcome")) for line in ledger).most_common()),
         gate=gate,
+        actions=_actions(ledger),
         ledger=ledger if samples else (),
     )
 
@@ -128,6 +149,24 @@ def _ledger(directory: Path) -> tuple[dict[str, Any], ...]:
         return tuple(ledger_lines(directory))
     except ValueError:
         return ()
+
+
+def _actions(ledger: Sequence[Mapping[str, Any]]) -> tuple[ActionRow, ...]:
+    """Return the rows of actions; a mean over all would hide what one of them came to."""
+    by_action: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for line in ledger:
+        if line.get("outcome") not in UNREWARDED and not line.get("reward_model"):
+            by_action[str(line.get("action") or "-")].append(line)
+    return tuple(
+        ActionRow(
+            action=action,
+            samples=len(lines),
+            reward_mean=fmean(float(line.get("reward", 0.0)) for line in lines),
+            violation_rate=fmean(float(bool(line.get("violation"))) for line in lines),
+            taught=sum(float(line.get("coefficient", 0.0)) for line in lines),
+        )
+        for action, lines in sorted(by_action.items(), key=lambda item: (-len(item[1]), item[0]))
+    )
 
 
 def _fault(settings: Settings, directory: Path, version: str) -> str:

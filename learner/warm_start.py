@@ -23,6 +23,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     set_seed,
 )
@@ -144,10 +145,49 @@ def make_policy(
         tokenizer = train_tokenizer(conversations, recipe.vocabulary)
         examples = [encode_example(tokenizer, conversation) for conversation in conversations]
         model = new_model(tokenizer, recipe)
-        _train(model, examples, recipe, seed=seed, steps=steps, progress=progress)
+        train(model, examples, recipe, seed=seed, steps=steps, progress=progress)
     finally:
         torch.set_num_threads(before)
-    return _save(model, tokenizer, out)
+    return save_policy(model, tokenizer, out)
+
+
+def train(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    recipe: Recipe,
+    *,
+    seed: int,
+    steps: int,
+    progress: bool,
+) -> None:
+    """Train all weights that have a gradient on what the assistant said; changes ``model``."""
+    optimizer = torch.optim.AdamW(
+        [one for one in model.parameters() if one.requires_grad],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
+    warm_up = min(recipe.warm_up, max(1, steps // 4))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warm_up, 1.0) * (1.0 - 0.9 * min(step / steps, 1.0)),
+    )
+    decoder: Any = model.get_decoder()
+    head: Any = model.get_output_embeddings()
+    model.train()
+    batches = _batches(examples, recipe.batch, random.Random(seed))
+    bar = tqdm(range(steps), desc="warm start", unit="step", disable=not progress)
+    for _ in bar:
+        ids, labels = _pad(next(batches), int(model.config.pad_token_id or 0))
+        hidden_blh = decoder(input_ids=ids, use_cache=False).last_hidden_state
+        said_bl = labels[:, 1:] != IGNORED
+        loss = cross_entropy(head(hidden_blh[:, :-1][said_bl]), labels[:, 1:][said_bl])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
 
 
 def train_tokenizer(
@@ -239,39 +279,6 @@ def _trainable_text(conversations: Sequence[list[dict[str, Any]]]) -> Iterator[s
                     yield str(value)
 
 
-def _train(
-    model: LlamaForCausalLM,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    *,
-    seed: int,
-    steps: int,
-    progress: bool,
-) -> None:
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    warm_up = min(recipe.warm_up, max(1, steps // 4))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warm_up, 1.0) * (1.0 - 0.9 * min(step / steps, 1.0)),
-    )
-    model.train()
-    batches = _batches(examples, recipe.batch, random.Random(seed))
-    bar = tqdm(range(steps), desc="warm start", unit="step", disable=not progress)
-    for _ in bar:
-        ids, labels = _pad(next(batches), int(model.config.pad_token_id or 0))
-        logits = model(input_ids=ids, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.eval()
-
-
 def _batches(examples: Sequence[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
     """Yield batches without end; those of similar length go together, to save padding."""
     while True:
@@ -295,7 +302,8 @@ def _pad(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor
     return ids, labels
 
 
-def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> Path:
+def save_policy(model: PreTrainedModel, tokenizer: Any, out: Path) -> Path:
+    """Write an ordinary Hugging Face directory; ``out`` appears whole or not at all."""
     temporary = out.with_name(out.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config = GenerationConfig(

@@ -18,9 +18,26 @@ from contracts.signing import signing_key
 from tests.console.story import START, Story, write_version
 from tests.signing_keys import new_key
 
+FATES = (
+    ("used", "search", 1.0, 0.3),
+    ("used", "search", -0.5, -0.2),
+    ("judge", "search", 0.4, 0.0),
+    ("stale", "refuse", 0.5, 0.0),
+    ("superseded", "search", -1.0, 0.0),
+    ("used", "refuse", 1.0, 0.1),
+)
 LEDGER = [
-    {"sample_id": f"s-{n}", "decision_id": f"d-{n}", "offset": 10 + n, "outcome": outcome}
-    for n, outcome in enumerate(["used", "used", "judge", "stale", "superseded", "used"])
+    {
+        "sample_id": f"s-{n}",
+        "decision_id": f"d-{n}",
+        "offset": 10 + n,
+        "outcome": outcome,
+        "action": action,
+        "reward": reward,
+        "violation": n == 1,
+        "coefficient": coefficient,
+    }
+    for n, (outcome, action, reward, coefficient) in enumerate(FATES)
 ]
 
 
@@ -68,6 +85,21 @@ def test_a_version_is_shown_with_its_offsets_samples_users_and_sound_files(
     assert ["13", "s-3", "d-3", "stale", "-"] in words
     assert "id, files and signature are sound" in rows
     assert "it did not come before the gate yet" in rows
+
+
+def test_rewards_violations_and_what_was_taught_are_told_action_by_action(
+    state_dir: Path, version: str
+) -> None:
+    _, view = _view(state_dir, version)
+    search, refuse = view["actions"]
+    assert (search["action"], search["samples"]) == ("search", 3)  # superseded: it holds no more
+    assert search["reward_mean"] == pytest.approx(0.3)
+    assert search["violation_rate"] == pytest.approx(1 / 3)
+    assert search["taught"] == pytest.approx(0.1)
+    assert (refuse["samples"], refuse["violation_rate"]) == (2, 0.0)
+
+    words = [row.split() for row in _run(state_dir, "show", version).output.splitlines()]
+    assert ["search", "3", "+0.300", "33.3%", "+0.100"] in words
 
 
 def test_a_changed_a_missing_and_an_added_file_are_told_apart(

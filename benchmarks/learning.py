@@ -1,0 +1,140 @@
+"""Does it really learn? Right answers to real questions against the number of live interactions.
+
+``python -m benchmarks.learning --model DIR`` lets a small policy answer the questions of BANKING77
+and CLINC150 for 10,000 interactions: the full loop, the loop without each of its parts, a
+contextual bandit that gets the same kind of feedback, and the same policy told every right answer.
+Each run, one variant with one seed, is kept as soon as it ends in ``learning.json`` of
+``benchmarks/results``, and is not made again; ``--table`` prints what is there and draws the plot.
+
+DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of its lower blocks.
+Nothing was tuned on the held-out questions of the seeds reported, nor on any test file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+
+from benchmarks.learning_questions import SETS, read_questions
+from benchmarks.learning_report import plot, table
+from benchmarks.loop import RESULTS, commit, machine
+from contracts.settings import load_settings
+
+BLOCKS, SEEDS, INTERACTIONS = 8, 3, 10_000
+BANDIT, SKYLINE = "bandit", "skyline"
+NAMES = (
+    *("full", BANDIT, SKYLINE, "unweighted", "no-baseline", "no-replay", "no-lagrangian"),
+    "no-corrections",
+)
+
+Cell = tuple[str, str, int]
+"""A run: the set of questions, the variant, the seed."""
+
+
+def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> dict[str, Any]:
+    """Return what one run came to."""
+    import torch
+
+    from benchmarks.learning_live import VARIANTS, live
+    from benchmarks.learning_peers import bandit, skyline
+
+    torch.set_num_threads(1)
+    name, variant, seed = cell
+    questions = read_questions(name, data)
+    given: dict[str, Any] = {"seed": seed, "interactions": interactions, "place": place}
+    began = time.process_time()
+    with TemporaryDirectory() as directory:
+        if variant == BANDIT:
+            found = bandit(questions, **given)
+        elif variant == SKYLINE:
+            found = skyline(questions, base, Path(directory), **given)
+        else:
+            way = next(one for one in VARIANTS if one.name == variant)
+            found = live(questions, base, way, Path(directory), **given)
+    seconds = time.process_time() - began
+    return {"set": name, "variant": variant, "seed": seed, "cpu_seconds": seconds, **found}
+
+
+def cells_of(options: argparse.Namespace, found: dict[str, Any]) -> Iterator[Cell]:
+    """Yield the runs that are asked for and not there yet; seed by seed, so that rows grow even."""
+    there = {(row["set"], row["variant"], row["seed"]) for row in found.get("runs", [])}
+    for seed in options.seeds:
+        for name in options.sets:
+            for variant in options.variants:
+                if (name, variant, seed) not in there:
+                    yield name, variant, seed
+
+
+def measure(options: argparse.Namespace, path: Path) -> None:
+    """Make the runs that are missing, and keep each as soon as it ends."""
+    from benchmarks.learning_base import make_base
+
+    settings = load_settings()
+    data = options.data or settings.data_dir
+    found = read(path)
+    work = settings.state_dir / "learning"
+    bases = {}
+    for name in options.sets:
+        questions = read_questions(name, data)
+        bases[name] = make_base(
+            str(options.model), options.blocks, questions, work / f"{name}-{options.blocks}"
+        )
+        found.setdefault("monitor", {})[name] = questions.monitor_rates()
+    origin = {"machine": machine(), "commit": commit(), "model": options.model.name}
+    found |= {**origin, "blocks": options.blocks, "interactions": options.interactions}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting: list[Future[dict[str, Any]]] = [
+            pool.submit(run, cell, bases[cell[0]], data, options.interactions, at % options.jobs)
+            for at, cell in enumerate(cells_of(options, found))
+        ]
+        for done in as_completed(waiting):
+            found.setdefault("runs", []).append(done.result())
+            write(found, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the runs kept so far."""
+    return dict(msgspec.json.decode(path.read_bytes())) if path.exists() else {}
+
+
+def write(found: dict[str, Any], path: Path) -> None:
+    """Keep the runs."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Make the runs that are missing, print the table and draw the plot; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("--model", type=Path, metavar="DIR", help="SmolLM2-135M, safetensors")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of public data sets")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
+    parser.add_argument("--interactions", type=int, default=INTERACTIONS)
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of the model that are used")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
+    parser.add_argument("--out", type=Path, default=RESULTS / "learning.json", metavar="FILE")
+    parser.add_argument("--table", action="store_true", help="print what is there only")
+    options = parser.parse_args(given)
+    if not options.table:
+        if options.model is None:
+            parser.error("--model DIR is needed: SmolLM2-135M-Instruct in safetensors")
+        measure(options, options.out)
+    found = read(options.out)
+    print(table(found))
+    plot(found, options.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The loop of `benchmarks.learning`: it learns, nothing collapses, and what it is compared with."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.learning_desk import LiveDesk
+from benchmarks.learning_live import LATEST, VARIANTS, live
+from benchmarks.learning_peers import Bandit, Told, bandit
+from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
+from benchmarks.learning_report import plot, table
+from contracts.errors import UnavailableError
+from contracts.settings import load_settings
+from simulator.product import Prompt, say
+
+SEED = 1
+INTERACTIONS = 4_096
+FULL = VARIANTS[0]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("seed", [SEED])
+def test_no_intent_of_the_desk_collapses_while_the_mean_rises(seed: int, tmp_path: Path) -> None:
+    """On this seed an earlier recipe lost an intent: right .93 of its questions, then .12.
+
+    That one let repeated answers move the price of violations, repeated half of each batch, and
+    had its limit below the monitor's false alarms.
+    """
+    print(f"seed {seed}")
+    desk = LiveDesk()
+    base = desk.make_base(tmp_path / "base", steps=300)
+    run = tmp_path / "run"
+    run.mkdir()
+
+    found = live(desk, base, FULL, run, seed=seed, interactions=INTERACTIONS)
+
+    parts = [part for part in found["live"] if part["interactions"] % LATEST == 0]
+    for intent in ("order", "calc", "faq", "ambiguous", "unsafe", "human"):
+        rates = [part[f"{intent}: right"] for part in parts]
+        assert min(rates[2:]) >= max(rates[0] - 0.15, 0.0), (intent, rates)
+        fallen = [max(rates[:at]) - rate for at, rate in enumerate(rates) if at]
+        assert max(fallen) <= 0.3, (intent, rates)
+    first, last = found["points"][0], found["points"][-1]
+    assert last["utility"] > first["utility"] + 0.05
+    assert parts[-1]["violations"] < parts[0]["violations"] / 3
+    assert parts[-1]["violations"] <= 0.02  # the limit of the constraint
+    assert found["multiplier"][-1] < 3.0  # it does not climb for ever
+
+
+def _topics() -> Topics:
+    """Twelve topics that a word each tells, and one that wants a person."""
+    names = [f"topic_{letter}" for letter in "abcdefghijkl"]
+    rng = random.Random(5)
+    rows = [
+        Row(f"{rng.choice(('please', 'hello', 'i want'))} word{name[-1]} {n}", name, "topic")
+        for name in names
+        for n in range(80)
+    ]
+    return Topics("banking77", rows)
+
+
+def test_the_bandit_learns_from_what_users_say_of_its_own_answers() -> None:
+    product = _topics()
+    product.labelled = product.labelled[::5]  # one a topic
+
+    found = bandit(product, seed=SEED, interactions=1_000)
+
+    assert found["points"][-1]["right"] > 0.9
+    assert found["live"][-1]["right"] > found["live"][0]["right"] - 0.05
+    assert found["live"][-1]["right"] < 1.0  # it explores
+
+
+def test_a_bandit_that_is_told_the_contrary_changes_its_mind() -> None:
+    product = _topics()
+    chooser = Bandit(product, SEED)
+    asked = product.held[0]
+    right = str(asked.right.content)
+    other = next(topic for topic in sorted(product.topics) if topic != right)
+    assert chooser.answer([asked.text], explore=False) == [right]
+
+    for _ in range(20):
+        chooser.tell(Told(asked.text, right, pleased=False))
+        chooser.tell(Told(asked.text, other, pleased=True))
+    chooser.fit()
+
+    assert chooser.answer([asked.text], explore=False) == [other]
+
+
+def test_what_users_feel_follows_from_kind_and_answer() -> None:
+    product = Topics(
+        "clinc150",
+        [
+            *(Row(f"move money {n}", "transfer", "restricted") for n in range(120)),
+            *(Row(f"weather {n}", "weather", "topic") for n in range(900)),
+            *(Row(f"who won {n}", "", "out-of-scope") for n in range(100)),
+        ],
+    )
+    money = next(p for p in product.held if p.intent == "restricted")
+    beyond = next(p for p in product.held if p.intent == "out-of-scope")
+
+    def judged(prompt: Prompt, answer: str) -> tuple[float, bool, bool]:
+        found = product.judge(prompt, say(answer))
+        return found.utility, found.violation, found.right_action
+
+    assert judged(money, "transfer") == (0.3, True, False)
+    assert judged(money, "weather") == (-0.5, True, False)
+    assert judged(money, ESCALATE) == (0.4, False, True)
+    assert judged(beyond, ESCALATE) == (1.0, False, True)
+    assert judged(beyond, "weather") == (-0.5, False, False)
+    assert judged(beyond, "no such topic") == (-1.0, False, False)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_labelled_held_out_and_live_questions_share_no_text(name: str) -> None:
+    try:
+        product = read_questions(name, load_settings().data_dir)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    labelled = {text.lower() for text, _ in product.labelled}
+    held = {prompt.text.lower() for prompt in product.held}
+    live_ = {prompt.text.lower() for prompts in product.asked.values() for prompt in prompts}
+    assert not labelled & held
+    assert not labelled & live_
+    assert not held & live_
+    assert len(live_) > 8_000
+    answers = {str(prompt.right.content) for prompt in product.held} - {ESCALATE}
+    assert answers <= product.topics
+
+    asked = list(islice(product.live(SEED), 2 * SHIFT_AT))
+    restricted = [prompt.intent == "restricted" for prompt in asked]
+    if name == "clinc150":
+        assert 0.02 < sum(restricted[:SHIFT_AT]) / SHIFT_AT < 0.06
+        assert 0.13 < sum(restricted[SHIFT_AT:]) / SHIFT_AT < 0.19
+        rates = product.monitor_rates()
+        assert rates["recall"] > 0.7
+        assert rates["false_alarms"] < 0.015  # below the limit of the constraint
+    else:
+        assert not any(restricted)
+
+
+def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Path) -> None:
+    def run(variant: str, first: float, last: float) -> dict[str, object]:
+        points = [{"interactions": 0, "right": first}, {"interactions": 10_000, "right": last}]
+        lived = [{"interactions": n, "right": last, "violations": 0.0} for n in range(4)]
+        return {"set": "s", "variant": variant, "seed": 0, "points": points, "live": lived}
+
+    found = {
+        "interactions": 10_000,
+        "runs": [run("full", 0.4, 0.8), run("skyline", 0.4, 0.9), run("bandit", 0.5, 0.6)],
+    }
+    text = table(found)
+    assert "| full loop | 1 | 0.400 | 0.800 [0.800, 0.800] | 80% |" in text
+    plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1_000
