@@ -139,6 +139,8 @@ class LocalModel:
             mask[place, width - len(job.prompt) :] = 1
         network = self._select(model)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
+        # A slice would not be contiguous, and a frozen head then be copied for every row.
+        last = torch.tensor([-1])
         cache: Any = None
         while True:
             out = network(
@@ -147,7 +149,7 @@ class LocalModel:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last,
             )
             cache = out.past_key_values
             drawn = [

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from contracts.errors import SettingsError
+from contracts.events import Sampling
 from contracts.settings import Policy, Settings
 from learner.buckets import TokenSequence, bucketed
 from learner.policy import (
@@ -21,7 +22,7 @@ from learner.policy import (
     load_policy,
     save_adapter,
 )
-from serving.generation import LocalModel
+from serving.generation import Job, LocalModel
 from tests.messages import calls, says
 
 SEQUENCES = [
@@ -105,6 +106,25 @@ def test_an_adapter_learned_on_any_architecture_serves_with_the_same_logprobs(
         rows = torch.log_softmax(logits, dim=-1)[first:-1]
         wanted = rows.gather(1, torch.tensor(sequence.response_ids)[:, None])[:, 0].tolist()
         assert row == pytest.approx(wanted, abs=1e-5)
+
+
+def test_the_engine_gives_the_head_rows_that_need_no_copy_of_its_weights(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """torch copies frozen weights once per row of a batch when the rows are not contiguous."""
+    save_adapter(load_policy(settings), tmp_path)
+    engine = LocalModel(settings.policy.model, 64)
+    engine.load_adapter("learned", tmp_path)
+    seen = []
+    head = engine._base.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    sampling = Sampling(max_tokens=3, seed=1)
+    jobs = [Job([9, 10, 11], sampling, lambda *_: None, lambda: False) for _ in range(2)]
+
+    engine.generate("learned", jobs)
+
+    assert seen
+    assert all(seen)
 
 
 def test_an_architecture_without_layers_to_adapt_is_refused_by_name(
