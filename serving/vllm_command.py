@@ -14,7 +14,7 @@ MAX_SEQUENCES = 16
 STEP_TOKENS = 128
 """Tokens of prompts and answers in one step: an adapter is loaded between two of them."""
 DOOR = Path(__file__).parent / "door"
-"""The one folder of ours on vLLM's import path: it holds nothing but the door."""
+"""The one folder of ours on vLLM's import path: it holds the door and a worker."""
 
 
 def vllm_command(
@@ -56,6 +56,7 @@ def vllm_command(
         *("--logprobs-mode", "processed_logprobs"),
         *("--generation-config", "vllm"),
         *("--middleware", "engine_door.EngineDoor"),
+        *("--worker-cls", "engine_worker.EngineWorker"),
         "--disable-uvicorn-access-log",
     ]
     environment = {

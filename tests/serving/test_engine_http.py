@@ -17,6 +17,7 @@ from contracts.errors import EngineError
 from contracts.events import Sampling
 from serving.engine import EngineAnswer, EngineRequest
 from serving.http_engine import HttpEngine
+from serving.vllm_command import STEP_TOKENS
 from tests.serving.http_server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,22 @@ async def test_the_same_seed_draws_the_same_tokens(engine: HttpEngine) -> None:
     seeded = Sampling(temperature=1.5, max_tokens=20, seed=11)
     first, second = [await engine.complete(asks("tell", sampling=seeded)) for _ in range(2)]
     assert first.token_ids == second.token_ids
+
+
+async def test_a_seed_draws_the_same_tokens_where_prompts_take_several_steps(
+    engine: HttpEngine,
+) -> None:
+    """More of them at once than a step of the engine takes: some are cut."""
+    question = "tell me more " * 8
+    asked = [
+        asks(question, sampling=Sampling(temperature=1.5, max_tokens=8, seed=place))
+        for place in range(12)
+    ]
+    together = await asyncio.gather(*(engine.complete(one) for one in asked))
+    assert sum(len(answer.prompt_token_ids) for answer in together) > 3 * STEP_TOKENS
+    for one, answer in zip(asked[:4], together, strict=False):
+        alone = await engine.complete(one)
+        assert alone.token_ids == answer.token_ids
 
 
 async def test_an_answer_that_reaches_its_bound_says_so(engine: HttpEngine) -> None:
