@@ -1,12 +1,13 @@
 """Does it really learn? Right answers to real questions against the number of live interactions.
 
-``python -m benchmarks.learning --model DIR`` lets a small policy answer the questions of BANKING77
+``python -m benchmarks.learning --model DIR`` lets a policy of 135 million
+parameters answer the questions of BANKING77
 and CLINC150 for 10,000 interactions: the full loop, the loop without each of its parts, a
 contextual bandit that gets the same kind of feedback, and the same policy told every right answer.
 Each run, one variant with one seed, is kept as soon as it ends in ``learning.json`` of
 ``benchmarks/results``, and is not made again; ``--table`` prints what is there and draws the plot.
 
-DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of its lower blocks.
+DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of it.
 Nothing was tuned on the held-out questions of the seeds reported, nor on any test file.
 """
 
@@ -29,7 +30,7 @@ from benchmarks.learning_report import plot, table
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.settings import load_settings
 
-BLOCKS, SEEDS, INTERACTIONS = 8, 3, 10_000
+SEEDS, INTERACTIONS = 3, 10_000
 BANDIT, SKYLINE = "bandit", "skyline"
 NAMES = (
     *("full", BANDIT, SKYLINE, "unweighted", "no-baseline", "no-replay", "no-lagrangian"),
@@ -85,12 +86,10 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     bases = {}
     for name in options.sets:
         questions = read_questions(name, data)
-        bases[name] = make_base(
-            str(options.model), options.blocks, questions, work / f"{name}-{options.blocks}"
-        )
+        bases[name] = make_base(str(options.model), questions, work / name)
         found.setdefault("monitor", {})[name] = questions.monitor_rates()
     origin = {"machine": machine(), "commit": commit(), "model": options.model.name}
-    found |= {**origin, "blocks": options.blocks, "interactions": options.interactions}
+    found |= {**origin, "interactions": options.interactions}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting: list[Future[dict[str, Any]]] = [
@@ -121,7 +120,6 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--interactions", type=int, default=INTERACTIONS)
-    parser.add_argument("--blocks", type=int, default=BLOCKS, help="of the model that are used")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "learning.json", metavar="FILE")
     parser.add_argument("--table", action="store_true", help="print what is there only")

@@ -1,8 +1,7 @@
 """The policy that `benchmarks.learning` starts from: a small chat model that saw a few labels.
 
-The lower blocks of a pre-trained model and its head, trained on five labelled questions per topic
-by `learner.warm_start`. Fewer blocks say less well what they could, in less time: what is compared
-is how the same base goes on learning.
+SmolLM2-135M trained on five labelled questions per topic by `learner.warm_start`: what a team
+would do before it goes live.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ TEMPLATE = """\
 {%- else -%}{{- ' ' + message.content + eos_token -}}{%- endif -%}
 {%- endfor -%}
 """
-RECIPE = Recipe(batch=32, learning_rate=5e-4, warm_up=20, threads=1)
-SHOWN = 6_000
+RECIPE = Recipe(batch=32, learning_rate=2e-4, warm_up=20, threads=1)
+SHOWN = 4_000
 """Labelled questions shown in training, each one several times."""
 
 
-def make_base(model: str, blocks: int, questions: Topics, out: Path, shown: int = SHOWN) -> Path:
-    """Make the base from the first ``blocks`` blocks of a chat model, and return where it is.
+def make_base(model: str, questions: Topics, out: Path) -> Path:
+    """Make the base from a chat model, and return where it is.
 
     It is made once: what is in ``out`` already is taken as it is.
     """
@@ -44,9 +43,9 @@ def make_base(model: str, blocks: int, questions: Topics, out: Path, shown: int 
         for text, answer in questions.labelled
     ]
     set_seed(0)
-    cut: Any = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, use_safetensors=True, num_hidden_layers=blocks
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, use_safetensors=True
     )
-    cut.get_input_embeddings().weight.requires_grad_(False)
-    train(cut, examples, RECIPE, seed=0, steps=shown // RECIPE.batch, progress=True)
-    return save_policy(cut.to(torch.bfloat16), tokenizer, out)
+    base.get_input_embeddings().weight.requires_grad_(False)
+    train(base, examples, RECIPE, seed=0, steps=SHOWN // RECIPE.batch, progress=True)
+    return save_policy(base.to(torch.bfloat16), tokenizer, out)

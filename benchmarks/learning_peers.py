@@ -39,7 +39,7 @@ from learner.update import MicroBatch, new_train_state, update
 from simulator.product import Prompt, say
 
 REFIT, EXPLORED = 250, 0.05
-AGAIN = 3
+AGAIN = 1
 """Earlier labels that the skyline sees again, for each new one."""
 
 
