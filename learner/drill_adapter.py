@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from contracts.errors import SettingsError
 from contracts.events import Message
+from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence, bucket_of
-from learner.policy import ADAPTER_WEIGHTS, Policy, correction_ids, restore_adapters
+from learner.policy import ADAPTER_WEIGHTS, Policy, restore_adapters
 
 Likeness = Literal["copy", "garbage", "unsafe"]
 

@@ -70,7 +70,7 @@ def experience_of(
     """Return the experience in a `Sample` event.
 
     ``sequences`` maps the ids of released versions to their release numbers; ``correction_ids``
-    come from `learner.policy.correction_ids`.
+    come from `learner.assistant_turn.correction_ids`.
     """
     logged = sample.features.get(USER_REWARD_MEAN)
     greedy = 0.0 <= sample.temperature < LEAST_TEMPERATURE

@@ -18,8 +18,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from contracts.events import FunctionCall, Message, ToolCall
+from learner.assistant_turn import assistant_text
 from learner.buckets import TokenSequence
-from learner.policy import Policy, assistant_text
+from learner.policy import Policy
 
 MOST_TOOLS = 16
 SPEAKS = "answer"

@@ -31,6 +31,7 @@ from contracts.signing import signing_key
 from contracts.topics import RELEASES, SAMPLES
 from contracts.tracing import current_trace_headers, span
 from learner import checkpoint
+from learner.assistant_turn import correction_ids
 from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
@@ -38,7 +39,7 @@ from learner.following import lead
 from learner.imputation import impute
 from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
 from learner.outlet import Outlet, Output
-from learner.policy import correction_ids, load_policy
+from learner.policy import load_policy
 from learner.practice import read_practice
 from learner.progress import (
     Progress,

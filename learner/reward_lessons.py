@@ -17,8 +17,8 @@ from contracts.events import Event, Preference, Sample
 from contracts.judges import is_judge
 from contracts.settings import Policy, Settings
 from contracts.topics import SAMPLES
+from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
-from learner.policy import correction_ids
 from learner.reward_training import Lesson, Pair, Rated
 
 LEAST_LESSONS = 60

@@ -1,4 +1,4 @@
-"""Log-probabilities, adapters on disk, and how a correction becomes tokens."""
+"""Log-probabilities, and adapters on disk."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ from contracts.errors import SettingsError
 from contracts.events import Sampling
 from contracts.settings import Policy, Settings
 from learner.buckets import TokenSequence, bucketed
-from learner.policy import (
-    TARGET_MODULES,
-    assistant_text,
-    correction_ids,
-    load_policy,
-    save_adapter,
-)
+from learner.policy import TARGET_MODULES, load_policy, save_adapter
 from serving.generation import Job, LocalModel
-from tests.messages import calls, says
 
 SEQUENCES = [
     TokenSequence((10, 11, 12, 13), (20, 21, 3)),
@@ -205,16 +198,3 @@ def test_a_rank_the_engine_would_refuse_is_refused_at_once(settings: Settings) -
 
     with pytest.raises(SettingsError, match="max_lora_rank"):
         load_policy(msgspec.structs.replace(settings, learner=learner))
-
-
-def test_a_tool_call_is_written_in_the_hermes_form() -> None:
-    wanted = '<tool_call>{"name": "search", "arguments": {"n": 4}}</tool_call>'
-    assert assistant_text(calls("search", '{"n":4}')) == wanted
-
-
-def test_a_correction_becomes_the_turn_after_the_prompt_with_its_end(tiny_model: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-
-    ids = correction_ids(tokenizer, says("w3 w4"))
-
-    assert tokenizer.convert_ids_to_tokens(list(ids)) == ["w3", "w4", "<|end|>"]
