@@ -22,8 +22,9 @@ from console.system_libraries import loader_environment
 from contracts import settings as s
 from contracts.errors import EngineError
 from contracts.events import BASE_VERSION, Sampling
+from learner.adapters import load_policy, save_adapter
 from learner.buckets import TokenSequence
-from learner.policy import Policy, load_policy, save_adapter
+from learner.policy import Policy
 from serving.engine import EngineRequest
 from serving.http_engine import HttpEngine
 from serving.vllm_command import vllm_command

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from benchmarks.loop import RESULTS, commit, machine, run_demo
 from benchmarks.plan_desk import BAD, GOOD, QUESTIONS, Desk, plan_settings
-from learner.policy import load_policy, save_adapter
+from learner.adapters import load_policy, save_adapter
 from learner.progress import Progress, advance
 from learner.update import new_train_state
 

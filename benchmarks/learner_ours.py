@@ -29,10 +29,10 @@ from benchmarks.learner_workload import (
     tokens,
 )
 from contracts import settings as s
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience
 from learner.objective import Objective, Scored, descend
-from learner.policy import load_policy
 from learner.update import MicroBatch, TrainState, new_train_state, update
 
 MAX_TOKENS = 1 << 17

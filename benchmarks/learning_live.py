@@ -24,11 +24,11 @@ from benchmarks.learning_users import POLICY, Closing, Crowd, Drawn, Product, sh
 from contracts.events import BASE_VERSION, Message, Sample, Sampling
 from contracts.settings import Engine, Learner, Policy, Settings
 from contracts.signing import make_signing_key
+from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.losses import LOSSES, Bounds, LossValue, Terms
-from learner.policy import load_policy
 from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import Published, publish
 from learner.update import new_train_state

@@ -33,9 +33,9 @@ from benchmarks.learning_questions import ESCALATE, Topics
 from benchmarks.learning_users import POLICY, START, Closing, Crowd, Drawn, shares
 from contracts.events import Message, Sample, text_of
 from contracts.settings import Engine, Learner, Policy, Settings
+from learner.adapters import load_policy, save_adapter
 from learner.assistant_turn import correction_ids
 from learner.experience import Experience
-from learner.policy import load_policy, save_adapter
 from learner.update import MicroBatch, new_train_state, update
 from simulator.product import Prompt, say
 

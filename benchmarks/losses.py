@@ -32,10 +32,10 @@ from benchmarks.off_policy_simulator import WARM_START_STEPS, answers_of, serve
 from contracts.codec import to_json
 from contracts.events import BASE_VERSION
 from contracts.settings import Engine, Learner, Policy, Settings
+from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.experience import Experience
 from learner.losses import LOSSES, Bounds, LossValue, Terms, ppo
-from learner.policy import load_policy
 from learner.practice import read_practice
 from learner.progress import Progress, advance
 from learner.update import TrainState, new_train_state

@@ -26,9 +26,9 @@ from contracts.events import BASE_VERSION, Sampling
 from contracts.settings import Engine, Policy, Settings
 from contracts.tool_calls import ToolCallScanner, answer_message
 from guard.exchange import action_of
+from learner.adapters import load_policy, save_adapter
 from learner.evaluation import release_evidence
 from learner.experience import Experience
-from learner.policy import load_policy, save_adapter
 from learner.progress import Progress, advance
 from learner.update import TrainState, new_train_state
 from learner.warm_start import Demonstration, Recipe, make_policy

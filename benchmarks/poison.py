@@ -36,9 +36,9 @@ from benchmarks.loop import RESULTS, commit, machine
 from benchmarks.plan_desk import GOOD, Desk, plan_settings
 from contracts.judges import is_judge
 from contracts.settings import Gate
+from learner.adapters import load_policy
 from learner.evaluation import release_evidence
 from learner.experience import Experience
-from learner.policy import load_policy
 from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import publish
 from learner.update import new_train_state

@@ -31,9 +31,9 @@ from msgspec.structs import replace
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
+from learner.base_model import blocks_of
 from learner.buckets import TokenSequence
 from learner.calibration import Calibration, Floats, errors_on_pairs, proportion
-from learner.policy import blocks_of
 from learner.reward_card import Recipe
 from learner.reward_fitting import Fitted, Scores, Slices, fit, scores_of
 from learner.reward_model import cut

@@ -19,9 +19,10 @@ from torch import Tensor
 from contracts.errors import ManifestError
 from contracts.events import BASE_VERSION
 from contracts.manifest import verify
+from learner.adapters import ADAPTER_WEIGHTS, restore_adapters
 from learner.buckets import TokenSequence
 from learner.experience import Experience
-from learner.policy import ADAPTER_WEIGHTS, Policy, restore_adapters
+from learner.policy import Policy
 
 _log = logging.getLogger("learner")
 

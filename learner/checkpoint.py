@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from contracts.codec import to_json
 from contracts.errors import SettingsError
 from contracts.manifest import file_sha256
+from learner.adapters import restore_adapters
 from learner.anchor import Anchor
 from learner.directory import CrashPoint, appear, clear_partial, no_crash
-from learner.policy import restore_adapters
 from learner.progress import Progress
 from learner.update import TrainState
 

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from contracts.errors import SettingsError
 from contracts.events import Message
+from learner.adapters import ADAPTER_WEIGHTS, restore_adapters
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence, bucket_of
-from learner.policy import ADAPTER_WEIGHTS, Policy, restore_adapters
+from learner.policy import Policy
 
 Likeness = Literal["copy", "garbage", "unsafe"]
 

@@ -15,11 +15,12 @@ from contracts.evidence import ReleaseEvidence, write_evidence
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.settings import Settings
 from contracts.signing import signing_key
+from learner.adapters import load_policy, save_adapter
 from learner.checkpoint import newest_progress
 from learner.directory import appear, no_crash, versions_directory
 from learner.drill_adapter import Likeness, read_prompts, shape
 from learner.evaluation import release_evidence
-from learner.policy import Policy, load_policy, save_adapter
+from learner.policy import Policy
 from learner.progress import Progress
 from learner.publish import LEDGER, code_version
 from learner.reward_model import named_reward_model

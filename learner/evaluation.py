@@ -21,6 +21,7 @@ from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence,
 from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
+from learner.adapters import ADAPTER_WEIGHTS
 from learner.anchor import other_adapters
 from learner.buckets import TokenSequence
 from learner.directory import versions_directory
@@ -28,7 +29,7 @@ from learner.drawing import draw
 from learner.experience import Experience
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
 from learner.off_policy import Floats, Foretold, LoggedAnswers, Resampled
-from learner.policy import ADAPTER_WEIGHTS, Policy
+from learner.policy import Policy
 from learner.progress import Progress
 from learner.reward_model import RewardModel
 from learner.update import unusable

@@ -12,8 +12,8 @@ import torch
 
 from contracts.settings import Settings
 from learner import checkpoint
+from learner.adapters import load_policy, restore_adapters
 from learner.anchor import Anchor
-from learner.policy import load_policy, restore_adapters
 from learner.progress import Progress
 from learner.ranks import STOP, Order, Ranks
 from learner.update import MicroBatch, TrainState, new_train_state, update

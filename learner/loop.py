@@ -31,6 +31,7 @@ from contracts.signing import signing_key
 from contracts.topics import RELEASES, SAMPLES
 from contracts.tracing import current_trace_headers, span
 from learner import checkpoint
+from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
@@ -39,7 +40,6 @@ from learner.following import lead
 from learner.imputation import impute
 from learner.ledger import SUPERSEDED, UNTAUGHT, WITHDRAWN
 from learner.outlet import Outlet, Output
-from learner.policy import load_policy
 from learner.practice import read_practice
 from learner.progress import (
     Progress,

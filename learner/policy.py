@@ -1,65 +1,25 @@
 """The policy: a frozen base model with LoRA adapters, and the log-probabilities it gives.
 
-The only file of the learner that touches transformers and PEFT; it knows nothing of rewards.
+It scores sequences and draws answers. How a base gets its adapters is in `learner.adapters`; of
+rewards it knows nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import torch
-from msgspec import Struct
 from msgspec.structs import replace
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.pytorch_utils import Conv1D
 
-from contracts.codec import to_json
-from contracts.errors import SettingsError
-from contracts.manifest import file_sha256
-from contracts.settings import Settings
-from learner.body import Body, body_of, packed
+from learner.body import Body, packed
 from learner.buckets import Bucket, TokenSequence, bucket_of, bucketed
-from learner.device import (
-    ON_CPU,
-    BaseDtype,
-    Placement,
-    chosen_device,
-    computes_in_bfloat16,
-    prepare,
-)
-from learner.head import Head, check_head, scaling_of
-from learner.ranks import ALONE, Ranks, shard
+from learner.head import Head, scaling_of
+from learner.ranks import ALONE, Ranks
 
-TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The layers adapted in a model that has layers of these names, as Llama's descendants have."""
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 Item = TypeVar("Item")
-HEAD_TOLERANCE = 0.02
-"""Largest difference between our logits and the model's own: rounding in bfloat16 is below it."""
-
-
-class Adapting(Struct, frozen=True, kw_only=True):
-    """How a base is adapted: rank and alpha of the adapters, and the seed of their first weights.
-
-    Of the base's blocks the first ``blocks`` are kept, and of these the last ``adapted`` have
-    adapters; 0: all of them.
-    """
-
-    rank: int
-    alpha: float
-    seed: int
-    blocks: int = 0
-    adapted: int = 0
 
 
 class Policy:
@@ -266,173 +226,3 @@ def _up_to_end(ids: tuple[int, ...], ends: Sequence[int]) -> tuple[tuple[int, ..
         if token in ends:
             return ids[: place + 1], True
     return ids, False
-
-
-def load_policy(settings: Settings, ranks: Ranks = ALONE) -> Policy:
-    """Load ``settings.policy.model`` and put fresh adapters on it (they change nothing yet).
-
-    Adapters are float32. The same seed gives the same adapters. Raises SettingsError for a rank
-    that the engine would refuse, for a model whose head cannot be called apart and for one without
-    layers to adapt. The transformers engine serves whatever loads here; vLLM 0.32 has no adapters
-    for some architectures, GPT-2, GPT-J, BLOOM and Falcon among them.
-    """
-    config = settings.learner
-    if config.lora_rank > settings.engine.max_lora_rank:
-        raise SettingsError(
-            f"learner.lora_rank is {config.lora_rank}, but engine.max_lora_rank is "
-            f"{settings.engine.max_lora_rank}: the engine would refuse it; raise the latter"
-        )
-    wanted = Adapting(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-    placement = Placement(
-        device=config.device,
-        dtype=config.base_dtype,
-        recompute=config.recompute,
-        shard=config.shard_base,
-    )
-    return adapt(settings.policy.model, wanted, placement, ranks)
-
-
-def adapt(
-    name: str, wanted: Adapting, placement: Placement = ON_CPU, ranks: Ranks = ALONE
-) -> Policy:
-    """Load a base and put fresh adapters on it; SettingsError as `load_policy` says.
-
-    With a placement that says so the base is spread over the ``ranks``, if there are several.
-    """
-    device = chosen_device(placement.device)
-    prepare(device)
-    model = _load_base(name, placement.dtype, device, wanted.blocks)
-    kept = model.config.num_hidden_layers
-    upper = list(range(kept - wanted.adapted, kept)) if 0 < wanted.adapted < kept else None
-    lora = LoraConfig(
-        r=wanted.rank,
-        lora_alpha=wanted.alpha,
-        target_modules=list(target_modules(model)),
-        layers_to_transform=upper,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        lora_dropout=0.0,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wanted.seed)
-        try:
-            adapted = get_peft_model(model, lora)
-        except ValueError as error:
-            raise SettingsError(
-                f"policy.model {name} is a {type(model).__name__}, which takes no adapters; give a "
-                "transformer of linear layers, such as Llama, Qwen2, Gemma, Phi-3, OPT, GPT-NeoX "
-                f"or GPT-2 ({error})"
-            ) from error
-    adapted.eval()
-    sharded = placement.shard and ranks.size > 1
-    body = body_of(model.get_decoder(), wanted.seed, recompute=placement.recompute)
-    policy = Policy(
-        adapted,
-        AutoTokenizer.from_pretrained(name),
-        base_identity(name, model),
-        wanted.rank,
-        wanted.alpha,
-        blocks=None if sharded else body,
-        ranks=ranks,
-    )
-    apart = check_head(model, policy.head)
-    if not apart <= HEAD_TOLERANCE:
-        raise SettingsError(
-            f"policy.model {name} is a {type(model).__name__}, which scales its logits in a way "
-            f"that the learner does not know (they differ by {apart:.1%}); give a model that scales"
-            " them as Llama, Gemma, Cohere or Granite do"
-        )
-    if sharded:
-        shard(model.get_decoder().layers, device, ranks)
-    return policy
-
-
-def blocks_of(name: str) -> int:
-    """Return the number of blocks of a base."""
-    return int(AutoConfig.from_pretrained(name).num_hidden_layers)
-
-
-def target_modules(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the layers to adapt: Llama's, else every linear layer of the blocks."""
-    modules = [(name.split("."), module) for name, module in model.named_modules()]
-    if not {path[-1] for path, _ in modules}.isdisjoint(TARGET_MODULES):
-        return TARGET_MODULES
-    linear = {
-        path[-1]
-        for path, module in modules
-        if isinstance(module, nn.Linear | Conv1D) and any(part.isdigit() for part in path)
-    }
-    return tuple(sorted(linear))
-
-
-def _load_base(name: str, dtype: BaseDtype, device: torch.device, blocks: int = 0) -> Any:
-    """Load a base in the number format that was asked for.
-
-    "auto" is bfloat16 if it is stored so and the device computes in it, else float32: without
-    such instructions bfloat16 is emulated and far slower than float32. ``blocks`` other than 0: the
-    first so many blocks alone.
-    """
-    # Soft caps within attention are left out by every implementation but this one.
-    capped = getattr(AutoConfig.from_pretrained(name), "attn_logit_softcapping", None)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=dtype,
-        use_safetensors=True,
-        attn_implementation="eager" if capped else None,
-        **({"num_hidden_layers": blocks} if blocks else {}),
-    )
-    native = model.dtype == torch.bfloat16 and computes_in_bfloat16(device)
-    if dtype == "auto" and not native:
-        model = model.to(torch.float32)
-    return model.to(device)
-
-
-def base_identity(name: str, model: Any) -> str:
-    """Return what the base is, the same on every machine: a hash of its files, or name@commit."""
-    directory = Path(name)
-    if not directory.is_dir():
-        return f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
-    files = sorted(
-        [*directory.glob("*.safetensors"), *directory.glob("*.json"), *directory.glob("*.jinja")]
-    )
-    listing = {path.name: file_sha256(path) for path in files}
-    return f"sha256:{sha256(to_json(listing)).hexdigest()}"
-
-
-def save_adapter(policy: Policy, directory: Path) -> None:
-    """Write the adapters in PEFT's format, as vLLM loads them; equal weights give equal bytes."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in policy.adapters().items()}
-    save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    lora = policy.model.peft_config["default"]
-    config = {
-        "base_model_name_or_path": policy.base,
-        "bias": "none",
-        "fan_in_fan_out": lora.fan_in_fan_out,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": int(policy.alpha) if policy.alpha == int(policy.alpha) else policy.alpha,
-        "lora_dropout": 0.0,
-        "modules_to_save": None,
-        "peft_type": "LORA",
-        "r": policy.rank,
-        "target_modules": sorted(lora.target_modules),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
-    }
-    (directory / ADAPTER_CONFIG).write_bytes(msgspec.json.format(to_json(config), indent=2))
-
-
-def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
-    """Set the adapters to weights as `Policy.adapters` names them; the sets must be equal."""
-    parameters = policy.adapters()
-    if parameters.keys() != weights.keys():
-        different = sorted(parameters.keys() ^ weights.keys())[:3]
-        raise SettingsError(
-            f"adapter weights do not fit this base ({different}, ...); "
-            "use another policy.name for another model or rank"
-        )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])

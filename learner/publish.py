@@ -33,8 +33,9 @@ from contracts.manifest import (
 from contracts.settings import Learner, Settings
 from contracts.signing import signing_key
 from contracts.topics import SAMPLES
+from learner.adapters import save_adapter
 from learner.directory import CrashPoint, appear, clear_partial, no_crash, versions_directory
-from learner.policy import Policy, save_adapter
+from learner.policy import Policy
 from learner.progress import Progress
 
 LEDGER = "ledger.jsonl"

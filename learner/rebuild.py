@@ -24,12 +24,12 @@ from contracts.events import BASE_VERSION
 from contracts.settings import Settings
 from contracts.signing import make_signing_key
 from learner import checkpoint
+from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import UNTAUGHT
 from learner.loop import Learner
 from learner.outlet import Silence
-from learner.policy import ADAPTER_WEIGHTS
 from learner.pulse import Pulse
 from learner.replay_compare import reasons, remade
 from learner.replay_log import LogPart, Proof, sample_of

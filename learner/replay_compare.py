@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from contracts.manifest import Manifest, read_manifest
-from learner.policy import ADAPTER_WEIGHTS
+from learner.adapters import ADAPTER_WEIGHTS
 from learner.publish import LEDGER
 from learner.replay_report import Remade
 from learner.version_line import Link

@@ -22,9 +22,10 @@ from contracts.errors import ManifestError, SettingsError
 from contracts.manifest import read_manifest, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
+from learner.adapters import Adapting, adapt, restore_adapters
 from learner.buckets import Bucket, TokenSequence, bucketed
 from learner.calibration import Calibration, Floats
-from learner.policy import Adapting, Policy, adapt, restore_adapters
+from learner.policy import Policy
 from learner.reward_card import RewardModelCard, read_card
 
 WEIGHTS = "reward_model.safetensors"

@@ -23,8 +23,10 @@ from contracts.manifest import (
 from contracts.settings import Settings
 from contracts.signing import signing_key
 from contracts.topics import SAMPLES
+from learner.adapters import Adapting, adapt
+from learner.base_model import blocks_of
 from learner.directory import appear, clear_partial, no_crash
-from learner.policy import Adapting, Policy, adapt, blocks_of
+from learner.policy import Policy
 from learner.publish import code_version
 from learner.reward_card import Recipe, RewardModelCard, write_card
 from learner.reward_fitting import Fitted, fit, sliced

@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 
 from contracts.codec import to_json
 from contracts.settings import Settings
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience
 from learner.following import follow, lead
-from learner.policy import load_policy
 from learner.progress import Progress, advance
 from learner.ranks import Ranks, join
 from learner.update import TrainState, new_train_state

@@ -13,12 +13,13 @@ from contracts.events import BASE_VERSION, Sample
 from contracts.evidence import ReleaseEvidence
 from contracts.settings import Settings
 from learner import checkpoint
+from learner.adapters import ADAPTER_WEIGHTS, load_policy
 from learner.anchor import Anchor, in_service, refreshed
 from learner.buckets import TokenSequence
 from learner.directory import versions_directory
 from learner.experience import Experience, experience_of
 from learner.objective import score
-from learner.policy import ADAPTER_WEIGHTS, Policy, load_policy
+from learner.policy import Policy
 from learner.progress import Progress, advance, released
 from learner.publish import publish
 from learner.update import TrainState, new_train_state

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from contracts import processor
 from contracts.settings import Policy, Settings
-from learner.policy import load_policy
+from learner.adapters import load_policy
 
 
 @pytest.mark.parametrize(

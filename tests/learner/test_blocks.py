@@ -12,8 +12,9 @@ import torch
 
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
+from learner.adapters import Adapting, adapt, load_policy
 from learner.buckets import TokenSequence, bucket_of, bucketed
-from learner.policy import Adapting, Policy, adapt, load_policy
+from learner.policy import Policy
 from tests.learner.families import FAMILIES, OTHERS, make_family
 
 TOKENS = 64

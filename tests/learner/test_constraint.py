@@ -12,10 +12,10 @@ import torch
 from contracts.errors import SettingsError
 from contracts.events import Sample
 from contracts.settings import Constraint, Settings, load_settings
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.constraint import constrained, first_multiplier, next_multiplier
 from learner.experience import Experience, experience_of
-from learner.policy import load_policy
 from learner.update import MicroBatch, TrainState, new_train_state, update
 
 MakeSample = Callable[..., Sample]

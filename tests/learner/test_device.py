@@ -18,11 +18,11 @@ from contracts.errors import SettingsError
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
 from learner import device as devices
+from learner.adapters import load_policy
 from learner.body import Body, blocks_of, packed
 from learner.buckets import TokenSequence, bucket_of
 from learner.causal_attention import Attention, Sequences, attend
 from learner.device import adam, chosen_device, prepare
-from learner.policy import load_policy
 from tests.learner.families import FAMILIES, make_family
 
 SEQUENCES = [TokenSequence((9, 10, 11), (20, 3)), TokenSequence((12,), (21, 22, 3), 0.7)]

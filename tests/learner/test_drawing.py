@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from contracts.settings import Settings
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.drawing import draw
-from learner.policy import Policy, load_policy
+from learner.policy import Policy
 
 ROOM = 64
 

@@ -15,6 +15,7 @@ from contracts.manifest import verify_signed
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
+from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
 from learner.drill_adapter import (
@@ -25,7 +26,6 @@ from learner.drill_adapter import (
     shape,
 )
 from learner.drill_version import DrillOrder, make_versions
-from learner.policy import load_policy
 from tests.signing_keys import new_key
 
 

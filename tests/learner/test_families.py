@@ -13,9 +13,9 @@ from contracts.events import BASE_VERSION, Sample, Sampling
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
 from learner import checkpoint
+from learner.adapters import load_policy, save_adapter
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
-from learner.policy import load_policy, save_adapter
 from learner.progress import Progress, advance
 from learner.update import TrainState, new_train_state
 from serving.generation import Job, LocalModel

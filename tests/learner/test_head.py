@@ -13,8 +13,8 @@ from contracts.errors import SettingsError
 from contracts.settings import Policy, Settings
 from learner import head as heads
 from learner import policy as policies
+from learner.adapters import load_policy
 from learner.head import Head, Scaling
-from learner.policy import load_policy
 from tests.learner.families import make_family
 
 

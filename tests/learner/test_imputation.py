@@ -21,13 +21,13 @@ from contracts.manifest import read_manifest
 from contracts.settings import Kafka, Settings
 from contracts.topics import SAMPLES
 from learner import checkpoint
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import Outcome
 from learner.loop import Learner
 from learner.outlet import Outlet
-from learner.policy import load_policy
 from learner.progress import Progress, advance
 from learner.pulse import Pulse
 from learner.revision import Lesson, debts, remember, revise

@@ -10,7 +10,7 @@ from contracts.errors import SettingsError
 from contracts.manifest import file_sha256
 from contracts.settings import Settings
 from learner import checkpoint
-from learner.policy import load_policy
+from learner.adapters import load_policy
 from learner.progress import Progress
 from learner.update import new_train_state
 

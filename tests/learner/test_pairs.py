@@ -9,11 +9,11 @@ import pytest
 
 from contracts.events import Sample
 from contracts.settings import Settings
+from learner.adapters import load_policy
 from learner.anchor import Anchor
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.pairs import Correction, anchored, corrections_of
-from learner.policy import load_policy
 from learner.update import MicroBatch, TrainState, new_train_state, update
 
 MAX = 64

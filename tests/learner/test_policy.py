@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from contracts.errors import SettingsError
 from contracts.events import Sampling
 from contracts.settings import Policy, Settings
+from learner.adapters import TARGET_MODULES, load_policy, save_adapter
 from learner.buckets import TokenSequence, bucketed
-from learner.policy import TARGET_MODULES, load_policy, save_adapter
 from serving.generation import Job, LocalModel
 
 SEQUENCES = [

@@ -17,9 +17,10 @@ from contracts.events import Sample
 from contracts.settings import Gate, Practice, Settings
 from guard.prompts import Expectation, PromptCase
 from guard.rules import compile_rules
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.losses import Bounds, Terms, group_relative, grpo, rloo
-from learner.policy import Policy, load_policy
+from learner.policy import Policy
 from learner.practice import (
     Practised,
     add_practice_gradients,

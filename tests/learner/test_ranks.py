@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from contracts.codec import to_json
 from contracts.events import Sample
 from contracts.settings import Policy, Settings
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
-from learner.policy import load_policy
 from learner.ranks import ALONE, Ranks
 from tests.learner import crew
 from tests.learner.families import make_family

@@ -18,12 +18,13 @@ from contracts.evidence import EVIDENCE_NAME, read_evidence
 from contracts.judges import is_judge
 from contracts.manifest import verify
 from contracts.settings import Settings
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
 from learner.ledger import JUDGE
-from learner.policy import Policy, load_policy
+from learner.policy import Policy
 from learner.progress import Progress, advance, keep_judged, released
 from learner.publish import publish
 from learner.reward_model import RewardModel, load_reward_model

@@ -21,11 +21,11 @@ from contracts.manifest import read_manifest, verify
 from contracts.settings import Kafka, Practice, Settings
 from contracts.topics import AUDIT, DEAD_LETTERS, RELEASES, SAMPLES
 from learner import checkpoint
+from learner.adapters import load_policy
 from learner.directory import CrashPoint, no_crash, versions_directory
 from learner.experience import Experience, experience_of
 from learner.loop import Learner
 from learner.outlet import Outlet
-from learner.policy import load_policy
 from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
 from learner.update import new_train_state

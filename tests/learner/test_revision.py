@@ -11,10 +11,10 @@ import torch
 
 from contracts.events import Sample
 from contracts.settings import Settings
+from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.ledger import WITHDRAWN
-from learner.policy import load_policy
 from learner.progress import Progress, advance
 from learner.revision import Lesson, Taught, debts, remember, retract, revise
 from learner.update import TrainState, new_train_state

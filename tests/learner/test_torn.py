@@ -13,10 +13,10 @@ from contracts.manifest import file_sha256, verify, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
 from learner import checkpoint
+from learner.adapters import ADAPTER_WEIGHTS, load_policy
 from learner.directory import appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
-from learner.policy import ADAPTER_WEIGHTS, load_policy
 from learner.progress import Progress, advance, released
 from learner.publish import publish
 from learner.update import TrainState, new_train_state

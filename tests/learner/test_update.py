@@ -12,13 +12,14 @@ from msgspec.structs import replace
 from contracts.events import Sample
 from contracts.settings import Settings
 from learner import update as updates
+from learner.adapters import load_policy
 from learner.advantage import user_weights
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.losses import LOSSES, Terms
 from learner.micro_batch import Replay
 from learner.objective import bounds_of
-from learner.policy import Policy, load_policy
+from learner.policy import Policy
 from learner.progress import Progress, advance
 from learner.revision import Debt
 from learner.update import (

@@ -12,13 +12,13 @@ import torch
 from contracts.events import Message
 from contracts.evidence import WatchFigure
 from contracts.settings import Engine, Learner, Policy, Settings
+from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence, bucket_of
 from learner.drawing import draw
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.policy import Policy as Weights
-from learner.policy import load_policy
 from learner.progress import Progress
 from serving.gate_verdict import watch_refusals
 from tests.messages import calls
