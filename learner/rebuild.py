@@ -169,7 +169,7 @@ class Rebuild:
         if seed and self.start != BASE_VERSION:
             self._seed(learner)
         if self.order.without_user:
-            learner.served = {link.version: link.manifest.sequence for link in self.line}
+            learner.intake.served = {link.version: link.manifest.sequence for link in self.line}
         learner.resume()
         for record in self._since_commit:
             if record.offset >= learner.progress.next_offset:
@@ -234,7 +234,7 @@ class Rebuild:
             versions=versions,
             why=why,
             records=self.records,
-            unlearned=len(learner.pending),
+            unlearned=len(learner.intake.pending),
             looked_up=self.means.looked_up,
             log_begins=self.log.begins,
             removal=self._removal(made) if self.order.without_user else None,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from contracts.settings import Settings
 from feature_store.history import Moment, OfflineReader
 from learner.experience import USER_REWARD_MEAN, Experience
@@ -40,3 +42,24 @@ def stored_reward_means(settings: Settings) -> RewardMeans:
         ]
 
     return look_up
+
+
+def with_reward_means(
+    experiences: Sequence[Experience], reward_means: RewardMeans
+) -> list[Experience]:
+    """Return the experiences in the order given, with what the gateway did not log looked up.
+
+    Then serving and learning see the same values. Nothing is asked for those that teach nothing.
+    """
+    unknown = [one for one in experiences if not (one.features_logged or _teaches_nothing(one))]
+    if not unknown:
+        return list(experiences)
+    means = dict(zip((e.sample_id for e in unknown), reward_means(unknown), strict=True))
+    return [
+        replace(one, user_reward_mean=means[one.sample_id]) if one.sample_id in means else one
+        for one in experiences
+    ]
+
+
+def _teaches_nothing(experience: Experience) -> bool:
+    return experience.censored and not experience.imputed

@@ -297,7 +297,7 @@ def test_a_restart_in_the_middle_imputes_the_same_and_the_version_names_the_mode
     ]
     publish(kafka, SAMPLES, *samples[:17])
     interrupted = _read_on(open_learner(configured))
-    assert interrupted.pending
+    assert interrupted.intake.pending
     publish(kafka, SAMPLES, *samples[17:])
     interrupted = _read_on(open_learner(configured))
     elsewhere = msgspec.structs.replace(configured, state_dir=tmp_path / "elsewhere")

@@ -317,7 +317,7 @@ def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
     end = line_of(mine, versions[-1])[-1].next
     write(never, *_without(pieces[:end], GONE))
     learner = open_learner(other)
-    learner.served = {version: number for number, version in enumerate(versions, 1)}
+    learner.intake.served = {version: number for number, version in enumerate(versions, 1)}
     wanted = _read_on(learner).progress
     assert list(_made(report).values()) == list(wanted.versions)
     again = replace(mine, state_dir=Path(report.directory))

@@ -113,7 +113,7 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     send_samples(kafka, 40, 44)
     whole = _read_on(open_learner(settings))
     assert whole.progress.batches == 5
-    assert (whole.duplicates, whole.progress.judged) == (4, 12)
+    assert (whole.intake.duplicates, whole.progress.judged) == (4, 12)
     wanted = (whole.root / "000000005" / checkpoint.TENSORS).read_bytes()
 
     for name in CRASH_POINTS:
@@ -407,7 +407,7 @@ def test_samples_of_another_policy_are_left_to_its_own_learner(
     learner = _read_on(open_learner(settings))
     learner.show(0)
     assert learner.pulse.counts["others"] == 10
-    taken = [one.experience.sample_id for one in (*learner.pending, *learner.judged)]
+    taken = [one.experience.sample_id for one in (*learner.intake.pending, *learner.intake.judged)]
     learned = {outcome.sample_id for outcome in learner.progress.ledger}
     expected = {make_sample(n).id for n in range(12)}
     assert learned.union(taken) == expected

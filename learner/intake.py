@@ -1,0 +1,132 @@
+"""What was read of `samples` since the last commit, sorted by what it is for.
+
+Of Kafka it knows the records it is given, of the policy the tokenizer alone.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from contracts.broker import Received
+from contracts.codec import trace_headers
+from contracts.events import Preference, Sample
+from contracts.judges import is_judge
+from contracts.settings import Settings
+from learner.assistant_turn import correction_ids
+from learner.experience import Experience, experience_of
+from learner.ledger import SUPERSEDED, WITHDRAWN
+
+if TYPE_CHECKING:  # it brings torch
+    from learner.progress import Progress
+
+
+class Arrival(Struct, frozen=True):
+    """A new sample and the trace it belongs to; ``withdrawn``: its decision has no reward now."""
+
+    experience: Experience
+    trace: dict[str, str]
+    withdrawn: bool = False
+
+
+class Intake:
+    """Samples of one policy, read and not committed yet.
+
+    ``pending`` fill the next micro-batch, ``judged`` are of judges and train nothing,
+    ``superseded`` teach nothing any more, with the outcome that says why, and ``unrewarded`` have
+    no signal. The counts are of records since the start of the process that bring no sample.
+    """
+
+    def __init__(self, settings: Settings, tokenizer: Any, seen: Iterable[str]) -> None:
+        self.pending: list[Arrival] = []
+        self.judged: list[Arrival] = []
+        self.superseded: list[tuple[Arrival, str]] = []
+        self.unrewarded: list[Arrival] = []
+        self.preferences = 0
+        self.duplicates = 0
+        self.others = 0
+        self.served: dict[str, int] = {}
+        """Numbers of versions of another line, whose answers count like those of its own."""
+        self._policy = settings.policy
+        self._full = settings.learner.batch_samples
+        self._tokenizer = tokenizer
+        self._seen = set(seen)
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the pending samples make a micro-batch."""
+        return len(self.pending) == self._full
+
+    @property
+    def arrivals(self) -> tuple[Arrival, ...]:
+        """Return everything read since the last commit."""
+        superseded = (one for one, _ in self.superseded)
+        return (*self.pending, *self.judged, *superseded, *self.unrewarded)
+
+    def begin(self, seen: Iterable[str]) -> None:
+        """Forget what was read; ``seen`` are the ids of samples that the last commit remembers."""
+        self.pending.clear()
+        self.judged.clear()
+        self.superseded.clear()
+        self.unrewarded.clear()
+        self._seen = set(seen)
+
+    def read(self, record: Received, progress: Progress) -> Arrival | None:
+        """Return what a record brings, None for a sample seen before or of another policy.
+
+        Preferences are for losses over pairs; what they correct is in the samples, too. CodecError
+        for a record that is no event; the template of a tokenizer raises what it likes.
+        """
+        sample = record.event()
+        if isinstance(sample, Preference):
+            self.preferences += 1
+            return None
+        assert isinstance(sample, Sample)
+        if sample.assignment.policy != self._policy.name:
+            self.others += 1
+            return None
+        if sample.id in self._seen:
+            self.duplicates += 1
+            return None
+        wanted = sample.correction
+        experience = experience_of(
+            sample,
+            offset=record.offset,
+            sequences=ChainMap(progress.versions, self.served),
+            correction_ids=correction_ids(self._tokenizer, wanted) if wanted else (),
+        )
+        return Arrival(experience, trace_headers(record.headers), sample.withdrawn)
+
+    def add(self, arrival: Arrival, progress: Progress) -> None:
+        """Put a sample where it belongs; a newer one of its decision takes an older one's place."""
+        experience = arrival.experience
+        self._seen.add(experience.sample_id)
+        censored = experience.censored and not arrival.withdrawn
+        if censored and self._is_known(experience.decision_id, progress):
+            self.superseded.append((arrival, SUPERSEDED))
+            return
+        self._supersede(experience.decision_id)
+        if arrival.withdrawn:
+            self.superseded.append((arrival, WITHDRAWN))
+        elif censored:
+            self.unrewarded.append(arrival)
+        elif is_judge(self._policy.name, experience.user_id, self._policy.judge_share):
+            self.judged.append(arrival)
+        else:
+            self.pending.append(arrival)
+
+    def _is_known(self, decision_id: str, progress: Progress) -> bool:
+        """Tell whether a decision has a reward or taught: a sample without one changes nothing."""
+        waiting = (arrival.experience.decision_id for arrival in (*self.pending, *self.judged))
+        return decision_id in progress.taught or decision_id in waiting
+
+    def _supersede(self, decision_id: str) -> None:
+        """Put aside what was read of a decision and not learned yet: a newer sample holds."""
+        for batch in (self.pending, self.judged, self.unrewarded):
+            for place, arrival in enumerate(batch):
+                if arrival.experience.decision_id == decision_id:
+                    self.superseded.append((batch.pop(place), SUPERSEDED))
+                    break

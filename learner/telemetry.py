@@ -1,0 +1,158 @@
+"""What the learner tells of itself: audit records, lines of its log, spans and heartbeat counts."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager
+from typing import Any
+
+from contracts.events import Release
+from contracts.manifest import Manifest
+from contracts.topics import SAMPLES
+from contracts.tracing import current_trace_headers, span
+from learner.intake import Intake
+from learner.ledger import UNTAUGHT
+from learner.outlet import Output
+from learner.progress import Progress
+
+_log = logging.getLogger("learner")
+
+
+def tell_start(outlet: Output, progress: Progress) -> None:
+    """Say where a run goes on from."""
+    outlet.audit(
+        "learner.started",
+        progress.policy,
+        {
+            "base": progress.base,
+            "batches": progress.batches,
+            "next_offset": progress.next_offset,
+            "releases": len(progress.versions),
+        },
+    )
+    _log.info("starting at batch %d, offset %d", progress.batches, progress.next_offset)
+
+
+def tell_lost(outlet: Output, progress: Progress, begins: int) -> None:
+    """Say that samples are gone unread: ``begins`` is the next offset there is."""
+    following = progress.next_offset
+    _log.error("offsets %d to %d are gone from the log, unread", following, begins - 1)
+    detail = {"first_offset": following, "next_offset": begins}
+    reason = f"retention removed them; set a longer retention.ms for {SAMPLES.name}"
+    outlet.audit("samples.lost", progress.policy, detail, reason)
+
+
+def tell_release(
+    outlet: Output, event: Release, manifest: Manifest, progress: Progress, judged: int
+) -> None:
+    """Say that a version was released, with evidence from ``judged`` answers."""
+    outlet.audit(
+        "version.released",
+        event.version,
+        {
+            "sequence": event.sequence,
+            "parent": event.parent,
+            "samples": manifest.samples,
+            "judged": judged,
+            "first_offset": progress.first_offset,
+            "next_offset": progress.next_offset,
+        },
+    )
+
+
+def batch_span(progress: Progress, intake: Intake) -> AbstractContextManager[object]:
+    """Return the span of the next batch, with links to the traces of its samples."""
+    pending = intake.pending
+    return span(
+        "learn batch",
+        links=[arrival.trace for arrival in pending if arrival.trace],
+        attributes={
+            "headrace.batch": progress.batches,
+            "headrace.offset.first": pending[0].experience.offset,
+            "headrace.offset.next": pending[-1].experience.offset + 1,
+        },
+    )
+
+
+def trace_samples(progress: Progress, intake: Intake) -> None:
+    """End the own trace of each sample learned with a span that says which release has it."""
+    batch = [current_trace_headers()]
+    outcomes = {outcome.sample_id: outcome.outcome for outcome in progress.ledger}
+    for arrival in intake.arrivals:
+        sample_id = arrival.experience.sample_id
+        attributes: dict[str, str | int] = {
+            "headrace.sample.id": sample_id,
+            "headrace.decision.id": arrival.experience.decision_id,
+            "headrace.version.sequence": progress.sequence,
+            "headrace.outcome": outcomes[sample_id],
+        }
+        if arrival.trace:
+            with span("learn", parent=arrival.trace, links=batch, attributes=attributes):
+                pass
+
+
+def tell_batch(outlet: Output, progress: Progress, intake: Intake, seconds: float) -> None:
+    """Say what became of a batch, which ``progress`` has just learned in so many seconds."""
+    stats, following = progress.stats, progress.next_offset
+    first = min(arrival.experience.offset for arrival in intake.arrivals)
+    outlet.audit(
+        "batch.learned",
+        f"{progress.policy}/{progress.batches}",
+        {"first_offset": first, "next_offset": following, **_figures(progress, intake)},
+    )
+    _log.info(
+        "batch %d: offsets %d to %d, %d of %d used (+%d replayed), reward %+.2f, "
+        "violations %.1f%% (price %.2f), kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
+        *(progress.batches, first, following - 1, stats.used, len(intake.pending), stats.replayed),
+        *(stats.reward_mean, 100 * stats.cost_mean, stats.multiplier),
+        *(stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
+    )
+
+
+def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
+    stats = progress.stats
+    known = sum(
+        1
+        for one in progress.ledger[-len(intake.arrivals) :]
+        if one.user_reward_mean is not None and one.outcome not in UNTAUGHT
+    )
+    return {
+        "used": stats.used,
+        "dropped": stats.dropped,
+        "replayed": stats.replayed,
+        "judged": len(intake.judged),
+        "superseded": len(intake.superseded),
+        "imputed": stats.imputed,
+        "unrewarded": len(intake.unrewarded) - stats.imputed,
+        "revised": stats.revised,
+        "corrections": stats.corrections,
+        "cost_mean": stats.cost_mean,
+        "multiplier": stats.multiplier,
+        "pairs": stats.pairs,
+        "practised": stats.practised,
+        "practice_reward": stats.practice_reward,
+        "users_with_features": known,
+        "policy_loss": stats.policy_loss,
+        "kl": stats.kl,
+        "anchor": progress.anchor,
+        "version_sequence": progress.sequence,
+    }
+
+
+def counts_of(progress: Progress, intake: Intake, dead_letters: int) -> dict[str, int]:
+    """Return the counts of the heartbeat: what was learned, and what was read since."""
+    return {
+        "samples": progress.samples,
+        "batches": progress.batches,
+        "releases": len(progress.versions),
+        "revised": progress.revised,
+        "dropped": progress.dropped,
+        "judged": progress.judged + len(intake.judged),
+        "superseded": progress.superseded + len(intake.superseded),
+        "imputed": progress.imputed,
+        "unrewarded": progress.unrewarded + len(intake.unrewarded),
+        "duplicates": intake.duplicates,
+        "preferences": intake.preferences,
+        "others": intake.others,
+        "dead_letters": dead_letters,
+    }

@@ -1,0 +1,90 @@
+"""Where a sample belongs when it is read, and what a commit leaves of it; no broker, no policy."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from contracts.broker import Received
+from contracts.codec import encode
+from contracts.events import Assignment, Sample
+from contracts.settings import Learner, Policy, Settings
+from contracts.topics import SAMPLES
+from learner.intake import Intake
+from learner.progress import Progress
+from tests.learner.conftest import MakeSample
+
+PROGRESS = Progress(policy="assistant", base="base")
+
+
+@pytest.fixture
+def intake() -> Intake:
+    settings = Settings(policy=Policy(name="assistant"), learner=Learner(batch_samples=2))
+    return Intake(settings, None, ())
+
+
+def _take(intake: Intake, sample: Sample, progress: Progress = PROGRESS) -> None:
+    record = encode(SAMPLES, msgspec.structs.replace(sample, correction=None), source="test")
+    arrival = intake.read(
+        Received(SAMPLES, 0, 0, record.key, record.value, record.headers), progress
+    )
+    if arrival is not None:
+        intake.add(arrival, progress)
+
+
+def _ids(intake: Intake) -> list[str]:
+    return [arrival.experience.sample_id for arrival in intake.pending]
+
+
+def test_a_newer_sample_takes_the_place_of_one_that_waits(
+    intake: Intake, make_sample: MakeSample
+) -> None:
+    first = make_sample(1)
+    _take(intake, first)
+    _take(intake, make_sample(1, id="newer", revision=1))
+    assert _ids(intake) == ["newer"]
+    assert not intake.is_full
+    ((superseded, why),) = intake.superseded
+    assert (superseded.experience.sample_id, why) == (first.id, "superseded")
+    _take(intake, make_sample(2))
+    assert intake.is_full
+
+
+def test_a_sample_without_a_signal_takes_no_place(intake: Intake, make_sample: MakeSample) -> None:
+    first = make_sample(1)
+    _take(intake, first)
+    _take(intake, make_sample(1, id="silent", revision=1, status="censored"))
+    _take(intake, make_sample(2, id="alone", status="censored"))
+    assert _ids(intake) == [first.id]
+    assert [(one.experience.sample_id, why) for one, why in intake.superseded] == [
+        ("silent", "superseded")
+    ]
+    assert [arrival.experience.sample_id for arrival in intake.unrewarded] == ["alone"]
+
+
+def test_a_commit_leaves_the_ids_that_it_remembers_and_nothing_else(
+    intake: Intake, make_sample: MakeSample
+) -> None:
+    samples = [make_sample(number) for number in (1, 2)]
+    for sample in (*samples, samples[0]):
+        _take(intake, sample)
+    assert (len(intake.arrivals), intake.duplicates) == (2, 1)
+
+    intake.begin([samples[0].id])
+    assert intake.arrivals == ()
+    for sample in samples:
+        _take(intake, sample)
+    assert _ids(intake) == [samples[1].id]
+    assert intake.duplicates == 2
+
+
+def test_an_answer_of_another_lines_version_has_the_age_it_had_there(
+    intake: Intake, make_sample: MakeSample
+) -> None:
+    intake.served = {"elsewhere": 3}
+    released = msgspec.structs.replace(PROGRESS, versions={"own": 1})
+    for number, version in enumerate(("own", "elsewhere", "unknown")):
+        served = Assignment(policy="assistant", policy_version=version)
+        _take(intake, make_sample(number, assignment=served), released)
+    found = [arrival.experience.behaviour_sequence for arrival in intake.pending]
+    assert found == [1, 3, 0]
