@@ -35,7 +35,7 @@ from benchmarks.loop import RESULTS, commit, machine, run_demo
 from benchmarks.plan_desk import BAD, GOOD, QUESTIONS, Desk, plan_settings
 from learner.adapters import load_policy, save_adapter
 from learner.progress import Progress, advance
-from learner.update import new_train_state
+from learner.train_state import new_train_state
 
 PUBLISH_EVERY = (1, 2, 4, 8)
 BATCH_SAMPLES = 32

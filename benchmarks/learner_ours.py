@@ -32,8 +32,10 @@ from contracts import settings as s
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience
+from learner.micro_batch import MicroBatch
 from learner.objective import Objective, Scored, descend
-from learner.update import MicroBatch, TrainState, new_train_state, update
+from learner.train_state import TrainState, new_train_state
+from learner.update import update
 
 MAX_TOKENS = 1 << 17
 

@@ -31,7 +31,7 @@ from learner.experience import Experience, experience_of
 from learner.losses import LOSSES, Bounds, LossValue, Terms
 from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import Published, publish
-from learner.update import new_train_state
+from learner.train_state import new_train_state
 from serving.generation import Job, LocalModel
 from simulator.product import Prompt
 

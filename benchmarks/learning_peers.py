@@ -36,7 +36,9 @@ from contracts.settings import Engine, Learner, Policy, Settings
 from learner.adapters import load_policy, save_adapter
 from learner.assistant_turn import correction_ids
 from learner.experience import Experience
-from learner.update import MicroBatch, new_train_state, update
+from learner.micro_batch import MicroBatch
+from learner.train_state import new_train_state
+from learner.update import update
 from simulator.product import Prompt, say
 
 REFIT, EXPLORED = 250, 0.05

@@ -38,7 +38,7 @@ from learner.experience import Experience
 from learner.losses import LOSSES, Bounds, LossValue, Terms, ppo
 from learner.practice import read_practice
 from learner.progress import Progress, advance
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 from learner.warm_start import Demonstration, Recipe, make_policy
 from serving.generation import LocalModel
 from simulator.desk import Desk

@@ -30,7 +30,7 @@ from learner.adapters import load_policy, save_adapter
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.progress import Progress, advance
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 from learner.warm_start import Demonstration, Recipe, make_policy
 from serving.generation import Job, LocalModel
 from simulator.desk import Desk

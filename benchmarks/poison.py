@@ -41,7 +41,7 @@ from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import publish
-from learner.update import new_train_state
+from learner.train_state import new_train_state
 from serving.gate_verdict import Subject, evidence_refusals
 
 SHARES, WINDOWS = (0.0, 0.05, 0.1, 0.2), (4096, 1)

@@ -24,7 +24,7 @@ from learner.adapters import restore_adapters
 from learner.anchor import Anchor
 from learner.directory import CrashPoint, appear, clear_partial, no_crash
 from learner.progress import Progress
-from learner.update import TrainState
+from learner.train_state import TrainState
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

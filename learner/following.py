@@ -14,9 +14,11 @@ from contracts.settings import Settings
 from learner import checkpoint
 from learner.adapters import load_policy, restore_adapters
 from learner.anchor import Anchor
+from learner.micro_batch import MicroBatch
 from learner.progress import Progress
 from learner.ranks import STOP, Order, Ranks
-from learner.update import MicroBatch, TrainState, new_train_state, update
+from learner.train_state import TrainState, new_train_state
+from learner.update import update
 
 TAKE = "take"
 _log = logging.getLogger("learner")

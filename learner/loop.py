@@ -48,7 +48,7 @@ from learner.telemetry import (
     tell_start,
     trace_samples,
 )
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 from learner.user_features import RewardMeans, with_reward_means
 from learner.version_state import keep_state, published_before
 

@@ -13,10 +13,31 @@ from msgspec import Struct
 
 from contracts.settings import Learner
 from learner.experience import Experience
+from learner.practice import Practised
 from learner.revision import Debt
-from learner.update import MicroBatch
 
 CORRECTIONS_KEPT = 512
+
+
+class MicroBatch(Struct, frozen=True, kw_only=True):
+    """What one update learns from.
+
+    ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh``.
+    ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
+    ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
+    number seen serving; staleness is counted from it. ``activity`` is how many of the newest
+    samples each user has. ``imputed`` are answers without a signal, with a reward from a model.
+    """
+
+    fresh: tuple[Experience, ...]
+    replayed: tuple[Experience, ...] = ()
+    revised: tuple[Experience, ...] = ()
+    owed: tuple[Debt, ...] = ()
+    corrections: tuple[Experience, ...] = ()
+    served_sequence: int = 0
+    activity: dict[str, int] = {}
+    practised: tuple[Practised, ...] = ()
+    imputed: tuple[Experience, ...] = ()
 
 
 class Replay(Struct, frozen=True, kw_only=True):

@@ -23,7 +23,8 @@ from learner.micro_batch import Replay, compose, remember, without
 from learner.practice import practise
 from learner.revision import Debt, Memory, Taught, debts, paid_at_once, retract, revise
 from learner.revision import remember as remember_lessons
-from learner.update import TrainState, UpdateStats, update
+from learner.train_state import TrainState
+from learner.update import UpdateStats, update
 from learner.value import Spread
 
 LEAST_OF_A_JUDGE = 8

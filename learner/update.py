@@ -45,11 +45,9 @@ from msgspec.structs import replace
 
 from contracts.settings import Learner
 from learner.advantage import NOTHING, Weighed, baseline_of, observe_costs, put_back, weigh
-from learner.anchor import Anchor
-from learner.constraint import first_multiplier
-from learner.device import adam
 from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import IMPUTED, REVISED, USED, Outcome, outcome_of
+from learner.micro_batch import MicroBatch
 from learner.objective import (
     Objective,
     Passed,
@@ -61,35 +59,11 @@ from learner.objective import (
     score,
 )
 from learner.pairs import anchored, corrections_of
-from learner.policy import Policy
-from learner.practice import Practice, Practised, mean_reward
-from learner.revision import Debt, Lesson
-from learner.value import Spread, ValueHead
-
-USER_FEATURES = 1
+from learner.practice import mean_reward
+from learner.revision import Lesson
+from learner.train_state import TrainState
 
 _NOTHING = Objective((), torch.zeros(0), torch.zeros(0))
-
-
-class MicroBatch(Struct, frozen=True, kw_only=True):
-    """What one update learns from.
-
-    ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh``.
-    ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
-    ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
-    number seen serving; staleness is counted from it. ``activity`` is how many of the newest
-    samples each user has. ``imputed`` are answers without a signal, with a reward from a model.
-    """
-
-    fresh: tuple[Experience, ...]
-    replayed: tuple[Experience, ...] = ()
-    revised: tuple[Experience, ...] = ()
-    owed: tuple[Debt, ...] = ()
-    corrections: tuple[Experience, ...] = ()
-    served_sequence: int = 0
-    activity: dict[str, int] = {}
-    practised: tuple[Practised, ...] = ()
-    imputed: tuple[Experience, ...] = ()
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
@@ -117,32 +91,6 @@ class UpdateResult(Struct, frozen=True):
     stats: UpdateStats
     outcomes: tuple[Outcome, ...]
     lessons: tuple[Lesson, ...] = ()
-
-
-class TrainState:
-    """All that an update changes: adapters, baseline, both optimizers, spread and λ.
-
-    And the anchor, which `learner.progress.advance` refreshes between updates; ``told_anchor`` is
-    the one that the other processes of this learner have.
-    """
-
-    def __init__(self, policy: Policy, config: Learner) -> None:
-        self.policy = policy
-        self.value = ValueHead(policy.hidden_size, USER_FEATURES, config.seed)
-        self.optimizer = adam(policy.adapters().values(), config.learning_rate)
-        self.value_optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            self.value.parameters(), lr=config.value_learning_rate, weight_decay=0.0
-        )
-        self.spread = Spread()
-        self.multiplier = first_multiplier(config.constraint)
-        self.anchor = Anchor()
-        self.told_anchor = self.anchor
-        self.practice: Practice | None = None
-
-
-def new_train_state(policy: Policy, config: Learner) -> TrainState:
-    """Return a fresh state around a policy; equal seeds give equal states."""
-    return TrainState(policy, config)
 
 
 def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:

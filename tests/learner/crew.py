@@ -25,7 +25,7 @@ from learner.experience import Experience
 from learner.following import follow, lead
 from learner.progress import Progress, advance
 from learner.ranks import Ranks, join
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 
 ASKED = [TokenSequence((9, 10, 11 + place), (20 + place, 3)) for place in range(9)]
 

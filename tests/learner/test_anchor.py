@@ -22,7 +22,7 @@ from learner.objective import score
 from learner.policy import Policy
 from learner.progress import Progress, advance, released
 from learner.publish import publish
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 
 MakeSample = Callable[..., Sample]
 SEQUENCES = [TokenSequence((10, 11, 12), (20, 21, 3)), TokenSequence((14,), (22, 3), 0.7)]

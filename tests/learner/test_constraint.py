@@ -16,7 +16,9 @@ from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.constraint import constrained, first_multiplier, next_multiplier
 from learner.experience import Experience, experience_of
-from learner.update import MicroBatch, TrainState, new_train_state, update
+from learner.micro_batch import MicroBatch
+from learner.train_state import TrainState, new_train_state
+from learner.update import update
 
 MakeSample = Callable[..., Sample]
 RULE = Constraint()

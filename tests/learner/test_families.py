@@ -17,7 +17,7 @@ from learner.adapters import load_policy, save_adapter
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.progress import Progress, advance
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 from serving.generation import Job, LocalModel
 from tests.learner.families import FAMILIES, OTHERS, make_family
 

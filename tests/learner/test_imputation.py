@@ -32,7 +32,7 @@ from learner.progress import Progress, advance
 from learner.pulse import Pulse
 from learner.revision import Lesson, debts, remember, revise
 from learner.reward_model import RewardModel, load_reward_model
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 from learner.version_line import Link, settings_of
 from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import publish

@@ -12,7 +12,7 @@ from contracts.settings import Settings
 from learner import checkpoint
 from learner.adapters import load_policy
 from learner.progress import Progress
-from learner.update import new_train_state
+from learner.train_state import new_train_state
 
 
 def test_a_baseline_of_another_shape_is_refused(settings: Settings) -> None:

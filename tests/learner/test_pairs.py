@@ -13,8 +13,10 @@ from learner.adapters import load_policy
 from learner.anchor import Anchor
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
+from learner.micro_batch import MicroBatch
 from learner.pairs import Correction, anchored, corrections_of
-from learner.update import MicroBatch, TrainState, new_train_state, update
+from learner.train_state import TrainState, new_train_state
+from learner.update import update
 
 MAX = 64
 PROMPT, GIVEN, WANTED = (10, 11, 12), (20, 21, 3), (30, 31, 3)

@@ -20,6 +20,7 @@ from guard.rules import compile_rules
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.losses import Bounds, Terms, group_relative, grpo, rloo
+from learner.micro_batch import MicroBatch
 from learner.policy import Policy
 from learner.practice import (
     Practised,
@@ -28,7 +29,8 @@ from learner.practice import (
     read_practice,
     reward_of,
 )
-from learner.update import MicroBatch, TrainState, new_train_state, update
+from learner.train_state import TrainState, new_train_state
+from learner.update import update
 
 MAX = 64
 MakeSample = Callable[..., Sample]

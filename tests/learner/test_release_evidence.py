@@ -28,7 +28,7 @@ from learner.policy import Policy
 from learner.progress import Progress, advance, keep_judged, released
 from learner.publish import publish
 from learner.reward_model import RewardModel, load_reward_model
-from learner.update import new_train_state
+from learner.train_state import new_train_state
 from tests.learner.small_reward_model import small_reward_model
 
 MakeSample = Callable[..., Sample]

@@ -28,7 +28,7 @@ from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
-from learner.update import new_train_state
+from learner.train_state import new_train_state
 from tests.messages import calls
 from tests.topic_log import events, publish, write
 

@@ -17,7 +17,7 @@ from learner.experience import Experience, experience_of
 from learner.ledger import WITHDRAWN
 from learner.progress import Progress, advance
 from learner.revision import Lesson, Taught, debts, remember, retract, revise
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 
 MakeSample = Callable[..., Sample]
 PROMPT, ANSWER = (10, 11, 12), (20, 3)

@@ -19,7 +19,7 @@ from learner.evaluation import release_evidence
 from learner.experience import experience_of
 from learner.progress import Progress, advance, released
 from learner.publish import publish
-from learner.update import TrainState, new_train_state
+from learner.train_state import TrainState, new_train_state
 from learner.version_state import is_kept, published_before
 from tests.signing_keys import new_key
 

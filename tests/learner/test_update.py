@@ -17,18 +17,13 @@ from learner.advantage import user_weights
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.losses import LOSSES, Terms
-from learner.micro_batch import Replay
+from learner.micro_batch import MicroBatch, Replay
 from learner.objective import bounds_of
 from learner.policy import Policy
 from learner.progress import Progress, advance
 from learner.revision import Debt
-from learner.update import (
-    MicroBatch,
-    TrainState,
-    UpdateResult,
-    new_train_state,
-    update,
-)
+from learner.train_state import TrainState, new_train_state
+from learner.update import UpdateResult, update
 
 MAX = 64
 PROMPT = (10, 11, 12)
