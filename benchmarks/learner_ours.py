@@ -33,7 +33,8 @@ from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience
 from learner.micro_batch import MicroBatch
-from learner.objective import Objective, Scored, descend
+from learner.objective import Objective, descend
+from learner.scoring import Scored
 from learner.train_state import TrainState, new_train_state
 from learner.update import update
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from contracts.settings import Learner
 from learner.constraint import constrained, next_multiplier, share_of_reward
 from learner.experience import Experience
-from learner.objective import Scored
 from learner.revision import Lesson
+from learner.scoring import Scored
 from learner.value import LARGEST_ADVANTAGE, Spread, ValueHead, advantages
 
 

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from msgspec import Struct
-from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
-from learner.anchor import Anchor
-from learner.buckets import Bucket, TokenSequence, bucketed, padded
+from learner.buckets import Bucket, bucketed, padded
 from learner.experience import Experience
 from learner.losses import (
     LOSSES,
@@ -29,19 +27,7 @@ from learner.losses import (
 from learner.pairs import Correction, add_gradients
 from learner.policy import Policy
 from learner.practice import Practised, add_practice_gradients
-
-
-class Scored(Struct, frozen=True):
-    """A usable experience with what policy, anchor and base said of it before the update.
-
-    ``prox`` and ``anchor`` are log-probabilities per response token; an empty ``prox`` says that
-    the policy has not changed since. ``end_h`` is the base's hidden state at the end of the prompt.
-    """
-
-    experience: Experience
-    prox: list[float]
-    anchor: list[float]
-    end_h: Tensor
+from learner.scoring import Scored, sequence_of
 
 
 class Objective(Struct, frozen=True):
@@ -90,47 +76,6 @@ class Passed(Struct, frozen=True, kw_only=True):
     prox: dict[int, list[float]]
 
 
-def score(
-    policy: Policy,
-    anchor: Anchor,
-    experiences: Sequence[Experience],
-    tokens: int,
-    *,
-    with_prox: bool = True,
-) -> list[Scored]:
-    """Return every experience with its log-probabilities under the policy and under the anchor.
-
-    The base has read each prompt for ``end_h``, whatever the anchor is: what the baseline learned
-    to read does not change when the anchor does.
-    """
-    sequences = [_sequence(experience) for experience in experiences]
-    prox = policy.logprobs(sequences, tokens) if with_prox else [[] for _ in sequences]
-    if anchor.is_base:
-        anchored, ends = _under_base(policy, sequences, tokens)
-    else:
-        anchored = anchor.logprobs(policy, sequences, tokens)
-        first = [replace(one, response_ids=one.response_ids[:1]) for one in sequences]
-        _, ends = _under_base(policy, first, tokens)
-    return [Scored(*each) for each in zip(experiences, prox, anchored, ends, strict=True)]
-
-
-def _under_base(
-    policy: Policy, sequences: Sequence[TokenSequence], tokens: int
-) -> tuple[list[list[float]], list[Tensor]]:
-    """Return the base's log-probabilities of each response, and its state at each prompt's end."""
-    logprobs: dict[int, list[float]] = {}
-    ends: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for bucket in policy.share(bucketed(sequences, tokens)):
-            logp_bt, end_bh = policy.score(bucket, adapted=False)
-            for row, place in enumerate(bucket.members):
-                logprobs[place] = logp_bt[row][bucket.mask_bt[row]].tolist()
-                ends[place] = end_bh[row]
-    logprobs, ends = policy.ranks.gathered(logprobs), policy.ranks.gathered(ends)
-    places = range(len(sequences))
-    return [logprobs[place] for place in places], [ends[place] for place in places]
-
-
 def add_passes(policy: Policy, objective: Objective, config: Learner) -> Passed:
     """Put the objective's gradient in the place of the adapters' own, and return its figures.
 
@@ -141,7 +86,7 @@ def add_passes(policy: Policy, objective: Objective, config: Learner) -> Passed:
     sums = _Part(torch.zeros(()), torch.zeros(()), 0.0, 0.0)
     prox: dict[int, list[float]] = {}
     tokens, drift = 0, _drift(objective.scored)
-    sequences = [_sequence(one.experience) for one in objective.scored]
+    sequences = [sequence_of(one.experience) for one in objective.scored]
     for bucket in policy.share(bucketed(sequences, config.bucket_tokens), with_gradient=True):
         part, logp_bt = _bucket_loss(policy, objective, bucket, config, drift)
         (part.policy + config.kl_weight * part.kl).backward()
@@ -216,10 +161,6 @@ def needs_prox(experiences: Sequence[Experience], owed: frozenset[str], config: 
     If not, the passes of the first step can tell it at once.
     """
     return config.loss == OTHERWISE or any(_is_unfit(one, owed, config) for one in experiences)
-
-
-def _sequence(experience: Experience) -> TokenSequence:
-    return TokenSequence(experience.prompt_ids, experience.token_ids, experience.temperature)
 
 
 class _Part(Struct, frozen=True):

@@ -48,19 +48,11 @@ from learner.advantage import NOTHING, Weighed, baseline_of, observe_costs, put_
 from learner.experience import LEAST_TEMPERATURE, Experience
 from learner.ledger import IMPUTED, REVISED, USED, Outcome, outcome_of
 from learner.micro_batch import MicroBatch
-from learner.objective import (
-    Objective,
-    Passed,
-    Scored,
-    StepStats,
-    add_passes,
-    descend,
-    needs_prox,
-    score,
-)
+from learner.objective import Objective, Passed, StepStats, add_passes, descend, needs_prox
 from learner.pairs import anchored, corrections_of
 from learner.practice import mean_reward
 from learner.revision import Lesson
+from learner.scoring import Scored, score
 from learner.train_state import TrainState
 
 _NOTHING = Objective((), torch.zeros(0), torch.zeros(0))

@@ -18,10 +18,10 @@ from learner.anchor import Anchor, in_service, refreshed
 from learner.buckets import TokenSequence
 from learner.directory import versions_directory
 from learner.experience import Experience, experience_of
-from learner.objective import score
 from learner.policy import Policy
 from learner.progress import Progress, advance, released
 from learner.publish import publish
+from learner.scoring import score
 from learner.train_state import TrainState, new_train_state
 
 MakeSample = Callable[..., Sample]
