@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -23,15 +24,15 @@ from contracts.settings import Settings
 from learner import off_policy
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.anchor import other_adapters
-from learner.buckets import TokenSequence
+from learner.direct_method import foretell, predict
 from learner.directory import versions_directory
-from learner.drawing import draw
 from learner.experience import Experience
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
-from learner.off_policy import Floats, Foretold, LoggedAnswers, Resampled
+from learner.off_policy import Floats, LoggedAnswers, Resampled
 from learner.policy import Policy
 from learner.progress import Progress
 from learner.reward_model import RewardModel
+from learner.scoring import sequence_of
 from learner.update import unusable
 from learner.watch import Weighed, steps, trends
 
@@ -40,11 +41,6 @@ LEAST_SAMPLES = 8
 
 TOKENS = 4096
 """Tokens in one forward pass: nothing is kept for a gradient, so more fit than in an update."""
-
-PROMPT_BINS = 16
-DRAWS = 4
-"""Answers the candidate draws to a question for the reward model: with one alone, the noise of the
-draw takes back what the model gains."""
 
 _KL_CAP = 5.0
 _logger = logging.getLogger("learner")
@@ -106,8 +102,8 @@ def _estimated(
     parent = _parent_scored(policy, decisions, usable, progress, settings)
     slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
     resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
-    foretold = _foretold(policy, usable, settings, reward_model) if reward_model else None
-    predictions = _predictions(usable, decisions, candidate, slices_n, foretold)
+    foretold = foretell(policy, usable, settings, reward_model) if reward_model else None
+    predictions = predict(usable, decisions, candidate.decisions_nk, slices_n, foretold)
     weighed = _weighed(usable, candidate, decisions)
     logs: dict[Level, LoggedAnswers] = {
         "answer": _log(usable, weighed.whole_n, predictions),
@@ -120,20 +116,11 @@ def _estimated(
             usable, decisions, _weighed(usable, parent, decisions), weighed, resampled, watch
         )
     )
-    return ReleaseEvidence(
-        policy=found.policy,
-        sequence=found.sequence,
-        parent=found.parent,
-        as_of=found.as_of,
-        samples=found.samples,
-        users=found.users,
-        versions=found.versions,
+    return replace(
+        found,
         kl_to_parent=None if parent is None else _divergence(usable, parent, candidate),
-        logged_reward=found.logged_reward,
-        logged_cost=found.logged_cost,
         levels={level: _off_policy(log, resampled) for level, log in logs.items()},
         slices=_slices(logs[settings.gate.level], resampled, slices_n, decisions),
-        reward_model=found.reward_model,
         watch=(*watched_steps, *_trends(usable, progress, settings, reward_model)),
     )
 
@@ -152,15 +139,11 @@ def _score(
     *,
     adapted: bool = True,
 ) -> _Scored:
-    asked = [_sequence(e) for e in usable]
+    asked = [sequence_of(e) for e in usable]
     return _Scored(
         policy.logprobs(asked, TOKENS, adapted=adapted),
         probabilities(policy, decisions, asked, TOKENS, adapted=adapted),
     )
-
-
-def _sequence(experience: Experience) -> TokenSequence:
-    return TokenSequence(experience.prompt_ids, experience.token_ids, experience.temperature)
 
 
 def _parent_scored(
@@ -198,68 +181,13 @@ def _divergence(usable: Sequence[Experience], parent: _Scored, candidate: _Score
     return total / len(usable)
 
 
-def _predictions(
-    usable: Sequence[Experience],
-    decisions: Decisions,
-    candidate: _Scored,
-    slices_n: NDArray[np.int64],
-    foretold: Foretold | None,
-) -> tuple[Floats, Floats]:
-    """Return (q of each answer, its mean under the candidate); see `off_policy.cross_fitted`.
-
-    Features: the decision with the slice, and which tokens the prompt has, hashed into a few bins.
-    """
-    kinds = len(decisions.names)
-    words_nf = np.zeros((len(usable), PROMPT_BINS))
-    for place, experience in enumerate(usable):
-        words_nf[
-            place, [token * 2_654_435_761 % PROMPT_BINS for token in experience.prompt_ids]
-        ] = 1
-
-    def features_of(decision_n: NDArray[np.int64]) -> Floats:
-        crossed_nf = np.zeros((len(usable), kinds * kinds))
-        crossed_nf[np.arange(len(usable)), decision_n * kinds + slices_n] = 1.0
-        alone_nf = np.eye(kinds)[decision_n]
-        return np.concatenate([alone_nf, crossed_nf, words_nf], axis=1)
-
-    return off_policy.cross_fitted(
-        features_of,
-        np.array([taken(decisions, e.token_ids).place for e in usable]),
-        candidate.decisions_nk,
-        np.array([e.reward for e in usable]),
-        [e.user_id for e in usable],
-        foretold,
-    )
-
-
-def _foretold(
-    policy: Policy, usable: Sequence[Experience], settings: Settings, reward_model: RewardModel
-) -> Foretold:
-    """Have the reward model look at the newest questions: at the answer given, and at those that
-    the candidate draws now."""
-    given_n, drawn_n = np.zeros(len(usable)), np.zeros(len(usable))
-    first = max(len(usable) - settings.learner.drawn_answers // DRAWS, 0)
-    given = [_sequence(e) for e in usable[first:]]
-    if given:
-        asked = [one for one in given for _ in range(DRAWS)]
-        most, room = settings.gateway.max_tokens, settings.engine.max_model_len
-        answers = draw(policy, asked, most, room, settings.learner.seed)
-        own = [TokenSequence(q.prompt_ids, ids) for q, ids in zip(asked, answers, strict=True)]
-        said_n = np.array([expected.mean for expected in reward_model.score(given)])
-        own_n = np.array([expected.mean for expected in reward_model.score(own)])
-        # Around 0, which is what stands where it was not asked.
-        given_n[first:] = said_n - said_n.mean()
-        drawn_n[first:] = own_n.reshape(-1, DRAWS).mean(axis=1) - said_n.mean()
-    return Foretold(given_n, drawn_n)
-
-
 def _trends(
     usable: Sequence[Experience],
     progress: Progress,
     settings: Settings,
     reward_model: RewardModel | None,
 ) -> tuple[WatchFigure, ...]:
-    said = reward_model.score([_sequence(e) for e in usable]) if reward_model else None
+    said = reward_model.score([sequence_of(e) for e in usable]) if reward_model else None
     foretold_n = None if said is None else np.array([expected.mean for expected in said])
     taught = progress.replay.recent
     return trends(usable, taught, settings.gate.watch, settings.learner.seed, foretold_n)

@@ -1,0 +1,84 @@
+"""The direct method: what reward to expect of each judged answer, and of the candidate's own.
+
+Doubly robust estimates add to it what importance weights say of its errors (`learner.off_policy`).
+Shape suffixes: n answers, k first decisions, f features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from contracts.settings import Settings
+from learner import off_policy
+from learner.buckets import TokenSequence
+from learner.drawing import draw
+from learner.experience import Experience
+from learner.first_decision import Decisions, taken
+from learner.off_policy import Floats, Foretold
+from learner.policy import Policy
+from learner.reward_model import RewardModel
+from learner.scoring import sequence_of
+
+PROMPT_BINS = 16
+DRAWS = 4
+"""Answers the candidate draws to a question for the reward model: with one alone, the noise of the
+draw takes back what the model gains."""
+
+
+def predict(
+    usable: Sequence[Experience],
+    decisions: Decisions,
+    candidate_nk: Floats,
+    slices_n: NDArray[np.int64],
+    foretold: Foretold | None,
+) -> tuple[Floats, Floats]:
+    """Return (q of each answer, its mean under the candidate); see `off_policy.cross_fitted`.
+
+    ``candidate_nk`` are the candidate's probabilities of each first decision. Features: the
+    decision with the slice, and which tokens the prompt has, hashed into a few bins.
+    """
+    kinds = len(decisions.names)
+    words_nf = np.zeros((len(usable), PROMPT_BINS))
+    for place, experience in enumerate(usable):
+        words_nf[
+            place, [token * 2_654_435_761 % PROMPT_BINS for token in experience.prompt_ids]
+        ] = 1
+
+    def features_of(decision_n: NDArray[np.int64]) -> Floats:
+        crossed_nf = np.zeros((len(usable), kinds * kinds))
+        crossed_nf[np.arange(len(usable)), decision_n * kinds + slices_n] = 1.0
+        alone_nf = np.eye(kinds)[decision_n]
+        return np.concatenate([alone_nf, crossed_nf, words_nf], axis=1)
+
+    return off_policy.cross_fitted(
+        features_of,
+        np.array([taken(decisions, e.token_ids).place for e in usable]),
+        candidate_nk,
+        np.array([e.reward for e in usable]),
+        [e.user_id for e in usable],
+        foretold,
+    )
+
+
+def foretell(
+    policy: Policy, usable: Sequence[Experience], settings: Settings, reward_model: RewardModel
+) -> Foretold:
+    """Have the reward model look at the newest questions: at the answer given, and at those that
+    the candidate draws now."""
+    given_n, drawn_n = np.zeros(len(usable)), np.zeros(len(usable))
+    first = max(len(usable) - settings.learner.drawn_answers // DRAWS, 0)
+    given = [sequence_of(e) for e in usable[first:]]
+    if given:
+        asked = [one for one in given for _ in range(DRAWS)]
+        most, room = settings.gateway.max_tokens, settings.engine.max_model_len
+        answers = draw(policy, asked, most, room, settings.learner.seed)
+        own = [TokenSequence(q.prompt_ids, ids) for q, ids in zip(asked, answers, strict=True)]
+        said_n = np.array([expected.mean for expected in reward_model.score(given)])
+        own_n = np.array([expected.mean for expected in reward_model.score(own)])
+        # Around 0, which is what stands where it was not asked.
+        given_n[first:] = said_n - said_n.mean()
+        drawn_n[first:] = own_n.reshape(-1, DRAWS).mean(axis=1) - said_n.mean()
+    return Foretold(given_n, drawn_n)
