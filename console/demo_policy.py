@@ -15,6 +15,8 @@ from contracts.settings import Settings
 
 DEMONSTRATION_SECONDS = 120.0
 WARM_START_SECONDS = 900.0
+RECIPE = ("warm_start.py", "warm_start_tokenizer.py")
+"""The learner's files that say how a policy is made: another one is made when they change."""
 
 
 def base_policy(
@@ -23,7 +25,7 @@ def base_policy(
     """Return the directory of the base policy for these users, making it when it is not there.
 
     ``seed`` draws the demonstrations and the initial weights. The policy is found again by the
-    hash of the demonstrations and of the arguments of the warm start.
+    hash of the demonstrations, of the arguments of the warm start and of the files that make it.
     """
     policies = settings.state_dir.absolute() / "policies"
     policies.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,8 @@ def base_policy(
     with tempfile.TemporaryDirectory(dir=policies) as scratch:
         demonstrations = Path(scratch) / "demonstrations.jsonl"
         make_demonstrations(settings, users, seed, demonstrations, shown)
-        recipe = (Path(__file__).parent.parent / "learner" / "warm_start.py").read_bytes()
+        learner = Path(__file__).parent.parent / "learner"
+        recipe = b"".join((learner / name).read_bytes() for name in RECIPE)
         key = sha256(demonstrations.read_bytes() + recipe + " ".join(arguments).encode())
         directory = policies / f"{users}-{key.hexdigest()[:16]}"
         if (directory / "config.json").exists():

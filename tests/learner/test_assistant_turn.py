@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 
 from contracts.events import Message
 from learner.assistant_turn import assistant_text, correction_ids
-from learner.warm_start import encode_example, train_tokenizer
+from learner.warm_start import encode_example
+from learner.warm_start_tokenizer import train_tokenizer
 from tests.messages import calls, says
 
 QUESTION = {"role": "user", "content": "where is order 17"}

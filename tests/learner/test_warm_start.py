@@ -14,14 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from contracts.errors import SettingsError
 from contracts.manifest import file_sha256
 from learner.warm_start import (
-    FRAMES,
     Demonstration,
     Recipe,
     encode_example,
     make_policy,
     read_demonstrations,
-    train_tokenizer,
 )
+from learner.warm_start_tokenizer import FRAMES, train_tokenizer
 
 REFUSE = '<tool_call>{"name": "refuse", "arguments": {}}</tool_call>'
 SMALL = Recipe(hidden=64, layers=1, intermediate=64, vocabulary=400, threads=1, batch=16)
