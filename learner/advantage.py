@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from statistics import fmean
 from typing import Any, Protocol
 
 import torch
@@ -44,7 +45,7 @@ class Weighed(Struct, frozen=True):
     gain_b: Tensor
     debt_b: Tensor
     value_loss: float = 0.0
-    imputed_weight: float = 1.0
+    imputed_share: float = 1.0
 
     def lessons(self) -> tuple[Lesson, ...]:
         """Return what a step on these teaches."""
@@ -59,8 +60,8 @@ class Weighed(Struct, frozen=True):
         )
 
     def share_of(self, experience: Experience) -> float:
-        """Return how much an experience counts beside one with an observed reward."""
-        return self.imputed_weight if experience.imputed else 1.0
+        """Return how much an experience counts beside the same with an observed reward."""
+        return self.imputed_share if experience.imputed else 1.0
 
 
 _NONE = torch.zeros(0)
@@ -128,7 +129,8 @@ def weigh(
         return NOTHING
     debt_b = torch.tensor([one.experience.decision_id in owed for one in scored])
     owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
-    weight_b = torch.tensor(_weights([one.experience for one in scored], activity, config))
+    weights, share = _weights([one.experience for one in scored], activity, config)
+    weight_b = torch.tensor(weights)
     advantage_b, value_loss = _advantages(state, scored, debt_b, weight_b, config)
     paid_b = torch.clamp(owed_b / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
     gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
@@ -139,26 +141,34 @@ def weigh(
         torch.where(debt_b, 0.0, gain * weight_b),
         debt_b,
         value_loss,
-        config.imputed_weight,
+        share,
     )
 
 
 def _weights(
     experiences: Sequence[Experience], activity: Mapping[str, int], config: Learner
-) -> list[float]:
-    """Return weights that add up to 1: those of `user_weights`, imputed ones a share of theirs.
+) -> tuple[list[float], float]:
+    """Return weights that add up to 1, those of `user_weights`, and the share that is left to
+    imputed ones of theirs.
 
-    However many answers of a user nobody rated, those that somebody did keep their weight.
+    However many answers of a user nobody rated, those that somebody did keep their weight. Nor do
+    the imputed ones together count more than ``imputed_weight`` of as many observed ones: those who
+    never rate are not among ``activity``, and would weigh as much as there are batches.
     """
-    imputed = [bool(e.imputed) for e in experiences]
     here = Counter((e.user_id, bool(e.imputed)) for e in experiences)
     raw = [
-        (config.imputed_weight if guess else 1.0)
-        / max(activity.get(e.user_id, 0), here[e.user_id, guess])
-        for e, guess in zip(experiences, imputed, strict=True)
+        1.0 / max(activity.get(e.user_id, 0), here[e.user_id, bool(e.imputed)]) for e in experiences
     ]
-    total = sum(raw)
-    return [one / total for one in raw]
+    imputed, observed = (
+        [one for one, e in zip(raw, experiences, strict=True) if bool(e.imputed) is guess]
+        for guess in (True, False)
+    )
+    share = config.imputed_weight
+    if imputed and observed:
+        share *= min(1.0, fmean(observed) / fmean(imputed))
+    whole = [one * (share if e.imputed else 1.0) for one, e in zip(raw, experiences, strict=True)]
+    total = sum(whole)
+    return [one / total for one in whole], share
 
 
 def _advantages(

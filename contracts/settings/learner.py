@@ -57,7 +57,7 @@ class Learner(Section, frozen=True):
     torchrun each hold a part of the base.
     ``reward_model`` is the directory of a version of `learner.reward_model`, empty: none,
     and ``drawn_answers`` how many answers of a version it looks at. An answer without a signal
-    counts ``imputed_weight`` times a rewarded one, with the reward that the model imputes.
+    counts ``imputed_weight`` times a rewarded one at most, with the reward that the model imputes.
     """
 
     batch_samples: Count = 64

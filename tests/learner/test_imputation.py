@@ -140,6 +140,23 @@ def test_imputed_answers_teach_at_a_part_of_the_weight_and_leave_the_baseline_al
     assert gains[8:] == pytest.approx([gains[0] * 0.25] * 4)
 
 
+def test_people_who_never_rate_do_not_outweigh_those_who_rate_all_day(
+    settings: Settings, model: RewardModel, make_sample: MakeSample
+) -> None:
+    fresh = _experiences([make_sample(n, user_id=PEOPLE[n]) for n in range(8)])
+    quiet = [_silent(make_sample, n, user_id=PEOPLE[n]) for n in range(20, 28)]
+    imputed = impute(_experiences(quiet), model, settings)
+    train, before = _start(settings)
+    before = msgspec.structs.replace(before, raters=tuple(PEOPLE[:8] * 50))
+    after = advance(train, before, fresh, settings, (), (), imputed)
+    gains = [after.taught[e.decision_id].gain for e in (*fresh, *imputed)]
+    assert sum(gains[8:]) == pytest.approx(0.25 * sum(gains[:8]))
+    # At its full weight each would be the first of its user, and count like 51 of the others.
+    share = after.taught[imputed[0].decision_id].share
+    assert share == pytest.approx(0.25 / 51)
+    assert gains[8] / share == pytest.approx(51 * gains[0])
+
+
 def test_the_ledger_says_which_model_imputed_and_what_was_left_without_a_reward(
     settings: Settings, model: RewardModel, make_sample: MakeSample
 ) -> None:
@@ -251,7 +268,7 @@ def test_a_reward_that_comes_later_is_a_revision_of_what_was_imputed(
     learner = _read_on(open_learner(configured))
     assert _outcomes(learner)["silent-0"] == "imputed"
     before = learner.progress.taught[silent.decision_id]
-    assert before.share == 0.25
+    assert 0.0 < before.share <= 0.25
 
     told = make_sample(0, id="told", revision=1, reward=-1.0)
     again = _silent(make_sample, 0, id="silent-again", revision=2)
@@ -261,7 +278,7 @@ def test_a_reward_that_comes_later_is_a_revision_of_what_was_imputed(
     assert (outcomes["told"], outcomes["silent-again"]) == ("revised", "superseded")
     after = learner.progress.taught[silent.decision_id]
     assert (after.reward, after.share) == (-1.0, 1.0)
-    assert after.gain == pytest.approx(before.gain * 4.0)
+    assert after.gain == pytest.approx(before.gain / before.share)
 
 
 def test_without_a_reward_model_silent_samples_stand_in_the_ledger_and_teach_nothing(
