@@ -270,7 +270,8 @@ class Rebuild:
 def _own_place(settings: Settings, directory: Path) -> Settings:
     """Return the settings with a state directory of the replay's own and a key nobody else trusts.
 
-    SettingsError when something lies there.
+    What is trusted, a reward model's signature, is what the live learner trusts. SettingsError when
+    something lies there.
     """
     if directory.exists() and any(directory.iterdir()):
         raise SettingsError(f"{directory} is not empty; give --out a directory that is new")
@@ -280,6 +281,10 @@ def _own_place(settings: Settings, directory: Path) -> Settings:
     return replace(
         settings,
         state_dir=directory,
+        policy=replace(
+            settings.policy,
+            trusted_keys=(settings.state_dir / settings.policy.trusted_keys).absolute(),
+        ),
         learner=replace(settings.learner, signing_key_file=str(private)),
     )
 
