@@ -61,16 +61,23 @@ def _practice(settings: Settings, recorded: Practice, link: Link) -> Practice:
 
 
 def _reward_model(settings: Settings, recorded: str, link: Link) -> str:
-    """Return the directory of the reward model that a version was learned with, "" for none."""
+    """Return the directory of the reward model that a version was learned with, "" for none.
+
+    It is the one that is set, or lies beside it: a newer one may have taken its place.
+    """
     named = settings.learner.reward_model
     if not recorded:
         return ""
-    if not named or read_manifest(Path(named))[0] != recorded:
-        raise SettingsError(
-            f"version {link.version[:12]} was learned with reward model {recorded[:12]}, and "
-            f"learner.reward_model ({named or 'empty'}) is another; name that one there"
-        )
-    return named
+    if named and read_manifest(Path(named))[0] == recorded:
+        return named
+    beside = Path(named).parent / recorded
+    if named and beside.is_dir():
+        return str(beside)
+    raise SettingsError(
+        f"version {link.version[:12]} was learned with reward model {recorded[:12]}, and "
+        f"learner.reward_model ({named or 'empty'}) is another; name that one there, or put it "
+        "beside the other"
+    )
 
 
 def line_of(settings: Settings, end: str) -> list[Link]:

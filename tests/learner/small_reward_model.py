@@ -16,9 +16,11 @@ from learner.reward_training import Rated
 from learner.reward_version import new_trunk, write_version
 
 
-def small_reward_model(settings: Settings, make_sample: Callable[..., Sample], out: Path) -> Path:
+def small_reward_model(
+    settings: Settings, make_sample: Callable[..., Sample], out: Path, seed: int = 0
+) -> Path:
     """Train on eighty samples that no other test uses, and return the version's directory."""
-    recipe = Recipe(members=3, max_tokens=32, rank=4)
+    recipe = Recipe(members=3, max_tokens=32, rank=4, seed=seed)
     samples = [experience_of(make_sample(500 + n)) for n in range(80)]
     answers = [TokenSequence(e.prompt_ids, e.token_ids) for e in samples]
     lessons = [Rated(e.user_id, a, e.reward) for e, a in zip(samples, answers, strict=True)]

@@ -401,6 +401,35 @@ def test_what_a_reward_model_imputed_is_imputed_again(
     assert [version.version for version in again.versions] == versions
 
 
+def test_a_reward_model_that_another_took_the_place_of_is_found_beside_it(
+    settings: Settings,
+    open_learner: OpenLearner,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+    tmp_path: Path,
+) -> None:
+    silent = [
+        encode(SAMPLES, make_sample(700 + n, status="censored", correction=None), source="test")
+        for n in range(12)
+    ]
+    named: list[str] = []
+    versions: list[str] = []
+    for seed, part in enumerate((pieces[:70], pieces[70:])):
+        model = small_reward_model(settings, make_sample, tmp_path / "models", seed)
+        learner = replace(settings.learner, reward_model=str(model))
+        settings = replace(settings, learner=learner)
+        named.append(model.name)
+        versions = _learn(open_learner, settings, [*silent[seed::2], *part])
+    line = line_of(settings, versions[-1])
+    assert {link.manifest.config["reward_model"] for link in line} == set(named)
+    again = replay(versions[-1], mine=settings, start="base")
+    first = [link.manifest.config["reward_model"] for link in line].index(named[1])
+    assert first > 0
+    assert [v.same for v in again.versions][:first] == [True] * first
+    # The one that was being learned at the change may have batches of both.
+
+
 def test_a_user_who_came_late_is_left_out_from_the_last_state_before_them(
     settings: Settings,
     open_learner: OpenLearner,
