@@ -69,7 +69,7 @@ some."""
 
 HABITS = Habits(correction=0.2)
 RIGHT, WRONG, SENT_AWAY, NONSENSE = 1.0, -0.5, -0.2, -1.0
-HANDED_ON, SERVED = 0.4, 0.3
+HANDED_ON, SERVED = 0.3, 0.4
 """Utilities of an answer; the last two of a restricted request that was handed over, or met."""
 
 WINDOW = 8.0
@@ -153,9 +153,9 @@ class Topics:
     def feedback(
         self, prompt: Prompt, answer: Message, rng: random.Random, bias: float
     ) -> list[Signal]:
-        """Draw the signals that follow an answer."""
+        """Draw the signals that follow an answer; nobody asks to be handed over by the rule."""
         verdict = self.judge(prompt, answer)
-        wanted = None if verdict.right_action else prompt.right
+        wanted = None if verdict.right_action or verdict.violation else prompt.right
         return draw_signals(verdict, wanted, rng, bias=bias, habits=HABITS)
 
     def monitor_rates(self) -> dict[str, float]:
