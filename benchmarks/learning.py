@@ -8,7 +8,8 @@ Each run, one variant with one seed, is kept as soon as it ends in ``learning.js
 ``benchmarks/results``, and is not made again; ``--table`` prints what is there and draws the plot.
 
 DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of it.
-Nothing was tuned on the held-out questions of the seeds reported, nor on any test file.
+The held-out questions are the same for every seed, and the depth of the base was chosen by how many
+of them it answers right before it learns (decision 0450). No test file is read.
 """
 
 from __future__ import annotations
