@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from learner.experience import Experience
 
@@ -37,6 +38,7 @@ class Taught(Struct, frozen=True, array_like=True):
     """All lessons of a decision. ``wanted`` is the coefficient they should add up to by now.
 
     ``share`` is below 1 while the reward is an imputed one, which counts less than an observed one.
+    ``retracted`` is what was wanted before ``reward`` was retracted, None while it stands.
     """
 
     reward: float
@@ -44,11 +46,17 @@ class Taught(Struct, frozen=True, array_like=True):
     wanted: float = 0.0
     gain: float = 0.0
     share: float = 1.0
+    retracted: float | None = None
 
     @property
     def owed(self) -> float:
         """Return the coefficient that is still to be taught."""
         return self.wanted - self.coefficient
+
+    @property
+    def standing(self) -> float:
+        """Return the coefficient that is wanted as long as ``reward`` stands."""
+        return self.wanted if self.retracted is None else self.retracted
 
 
 Memory = Mapping[str, Taught]
@@ -75,15 +83,19 @@ def revise(memory: Memory, experience: Experience) -> dict[str, Taught]:
     """Return the memory after a newer reward of a decision in it, which is an observed one."""
     before = memory[experience.decision_id]
     gain = before.gain / before.share
-    wanted = before.wanted / before.share + (experience.reward - before.reward) * gain
+    wanted = before.standing / before.share + (experience.reward - before.reward) * gain
     after = Taught(experience.reward, before.coefficient, wanted, gain)
     return {**memory, experience.decision_id: after}
 
 
 def retract(memory: Memory, decision_id: str) -> dict[str, Taught]:
-    """Return the memory after a decision lost its reward: nothing should have been taught."""
+    """Return the memory after a decision lost its reward: nothing should have been taught.
+
+    What was is kept, should it get another one.
+    """
     before = memory[decision_id]
-    return {**memory, decision_id: Taught(0.0, before.coefficient)}
+    after = replace(before, wanted=0.0, retracted=before.standing)
+    return {**memory, decision_id: after}
 
 
 def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str, Taught]:
@@ -97,6 +109,7 @@ def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str,
             before.wanted + (0.0 if lesson.correction else lesson.coefficient),
             before.gain + (0.0 if lesson.correction else lesson.gain),
             before.share,
+            before.retracted,
         )
     surplus = len(found) - limit
     return dict(list(found.items())[surplus:]) if surplus > 0 else found

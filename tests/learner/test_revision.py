@@ -57,6 +57,22 @@ def test_a_retraction_owes_all_that_was_taught_and_a_second_one_no_more(
     assert debts(paid, [one]) == debts(retract(paid, one.decision_id), [one]) == ()
 
 
+def test_a_reward_after_a_retraction_is_taught_as_if_there_had_been_none(
+    make_sample: MakeSample,
+) -> None:
+    one = _one(make_sample, 1, reward=-1.0)
+    taught = remember({}, [Lesson(one.decision_id, 1.0, 0.05, 0.04)] * 3, 10)
+    at_once = revise(taught, one)[one.decision_id]
+    back = retract(taught, one.decision_id)
+    paid = remember(back, [Lesson(one.decision_id, 0.0, -0.1, 0.0, True)], 10)
+    twice = retract(paid, one.decision_id)
+    for memory in (back, paid, twice):
+        after = revise(memory, one)[one.decision_id]
+        assert (after.reward, after.wanted, after.gain) == (-1.0, at_once.wanted, at_once.gain)
+        assert after.wanted == pytest.approx(0.15 - 2.0 * 0.12)
+        assert debts(retract({one.decision_id: after}, one.decision_id), [one])
+
+
 def test_what_was_taught_is_remembered_of_the_newest_decisions() -> None:
     lessons = [Lesson(f"d{n}", 1.0, 0.1, 0.1) for n in (1, 2, 3, 1)]
 
@@ -135,7 +151,7 @@ def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: b
     for batch in range(21, 21 + WARM_UP):
         progress = advance(state, progress, _filler(make_sample, batch), settings)
     for batch in range(1, 7):
-        fresh = [_served(state, make_sample, 1000 * batch + n) for n in range(2 * praise)]
+        fresh = [_served(state, make_sample, 100_000 * batch + n) for n in range(2 * praise)]
         praised += fresh
         progress = advance(state, progress, [*fresh, *_filler(make_sample, batch)], settings)
     back = [_taken_back(one) for one in praised] if take_back else []
