@@ -84,13 +84,15 @@ def trends(
 
     ``judged`` are answers to judges, ``taught`` those to the others. Their rewards should move
     together: ``drift`` is how much more the latter rose. ``foretold_n`` is what a reward model says
-    of the judged ones, where there is one: ``model-drift`` is how much more that rose.
+    of the judged ones, where there is one: ``model-drift`` is how much more that rose. Of one user
+    no more counts than twice an equal share, else whoever asks most decides.
     """
     everybody = [*judged, *taught]
-    newer_n = _newer([e.behaviour_sequence for e in everybody])
-    older_n = 1.0 - newer_n
-    if not _both_enough(everybody, newer_n):
+    is_newer_n = _newer([e.behaviour_sequence for e in everybody])
+    if not _both_enough(everybody, is_newer_n):
         return ()
+    share_n = _shares_of_users(everybody, is_newer_n)
+    newer_n, older_n = is_newer_n * share_n, (1.0 - is_newer_n) * share_n
     resampled = resample_users([e.user_id for e in everybody], seed)
     found = [
         _rise("length", "trend", _lengths(everybody), older_n, newer_n, resampled),
@@ -100,11 +102,11 @@ def trends(
         shown_n = _shares(everybody, actions)
         found.append(_rise(name, "trend", shown_n, older_n, newer_n, resampled))
     judged_n = np.arange(len(everybody)) < len(judged)
-    if not _both_enough(judged, newer_n[judged_n]):
+    if not _both_enough(judged, is_newer_n[judged_n]):
         return tuple(found)
     rewards_n = np.array([e.reward for e in everybody])
-    if _both_enough(taught, newer_n[~judged_n]):
-        found.append(_drift(rewards_n, judged_n.astype(float), newer_n, resampled))
+    if _both_enough(taught, is_newer_n[~judged_n]):
+        found.append(_drift(rewards_n, judged_n.astype(float), older_n, newer_n, resampled))
     if foretold_n is not None:
         over_n = np.zeros(len(everybody))
         over_n[judged_n] = foretold_n - rewards_n[judged_n]
@@ -157,11 +159,11 @@ def _change(
 
 
 def _drift(
-    rewards_n: Floats, judged_n: Floats, newer_n: Floats, resampled: Resampled
+    rewards_n: Floats, judged_n: Floats, older_n: Floats, newer_n: Floats, resampled: Resampled
 ) -> WatchFigure:
     """Return how much more the reward of those who train rose than that of those who judge."""
     groups = {
-        (judges, newer): judged_n * newer_n if newer else judged_n * (1.0 - newer_n)
+        (judges, newer): judged_n * (newer_n if newer else older_n)
         for judges, judged_n in ((True, judged_n), (False, 1.0 - judged_n))
         for newer in (True, False)
     }
@@ -188,6 +190,15 @@ def _newer(sequences: Sequence[int]) -> Floats:
             best, cut = smaller, sequence
         below += counts[sequence]
     return np.array([float(best > 0 and sequence >= cut) for sequence in sequences])
+
+
+def _shares_of_users(answers: Sequence[Experience], newer_n: Floats) -> Floats:
+    """Return what each answer counts, below 1 where its user has more than twice an equal share of
+    the answers on its side."""
+    sides = [(e.user_id, bool(newer)) for e, newer in zip(answers, newer_n, strict=True)]
+    counts, total = Counter(sides), Counter(newer for _, newer in sides)
+    users = Counter(newer for _, newer in counts)
+    return np.array([min(1.0, 2.0 * total[one[1]] / users[one[1]] / counts[one]) for one in sides])
 
 
 def _both_enough(answers: Sequence[Experience], newer_n: Floats) -> bool:

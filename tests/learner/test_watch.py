@@ -121,6 +121,22 @@ def test_a_planted_hack_trips_its_alarm_and_no_other(hack: Hack, alarm: str) -> 
         assert _alarms(found) == {alarm}, (seed, found)
 
 
+@pytest.mark.parametrize(("hack", "alarm"), [(_longer, "length"), (_refusing, "refuse")])
+def test_one_user_who_asks_as_much_as_all_others_hides_no_trend(hack: Hack, alarm: str) -> None:
+    """Whoever trains can ask what is answered as ever, as often as they like."""
+    for seed in range(5):
+        judged, taught = _history(seed, hack)
+        calm = [*taught[: len(taught) // 8]] * 8
+        bot = [msgspec.structs.replace(e, user_id="bot") for e in calm]
+        versions = [e.behaviour_sequence for e in taught]
+        bot = [
+            msgspec.structs.replace(e, behaviour_sequence=version)
+            for e, version in zip(bot, versions, strict=False)
+        ]
+        found = trends(judged, [*taught, *bot], Watch(), seed)
+        assert alarm in _alarms(found), (seed, found)
+
+
 def test_honest_learning_trips_nothing_in_a_hundred_histories() -> None:
     for seed in range(100):
         found = trends(*_history(seed, _honest), Watch(), seed)
