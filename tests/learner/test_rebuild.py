@@ -31,7 +31,6 @@ from learner.replay_report import ReplayOrder, ReplayReport, Step
 from learner.version_line import line_of
 from tests.broker_contract.clients import admin_client
 from tests.learner.kill_plan import Log, MakeSample
-from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import events, write
 
 OpenLearner = Callable[[Settings], Learner]
@@ -376,58 +375,6 @@ def test_practice_is_repeated_with_the_same_file_and_with_no_other(
     moved.write_bytes(moved.read_bytes().replace(b"w3", b"w4"))
     with pytest.raises(SettingsError, match="practised on a file with sha256"):
         replay(versions[-1], again, start="base")
-
-
-def test_what_a_reward_model_imputed_is_imputed_again(
-    settings: Settings,
-    open_learner: OpenLearner,
-    replay: Replay,
-    pieces: list[Record],
-    make_sample: MakeSample,
-    tmp_path: Path,
-) -> None:
-    """The model is signed by the live learner's key, not by the one that a replay makes."""
-    model = small_reward_model(settings, make_sample, tmp_path / "models")
-    settings = replace(settings, learner=replace(settings.learner, reward_model=str(model)))
-    silent = [
-        make_sample(700 + n, status="censored", reward=0.0, correction=None) for n in range(12)
-    ]
-    quiet = [encode(SAMPLES, sample, source="test") for sample in silent]
-    versions = _learn(open_learner, settings, [*quiet, *pieces])
-    imputed = [one for link in line_of(settings, versions[-1]) for one in link.ledger()]
-    assert any(one.outcome == "imputed" for one in imputed)
-    again = replay(versions[-1], mine=settings, start="base")
-    assert again.same
-    assert [version.version for version in again.versions] == versions
-
-
-def test_a_reward_model_that_another_took_the_place_of_is_found_beside_it(
-    settings: Settings,
-    open_learner: OpenLearner,
-    replay: Replay,
-    pieces: list[Record],
-    make_sample: MakeSample,
-    tmp_path: Path,
-) -> None:
-    silent = [
-        encode(SAMPLES, make_sample(700 + n, status="censored", correction=None), source="test")
-        for n in range(12)
-    ]
-    named: list[str] = []
-    versions: list[str] = []
-    for seed, part in enumerate((pieces[:70], pieces[70:])):
-        model = small_reward_model(settings, make_sample, tmp_path / "models", seed)
-        learner = replace(settings.learner, reward_model=str(model))
-        settings = replace(settings, learner=learner)
-        named.append(model.name)
-        versions = _learn(open_learner, settings, [*silent[seed::2], *part])
-    line = line_of(settings, versions[-1])
-    assert {link.manifest.config["reward_model"] for link in line} == set(named)
-    again = replay(versions[-1], mine=settings, start="base")
-    first = [link.manifest.config["reward_model"] for link in line].index(named[1])
-    assert first > 0
-    assert [v.same for v in again.versions][:first] == [True] * first
-    # The one that was being learned at the change may have batches of both.
 
 
 def test_a_user_who_came_late_is_left_out_from_the_last_state_before_them(

@@ -1,0 +1,126 @@
+"""A replay imputes again what the first run imputed, by the model that it had then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
+
+import pytest
+from msgspec.structs import replace
+
+from contracts.broker import read_to_end
+from contracts.clock import ManualClock
+from contracts.codec import Record, encode
+from contracts.ids import NewId
+from contracts.settings import Kafka, Settings
+from contracts.topics import SAMPLES
+from learner.experience import Experience
+from learner.loop import Learner
+from learner.outlet import Outlet
+from learner.pulse import Pulse
+from learner.rebuild import rebuild
+from learner.replay_report import ReplayOrder, ReplayReport
+from learner.version_line import line_of
+from tests.learner.kill_plan import MakeSample
+from tests.learner.small_reward_model import small_reward_model
+from tests.topic_log import write
+
+Learn = Callable[[Settings, Sequence[Record]], list[str]]
+Replay = Callable[[str, Settings], ReplayReport]
+
+
+def _means(experiences: Sequence[Experience]) -> list[float | None]:
+    return [None] * len(experiences)
+
+
+@pytest.fixture
+def settings(settings: Settings, kafka: Kafka) -> Settings:
+    return replace(settings, kafka=kafka, learner=replace(settings.learner, keep_states=8))
+
+
+@pytest.fixture
+def pieces(make_sample: MakeSample) -> list[Record]:
+    return [encode(SAMPLES, make_sample(n), source="test") for n in range(110)]
+
+
+@pytest.fixture
+def learn(clock: ManualClock, new_id: NewId) -> Learn:
+    """Learn from records, after what was learned before, and return the versions so far."""
+
+    def make(settings: Settings, pieces: Sequence[Record]) -> list[str]:
+        write(settings.kafka, *pieces)
+        outlet = Outlet(settings.kafka, clock, new_id, Event())
+        learner = Learner(settings, clock, outlet, Pulse(settings, clock), _means)
+        learner.resume()
+        start = learner.progress.next_offset
+        for record in read_to_end(settings.kafka, (SAMPLES,), "test-reader"):
+            if record.offset >= start:
+                learner.take(record)
+        outlet.close()
+        return list(learner.progress.versions)
+
+    return make
+
+
+@pytest.fixture
+def replay(clock: ManualClock, tmp_path: Path) -> Replay:
+    """Replay up to a version from the base."""
+
+    def make(end: str, settings: Settings) -> ReplayReport:
+        order = ReplayOrder(directory=str(tmp_path / "replay"), end=end, start="base")
+        return rebuild(settings, order, clock, _means, lambda _step: None)
+
+    return make
+
+
+def test_what_a_reward_model_imputed_is_imputed_again(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+    tmp_path: Path,
+) -> None:
+    """The model is signed by the live learner's key, not by the one that a replay makes."""
+    model = small_reward_model(settings, make_sample, tmp_path / "models")
+    settings = replace(settings, learner=replace(settings.learner, reward_model=str(model)))
+    silent = [
+        make_sample(700 + n, status="censored", reward=0.0, correction=None) for n in range(12)
+    ]
+    quiet = [encode(SAMPLES, sample, source="test") for sample in silent]
+    versions = learn(settings, [*quiet, *pieces])
+    imputed = [one for link in line_of(settings, versions[-1]) for one in link.ledger()]
+    assert any(one.outcome == "imputed" for one in imputed)
+    again = replay(versions[-1], settings)
+    assert again.same
+    assert [version.version for version in again.versions] == versions
+
+
+def test_a_reward_model_that_another_took_the_place_of_is_found_beside_it(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+    tmp_path: Path,
+) -> None:
+    silent = [
+        encode(SAMPLES, make_sample(700 + n, status="censored", correction=None), source="test")
+        for n in range(12)
+    ]
+    named: list[str] = []
+    versions: list[str] = []
+    for seed, part in enumerate((pieces[:70], pieces[70:])):
+        model = small_reward_model(settings, make_sample, tmp_path / "models", seed)
+        learner = replace(settings.learner, reward_model=str(model))
+        settings = replace(settings, learner=learner)
+        named.append(model.name)
+        versions = learn(settings, [*silent[seed::2], *part])
+    line = line_of(settings, versions[-1])
+    assert {link.manifest.config["reward_model"] for link in line} == set(named)
+    again = replay(versions[-1], settings)
+    first = [link.manifest.config["reward_model"] for link in line].index(named[1])
+    assert first > 0
+    assert [v.same for v in again.versions][:first] == [True] * first
+    # The one that was being learned at the change may have batches of both.
