@@ -6,6 +6,7 @@ the same. An observed reward never comes here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -42,5 +43,7 @@ def impute(
     ]
     found = list(unrewarded)
     for place, expected in zip(fit, model.score(answers), strict=True):
-        found[place] = replace(found[place], reward=expected.conservative, imputed=model.version)
+        reward = expected.conservative
+        if math.isfinite(reward):  # else the whole step would be no number
+            found[place] = replace(found[place], reward=reward, imputed=model.version)
     return found

@@ -4,6 +4,8 @@ rewards are never touched."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from math import isfinite
 from pathlib import Path
 from threading import Event
 
@@ -97,6 +99,18 @@ def test_no_more_are_imputed_than_a_batch_has_and_those_are_the_newest(
     silent = _experiences([_silent(make_sample, n) for n in range(20)])
     found = impute(silent, model, settings)
     assert [bool(e.imputed) for e in found] == [False] * 12 + [True] * 8
+
+
+def test_a_score_that_is_no_number_imputes_nothing(
+    settings: Settings, model: RewardModel, make_sample: MakeSample
+) -> None:
+    silent = _experiences([_silent(make_sample, n) for n in range(3)])
+    calibration = msgspec.structs.replace(model.card.calibration, slope=float("nan"))
+    broken = copy(model)
+    broken.card = msgspec.structs.replace(model.card, calibration=calibration)
+    answers = [TokenSequence(e.prompt_ids, e.token_ids) for e in silent]
+    assert not any(isfinite(one.conservative) for one in broken.score(answers))
+    assert impute(silent, broken, settings) == silent
 
 
 def _start(settings: Settings) -> tuple[TrainState, Progress]:
