@@ -42,6 +42,7 @@ def follow(settings: Settings, ranks: Ranks) -> None:
             restore_adapters(train.policy, order.adapters)
         with ranks.inside():
             _run(order, train, settings)
+    ranks.leave()
     _log.info("process %d of %d ends with the first", ranks.rank, ranks.size)
 
 

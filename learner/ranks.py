@@ -151,9 +151,15 @@ class Ranks:
                 return order
 
     def stop(self) -> None:
-        """Let the others end."""
+        """Let the others end, and leave."""
         if self.size > 1 and self.leads:
             self._send(STOP)
+        self.leave()
+
+    def leave(self) -> None:
+        """Give up what connects the processes: its threads must not outlive the interpreter."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
 
     def keep_alive(self) -> None:
         """Tell the others, now and then, that rank 0 is there."""
