@@ -27,17 +27,12 @@ from typing import Any
 import msgspec
 
 from benchmarks.learning_questions import SETS, read_questions
-from benchmarks.learning_report import plot, table
+from benchmarks.learning_report import TITLES, plot, table
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.settings import load_settings
 
 SEEDS, INTERACTIONS = 3, 10_000
 BANDIT, SKYLINE = "bandit", "skyline"
-NAMES = (
-    *("full", BANDIT, SKYLINE, "unweighted", "no-baseline", "no-replay", "no-lagrangian"),
-    "no-corrections",
-)
-
 Cell = tuple[str, str, int]
 """A run: the set of questions, the variant, the seed."""
 
@@ -118,7 +113,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, metavar="DIR", help="SmolLM2-135M, safetensors")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of public data sets")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--variants", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--variants", nargs="+", choices=list(TITLES), default=list(TITLES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
     parser.add_argument("--interactions", type=int, default=INTERACTIONS)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")

@@ -20,7 +20,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from tqdm import tqdm
 
-from benchmarks.learning_users import POLICY, Closing, Crowd, Drawn, Product, shares
+from benchmarks.drawn_answers import Drawn, draw
+from benchmarks.learning_users import POLICY, Closing, Crowd, Product, shares
 from contracts.events import BASE_VERSION, Message, Sample, Sampling
 from contracts.settings import Engine, Learner, Policy, Settings
 from contracts.signing import make_signing_key
@@ -32,7 +33,7 @@ from learner.losses import LOSSES, Bounds, LossValue, Terms
 from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import Published, publish
 from learner.train_state import new_train_state
-from serving.generation import Job, LocalModel
+from serving.generation import LocalModel
 from simulator.product import Prompt
 
 CHUNK, SAMPLER_ROWS, MAX_TOKENS, MAX_LENGTH = 64, 64, 14, 128
@@ -48,7 +49,6 @@ class Variant(Struct, frozen=True, kw_only=True):
     """A way of learning: settings of the learner, and what is taken from it."""
 
     name: str
-    title: str
     learner: dict[str, Any] = {}
     weighted: bool = True
     corrected: bool = True
@@ -65,16 +65,15 @@ SHARED: dict[str, Any] = {
     "keep_states": 0,
 }
 VARIANTS = (
-    Variant(name="full", title="full loop"),
-    Variant(name="unweighted", title="without importance weights", weighted=False),
-    Variant(name="no-baseline", title="without baseline", learner={"value_learning_rate": 1e-12}),
-    Variant(name="no-replay", title="without replay", learner={"replay_share": 0.0}),
+    Variant(name="full"),
+    Variant(name="unweighted", weighted=False),
+    Variant(name="no-baseline", learner={"value_learning_rate": 1e-12}),
+    Variant(name="no-replay", learner={"replay_share": 0.0}),
     Variant(
         name="no-lagrangian",
-        title="without the safety constraint",
         learner={"constraint": {"mode": "off"}},
     ),
-    Variant(name="no-corrections", title="without corrections", corrected=False),
+    Variant(name="no-corrections", corrected=False),
 )
 
 
@@ -102,27 +101,22 @@ class Server:
             self.version = name
 
     def prompt(self, asked: Prompt) -> list[int]:
-        """Return the tokens that ask a question, with room for an answer."""
+        """Return the tokens that ask a question."""
         ids, _ = self._model.render([{"role": "user", "content": asked.text}], [])
-        return ids[: MAX_LENGTH - MAX_TOKENS]
+        return ids
 
     def answer(self, asked: Sequence[Prompt], seed: int, temperature: float = 1.0) -> list[Drawn]:
-        """Answer questions, each with chance of its own."""
-        drawn, jobs = [], []
-        for place, one in enumerate(asked):
-            found = Drawn(self.prompt(one))
-            sampling = Sampling(
-                max_tokens=MAX_TOKENS,
-                seed=seed * 1_000_003 + place,
-                temperature=temperature,
-            )
-            jobs.append(Job(found.prompt_ids, sampling, found.emit, lambda: False))
-            drawn.append(found)
-        order = sorted(range(len(jobs)), key=lambda at: len(jobs[at].prompt))
-        for first in range(0, len(order), SAMPLER_ROWS):
-            part = [jobs[at] for at in order[first : first + SAMPLER_ROWS]]
-            self._model.generate(self.version, part)
-        return drawn
+        """Answer questions, each with chance of its own; those of one length go together."""
+        order = sorted(range(len(asked)), key=lambda place: len(asked[place].text))
+        chances = [
+            Sampling(max_tokens=MAX_TOKENS, seed=seed * 1_000_003 + at, temperature=temperature)
+            for at in order
+        ]
+        questions = [asked[place].text for place in order]
+        given = list(zip(questions, chances, strict=True))
+        drawn = draw(self._model, self.version, given, SAMPLER_ROWS)
+        found = dict(zip(order, drawn, strict=True))
+        return [found[place] for place in range(len(asked))]
 
 
 class Pupil:

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Struct
 from tqdm import tqdm
 
+from benchmarks.drawn_answers import Drawn
 from benchmarks.learning_live import (
     CHUNK,
     MAX_LENGTH,
@@ -30,7 +31,7 @@ from benchmarks.learning_live import (
     next_point,
 )
 from benchmarks.learning_questions import ESCALATE, Topics
-from benchmarks.learning_users import POLICY, START, Closing, Crowd, Drawn, shares
+from benchmarks.learning_users import POLICY, START, Closing, Crowd, shares
 from contracts.events import Message, Sample, text_of
 from contracts.settings import Engine, Learner, Policy, Settings
 from learner.adapters import load_policy, save_adapter

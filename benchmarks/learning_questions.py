@@ -94,7 +94,6 @@ class Topics:
     prompt is its kind; which topic a restricted request is about is known here alone.
     """
 
-    tools: tuple[dict[str, Any], ...] = ()
     streams = STREAMS
 
     def __init__(self, name: str, rows: Sequence[Row]) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 TITLES = {
     "full": "full loop",
+    "bandit": "contextual bandit (scikit-learn)",
+    "skyline": "every right answer told",
     "unweighted": "without importance weights",
     "no-baseline": "without baseline",
     "no-replay": "without replay",
     "no-lagrangian": "without the safety constraint",
     "no-corrections": "without corrections",
-    "bandit": "contextual bandit (scikit-learn)",
-    "skyline": "every right answer told",
 }
 COLUMNS = (
     *("", "seeds", "at the start", "at the end", "of the way to the skyline"),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Protocol
 
 from msgspec import Struct
 
+from benchmarks.drawn_answers import Drawn
 from contracts.events import (
     Assignment,
     Decision,
@@ -47,7 +48,7 @@ class Product(Protocol):
     streams: Streams
     held: list[Prompt]
 
-    def live(self, seed: int) -> Any:
+    def live(self, seed: int) -> Iterator[Prompt]:
         """Yield the live questions."""
         ...
 
@@ -68,21 +69,6 @@ class Product(Protocol):
     ) -> list[Signal]:
         """Draw the signals that follow an answer."""
         ...
-
-
-class Drawn(Struct):
-    """An answer while it is drawn."""
-
-    prompt_ids: list[int]
-    text: str = ""
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-
-    def emit(self, text: str, token: int, logprob: float, _reason: str | None) -> None:
-        """Take one more token."""
-        self.text += text
-        self.token_ids.append(token)
-        self.logprobs.append(logprob)
 
 
 class Closing(Struct, frozen=True):

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
+from benchmarks.drawn_answers import draw
 from contracts.events import BASE_VERSION, Sampling
 from contracts.settings import Engine, Policy, Settings
 from contracts.tool_calls import ToolCallScanner, answer_message
@@ -32,7 +32,7 @@ from learner.experience import Experience
 from learner.progress import Progress, advance
 from learner.train_state import TrainState, new_train_state
 from learner.warm_start import Demonstration, Recipe, make_policy
-from serving.generation import Job, LocalModel
+from serving.generation import LocalModel
 from simulator.desk import Desk
 from simulator.population import Population
 from simulator.product import Prompt
@@ -41,15 +41,6 @@ JUDGED, TRUTHS, VERSIONS, BATCHES, BATCH = 768, 4, 3, 3, 64
 WARM_START_STEPS, MAX_TOKENS, SAMPLER_ROWS = 300, 24, 32
 NOISE, THUMB_UP = 0.5, 0.25
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class _Drawn(Struct):
-    """One answer while it is drawn."""
-
-    prompt_ids: list[int]
-    text: str = ""
-    token_ids: list[int] = []
-    logprobs: list[float] = []
 
 
 def simulate(seed: int) -> list[dict[str, Any]]:
@@ -129,7 +120,11 @@ def answers_of(
     asking, rng = random.Random(f"off-policy/{who}"), random.Random(f"off-policy/{seed}/{who}")
     users = Population(0)
     found = []
-    drawn = _draw(model, name, asked, seed)
+    chances = [
+        Sampling(max_tokens=MAX_TOKENS, seed=seed * 100_003 + at) for at in range(len(asked))
+    ]
+    texts = [prompt.text for prompt in asked]
+    drawn = draw(model, name, list(zip(texts, chances, strict=True)), SAMPLER_ROWS)
     for number, (prompt, answer) in enumerate(zip(asked, drawn, strict=True)):
         tools = [tool["function"]["name"] for tool in desk.tools]
         scanner = ToolCallScanner(tools, "benchmark")
@@ -157,28 +152,6 @@ def answers_of(
             )
         )
     return found
-
-
-def _draw(model: LocalModel, name: str, asked: Sequence[Prompt], seed: int) -> list[_Drawn]:
-    drawn, jobs = [], []
-    for number, prompt in enumerate(asked):
-        ids, room = model.render([{"role": "user", "content": prompt.text}], [])
-        answer = _Drawn(ids)
-        sampling = Sampling(max_tokens=min(MAX_TOKENS, room), seed=seed * 100_003 + number)
-        jobs.append(Job(ids, sampling, _keep(answer), lambda: False))
-        drawn.append(answer)
-    for first in range(0, len(jobs), SAMPLER_ROWS):
-        model.generate(name, jobs[first : first + SAMPLER_ROWS])
-    return drawn
-
-
-def _keep(answer: _Drawn) -> Any:
-    def emit(text: str, token: int, logprob: float, _reason: str | None) -> None:
-        answer.text += text
-        answer.token_ids.append(token)
-        answer.logprobs.append(logprob)
-
-    return emit
 
 
 def table_rows(rows: Sequence[dict[str, Any]]) -> list[str]:

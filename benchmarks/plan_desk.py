@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from benchmarks.drawn_answers import Drawn, draw
 from contracts.events import BASE_VERSION, Sampling
 from contracts.settings import Engine, Learner, Policy, Settings
 from contracts.signing import make_signing_key
 from learner.experience import Experience
 from learner.warm_start import Demonstration, Recipe, make_policy
-from serving.generation import Job, LocalModel
+from serving.generation import LocalModel
 
 GOOD, BAD = "the small plan", "the large plan"
 QUESTIONS = tuple(
@@ -32,18 +33,6 @@ class Answered(Struct, frozen=True):
     experience: Experience
     question: str
     text: str
-
-
-class _Drawn(Struct):
-    prompt_ids: list[int]
-    text: str = ""
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-
-    def emit(self, text: str, token: int, logprob: float, _reason: str | None) -> None:
-        self.text += text
-        self.token_ids.append(token)
-        self.logprobs.append(logprob)
 
 
 def plan_settings(base: Path, directory: Path, seed: int) -> Settings:
@@ -127,15 +116,9 @@ class Desk:
         good, bad = texts.count(GOOD), texts.count(BAD)
         return good / (good + bad) if good + bad else math.nan
 
-    def _draw(self, count: int, number: int) -> list[_Drawn]:
-        drawn, jobs = [], []
-        for place in range(count):
-            asked = {"role": "user", "content": _question(number + place)}
-            ids, room = self._model.render([asked], [])
-            answer = _Drawn(ids)
-            sampling = Sampling(max_tokens=min(12, room), seed=number + place)
-            jobs.append(Job(ids, sampling, answer.emit, lambda: False))
-            drawn.append(answer)
-        for first in range(0, len(jobs), 64):
-            self._model.generate(self.version, jobs[first : first + 64])
-        return drawn
+    def _draw(self, count: int, number: int) -> list[Drawn]:
+        asked = [
+            (_question(at), Sampling(max_tokens=12, seed=at))
+            for at in range(number, number + count)
+        ]
+        return draw(self._model, self.version, asked, rows=64)

@@ -10,12 +10,13 @@ from statistics import fmean
 import pytest
 import torch
 
+from benchmarks.drawn_answers import Drawn
 from benchmarks.learning_desk import LiveDesk
 from benchmarks.learning_live import LATEST, VARIANTS, live
 from benchmarks.learning_peers import Bandit, Told, bandit
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
 from benchmarks.learning_report import plot, table
-from benchmarks.learning_users import Crowd, Drawn
+from benchmarks.learning_users import Crowd
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
 from simulator.product import Prompt, say
@@ -34,8 +35,8 @@ def _one_thread() -> None:
 def test_no_intent_of_the_desk_collapses_while_the_mean_rises(seed: int, tmp_path: Path) -> None:
     """On this seed an earlier recipe lost an intent: right .93 of its questions, then .12.
 
-    That one let repeated answers move the price of violations, repeated half of each batch, and
-    had its limit below the monitor's false alarms.
+    That one let repeated answers move the price of violations, and repeated half as many as were
+    fresh.
     """
     print(f"seed {seed}")
     desk = LiveDesk()
