@@ -13,7 +13,6 @@ import msgspec
 import pytest
 import torch
 
-from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.errors import SettingsError
 from contracts.events import Sample
@@ -36,6 +35,7 @@ from learner.revision import Lesson, debts, remember, revise
 from learner.reward_model import RewardModel, load_reward_model
 from learner.train_state import TrainState, new_train_state
 from learner.version_line import Link, settings_of
+from tests.learner.reading import read_on
 from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import publish
 
@@ -236,18 +236,6 @@ def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     return make
 
 
-def _read_on(learner: Learner) -> Learner:
-    try:
-        learner.resume()
-        start = learner.progress.next_offset
-        for record in read_to_end(learner.settings.kafka, (SAMPLES,), "test-reader"):
-            if record.offset >= start:
-                learner.take(record)
-    finally:
-        learner.outlet.close()
-    return learner
-
-
 def _outcomes(learner: Learner) -> dict[str, str]:
     return {line.sample_id: line.outcome for line in learner.progress.ledger}
 
@@ -260,7 +248,7 @@ def test_a_reward_that_comes_before_the_batch_is_learned_replaces_the_silent_sam
     late = _silent(make_sample, 7, id="silent-and-late")
     rest = [make_sample(n) for n in range(10, 16)]
     publish(kafka, SAMPLES, *silent, told, make_sample(7), late, *rest)
-    learner = _read_on(open_learner(configured))
+    learner = read_on(open_learner(configured))
     assert learner.progress.batches == 1
     outcomes = _outcomes(learner)
     assert outcomes["silent-0"] == "superseded"
@@ -279,7 +267,7 @@ def test_a_reward_that_comes_later_is_a_revision_of_what_was_imputed(
     configured = msgspec.structs.replace(configured, learner=section)
     silent = _silent(make_sample, 0)
     publish(kafka, SAMPLES, silent, *(make_sample(n) for n in range(10, 18)))
-    learner = _read_on(open_learner(configured))
+    learner = read_on(open_learner(configured))
     assert _outcomes(learner)["silent-0"] == "imputed"
     before = learner.progress.taught[silent.decision_id]
     assert 0.0 < before.share <= 0.25
@@ -287,7 +275,7 @@ def test_a_reward_that_comes_later_is_a_revision_of_what_was_imputed(
     told = make_sample(0, id="told", revision=1, reward=-1.0)
     again = _silent(make_sample, 0, id="silent-again", revision=2)
     publish(kafka, SAMPLES, told, again, *(make_sample(n) for n in range(20, 27)))
-    learner = _read_on(open_learner(configured))
+    learner = read_on(open_learner(configured))
     outcomes = _outcomes(learner)
     assert (outcomes["told"], outcomes["silent-again"]) == ("revised", "superseded")
     after = learner.progress.taught[silent.decision_id]
@@ -302,7 +290,7 @@ def test_without_a_reward_model_silent_samples_stand_in_the_ledger_and_teach_not
     silent = [_silent(make_sample, n) for n in range(3)]
     told = [make_sample(n, correction=None) for n in range(10, 18)]
     publish(kafka, SAMPLES, *silent, *told)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
     outcomes = _outcomes(learner)
     assert {outcomes[sample.id] for sample in silent} == {"no-reward"}
     fresh = _experiences(told)
@@ -327,14 +315,14 @@ def test_a_restart_in_the_middle_imputes_the_same_and_the_version_names_the_mode
         for n in range(30)
     ]
     publish(kafka, SAMPLES, *samples[:17])
-    interrupted = _read_on(open_learner(configured))
+    interrupted = read_on(open_learner(configured))
     assert interrupted.intake.pending
     publish(kafka, SAMPLES, *samples[17:])
-    interrupted = _read_on(open_learner(configured))
+    interrupted = read_on(open_learner(configured))
     elsewhere = msgspec.structs.replace(configured, state_dir=tmp_path / "elsewhere")
     (elsewhere.state_dir / "keys").parent.mkdir(parents=True)
     (elsewhere.state_dir / "keys").symlink_to(configured.state_dir / "keys")
-    whole = _read_on(open_learner(elsewhere))
+    whole = read_on(open_learner(elsewhere))
 
     assert whole.progress.batches == interrupted.progress.batches == 2
     assert whole.progress.imputed == interrupted.progress.imputed > 0

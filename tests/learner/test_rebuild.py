@@ -12,7 +12,7 @@ import pytest
 from kafka import TopicPartition
 from msgspec.structs import replace
 
-from contracts.broker import create_topics, events_to_end, read_to_end
+from contracts.broker import create_topics, events_to_end
 from contracts.clock import ManualClock
 from contracts.codec import Record, decode, encode, to_json
 from contracts.errors import CodecError, ManifestError, SettingsError, UnavailableError
@@ -31,6 +31,7 @@ from learner.replay_report import ReplayOrder, ReplayReport, Step
 from learner.version_line import line_of
 from tests.broker_contract.clients import admin_client
 from tests.learner.kill_plan import Log, MakeSample
+from tests.learner.reading import read_on
 from tests.topic_log import events, write
 
 OpenLearner = Callable[[Settings], Learner]
@@ -81,21 +82,10 @@ def replay(settings: Settings, clock: ManualClock, tmp_path: Path) -> Replay:
     return make
 
 
-def _read_on(learner: Learner) -> Learner:
-    """Resume, and read the log from the checkpoint's offset to its end."""
-    learner.resume()
-    start = learner.progress.next_offset
-    for record in read_to_end(learner.settings.kafka, (SAMPLES,), "test-reader"):
-        if record.offset >= start:
-            learner.take(record)
-    learner.outlet.close()
-    return learner
-
-
 def _learn(open_learner: OpenLearner, settings: Settings, pieces: Sequence[Record]) -> list[str]:
     """Learn from records and return the versions that were released so far."""
     write(settings.kafka, *pieces)
-    return list(_read_on(open_learner(settings)).progress.versions)
+    return list(read_on(open_learner(settings)).progress.versions)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -157,7 +147,7 @@ def test_settings_that_changed_with_a_version_are_taken_from_it(
         policy=replace(settings.policy, judge_share=0.4),
         gate=replace(settings.gate, evaluation_samples=12),
     )
-    at_a_version = _read_on(open_learner(settings)).progress
+    at_a_version = read_on(open_learner(settings)).progress
     assert at_a_version.batches == at_a_version.released_batches
     versions = _learn(open_learner, faster, pieces[60:])
     assert versions[: len(first)] == first
@@ -175,7 +165,7 @@ def test_the_first_difference_is_told_with_its_reasons(
 ) -> None:
     learner = open_learner(settings)
     write(settings.kafka, *pieces[:20])
-    assert _read_on(learner).progress.batches == 1
+    assert read_on(learner).progress.batches == 1
     faster = replace(settings, learner=replace(settings.learner, learning_rate=4e-3))
     versions = _learn(open_learner, faster, pieces[20:])
     report = replay(versions[-1], start="base")
@@ -318,7 +308,7 @@ def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
     write(never, *_without(pieces[:end], GONE))
     learner = open_learner(other)
     learner.intake.served = {version: number for number, version in enumerate(versions, 1)}
-    wanted = _read_on(learner).progress
+    wanted = read_on(learner).progress
     assert list(_made(report).values()) == list(wanted.versions)
     again = replace(mine, state_dir=Path(report.directory))
     fates = [

@@ -13,15 +13,14 @@ from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
 from console.main import main
-from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings, to_environment
-from contracts.topics import SAMPLES
 from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.pulse import Pulse
 from tests.learner.kill_plan import Log, MakeSample
+from tests.learner.reading import read_on
 from tests.topic_log import write
 
 Run = Callable[..., Result]
@@ -49,13 +48,7 @@ def versions(
         mine = replace(settings, learner=replace(settings.learner, learning_rate=rate))
         outlet = Outlet(settings.kafka, clock, new_id, Event())
         learner = Learner(mine, clock, outlet, Pulse(mine, clock), lambda seen: [0.5] * len(seen))
-        learner.resume()
-        start = learner.progress.next_offset
-        for record in read_to_end(settings.kafka, (SAMPLES,), "test-reader"):
-            if record.offset >= start:
-                learner.take(record)
-        outlet.close()
-        found = list(learner.progress.versions)
+        found = list(read_on(learner).progress.versions)
     return found
 
 

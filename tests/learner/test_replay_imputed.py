@@ -9,7 +9,6 @@ from threading import Event
 import pytest
 from msgspec.structs import replace
 
-from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.codec import Record, encode
 from contracts.ids import NewId
@@ -23,6 +22,7 @@ from learner.rebuild import rebuild
 from learner.replay_report import ReplayOrder, ReplayReport
 from learner.version_line import line_of
 from tests.learner.kill_plan import MakeSample
+from tests.learner.reading import read_on
 from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import write
 
@@ -52,13 +52,7 @@ def learn(clock: ManualClock, new_id: NewId) -> Learn:
         write(settings.kafka, *pieces)
         outlet = Outlet(settings.kafka, clock, new_id, Event())
         learner = Learner(settings, clock, outlet, Pulse(settings, clock), _means)
-        learner.resume()
-        start = learner.progress.next_offset
-        for record in read_to_end(settings.kafka, (SAMPLES,), "test-reader"):
-            if record.offset >= start:
-                learner.take(record)
-        outlet.close()
-        return list(learner.progress.versions)
+        return list(read_on(learner).progress.versions)
 
     return make
 

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from safetensors.torch import load_file
 
-from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.codec import Record
 from contracts.errors import ManifestError, SettingsError
@@ -29,6 +28,7 @@ from learner.outlet import Outlet
 from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
 from learner.train_state import new_train_state
+from tests.learner.reading import read_on
 from tests.messages import calls
 from tests.topic_log import events, publish, write
 
@@ -71,19 +71,6 @@ def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     return make
 
 
-def _read_on(learner: Learner) -> Learner:
-    """Resume, and read the log from the checkpoint's offset to its end."""
-    try:
-        learner.resume()
-        start = learner.progress.next_offset
-        for record in read_to_end(learner.settings.kafka, (SAMPLES,), "test-reader"):
-            if record.offset >= start:
-                learner.take(record)
-    finally:
-        learner.outlet.close()
-    return learner
-
-
 def _crash_at(name: str, occurrence: int) -> CrashPoint:
     left = [occurrence]
 
@@ -111,7 +98,7 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     send_samples(kafka, 20, 40)
     send_samples(kafka, 10, 14)  # the same ids again
     send_samples(kafka, 40, 44)
-    whole = _read_on(open_learner(settings))
+    whole = read_on(open_learner(settings))
     assert whole.progress.batches == 5
     assert (whole.intake.duplicates, whole.progress.judged) == (4, 12)
     wanted = (whole.root / "000000005" / checkpoint.TENSORS).read_bytes()
@@ -119,8 +106,8 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     for name in CRASH_POINTS:
         mine = msgspec.structs.replace(settings, state_dir=tmp_path / name)
         with pytest.raises(Crash):
-            _read_on(open_learner(mine, _crash_at(name, 2)))
-        resumed = _read_on(open_learner(mine))
+            read_on(open_learner(mine, _crash_at(name, 2)))
+        resumed = read_on(open_learner(mine))
 
         assert resumed.progress == whole.progress, name
         assert (resumed.root / "000000005" / checkpoint.TENSORS).read_bytes() == wanted, name
@@ -150,11 +137,11 @@ def test_a_restart_is_bit_equal_where_the_anchor_moves_and_the_policy_practises(
     )
     settings = msgspec.structs.replace(settings, learner=learner)
     send_samples(kafka, 0, 16)
-    first = _read_on(open_learner(settings)).progress.parent
+    first = read_on(open_learner(settings)).progress.parent
     served = Assignment(policy="assistant", policy_version=first)
     publish(kafka, SAMPLES, *(make_sample(n, assignment=served) for n in range(16, 40)))
     again = msgspec.structs.replace(settings, state_dir=tmp_path / "whole")
-    whole = _read_on(open_learner(again))
+    whole = read_on(open_learner(again))
     assert (whole.progress.batches, whole.progress.anchor) == (5, first)
     newest = whole.root / "000000005" / checkpoint.TENSORS
     assert any(name.startswith("anchor/") for name in load_file(newest))
@@ -167,8 +154,8 @@ def test_a_restart_is_bit_equal_where_the_anchor_moves_and_the_policy_practises(
     for name, occurrence in (("before-save", 3), ("before-save", 4), ("renamed", 3)):
         mine = msgspec.structs.replace(settings, state_dir=tmp_path / f"{name}-{occurrence}")
         with pytest.raises(Crash):
-            _read_on(open_learner(mine, _crash_at(name, occurrence)))
-        resumed = _read_on(open_learner(mine))
+            read_on(open_learner(mine, _crash_at(name, occurrence)))
+        resumed = read_on(open_learner(mine))
 
         assert resumed.progress == whole.progress, (name, occurrence)
         tensors = resumed.root / "000000005" / checkpoint.TENSORS
@@ -193,7 +180,7 @@ def test_a_version_verifies_names_its_samples_and_parent_and_shows_a_changed_byt
     open_learner: OpenLearner,
 ) -> None:
     send_samples(kafka, 0, 32)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
 
     first, second = events(kafka, RELEASES, Release)
     manifest = verify(Path(second.location), second.version)
@@ -226,7 +213,7 @@ def test_a_record_that_is_no_sample_is_put_aside_and_stops_nothing(
 ) -> None:
     write(kafka, Record(SAMPLES, b"k", b"{not json", []))
     send_samples(kafka, 0, 8)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
 
     assert learner.progress.batches == 1
     (letter,) = events(kafka, DEAD_LETTERS, DeadLetter)
@@ -250,7 +237,7 @@ def test_a_record_with_a_large_key_or_header_is_put_aside_and_stops_nothing(
 ) -> None:
     write(kafka, Record(SAMPLES, key, b"{" + b" " * 250_000, headers))
     send_samples(kafka, 0, 8)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
 
     assert learner.progress.batches == 1
     (letter,) = events(kafka, DEAD_LETTERS, DeadLetter)
@@ -268,7 +255,7 @@ def test_odd_corrections_stop_nothing(
     for number, arguments in ((1, '{"a":"\\ud800"}'), (2, "[" * 100_000)):
         publish(kafka, SAMPLES, make_sample(number, correction=calls("search", arguments)))
     send_samples(kafka, 10, 16)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
 
     assert learner.progress.batches == 1
     assert (learner.progress.next_offset, learner.dead_letters) == (8, 0)
@@ -285,7 +272,7 @@ def test_a_sample_that_cannot_become_an_experience_is_put_aside_as_failed(
     learner = open_learner(settings)
     learner.train.policy.tokenizer.chat_template = "{{ raise_exception('no such turn') }}"
     send_samples(kafka, 9, 10)
-    _read_on(learner)
+    read_on(learner)
 
     assert learner.progress.batches == 1  # eight of ten; numbers 0 and 7 have corrections
     letters = events(kafka, DEAD_LETTERS, DeadLetter)
@@ -317,7 +304,7 @@ def test_a_torn_checkpoint_is_passed_over_and_only_the_newest_are_kept(
     open_learner: OpenLearner,
 ) -> None:
     send_samples(kafka, 0, 40)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
     names = sorted(path.name for path in learner.root.iterdir())
     assert names == ["000000003", "000000004", "000000005"]
 
@@ -355,7 +342,7 @@ def test_a_newer_sample_takes_the_place_of_one_not_learned_yet_and_a_withdrawn_o
     again = make_sample(0, id="again", revision=1, reward=-0.75)
     taken_back = make_sample(1, id="taken-back", revision=1, withdrawn=True)
     publish(kafka, SAMPLES, *first[:2], again, taken_back, *first[2:])
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
     assert learner.progress.batches == 1
     outcomes = {line.sample_id: line.outcome for line in learner.progress.ledger}
     assert outcomes[first[0].id] == outcomes[first[1].id] == "superseded"
@@ -368,7 +355,7 @@ def test_a_newer_sample_takes_the_place_of_one_not_learned_yet_and_a_withdrawn_o
 
     later = make_sample(0, id="later", revision=2, withdrawn=True)
     publish(kafka, SAMPLES, later, *[make_sample(100 + number) for number in range(batch)])
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
     assert learner.progress.batches == 2
     assert first[0].decision_id not in {e.decision_id for e in learner.progress.replay.recent}
 
@@ -387,7 +374,7 @@ def test_what_the_gateway_logged_of_a_user_is_used_and_only_the_rest_is_looked_u
         for n in range(settings.learner.batch_samples)
     ]
     publish(kafka, SAMPLES, *samples)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
     used = {line.sample_id: line.user_reward_mean for line in learner.progress.ledger}
     for number, sample in enumerate(samples):
         stored = 0.25 if sample.user_id == "user-1" else None
@@ -404,7 +391,7 @@ def test_samples_of_another_policy_are_left_to_its_own_learner(
     foreign = Assignment(policy="another", policy_version="base")
     publish(kafka, SAMPLES, *(make_sample(n, assignment=foreign) for n in range(200, 210)))
     send_samples(kafka, 0, 12)
-    learner = _read_on(open_learner(settings))
+    learner = read_on(open_learner(settings))
     learner.show(0)
     assert learner.pulse.counts["others"] == 10
     taken = [one.experience.sample_id for one in (*learner.intake.pending, *learner.intake.judged)]
