@@ -23,6 +23,9 @@ from learner.ledger import SUPERSEDED, WITHDRAWN
 if TYPE_CHECKING:  # it brings torch
     from learner.progress import Progress
 
+READ_PER_PLACE = 128
+"""So many samples are read for each place of a micro-batch; then it is learned as it is."""
+
 
 class Arrival(Struct, frozen=True):
     """A new sample and the trace it belongs to; ``withdrawn``: its decision has no reward now."""
@@ -36,15 +39,16 @@ class Intake:
     """Samples of one policy, read and not committed yet.
 
     ``pending`` fill the next micro-batch, ``judged`` are of judges and train nothing,
-    ``superseded`` teach nothing any more, with the outcome that says why, and ``unrewarded`` have
-    no signal. The counts are of records since the start of the process that bring no sample.
+    ``unrewarded`` have no signal, each by the decision it is about; ``superseded`` teach nothing
+    any more, with the outcome that says why. The counts are of records since the start of the
+    process that bring no sample.
     """
 
     def __init__(self, settings: Settings, tokenizer: Any, seen: Iterable[str]) -> None:
-        self.pending: list[Arrival] = []
-        self.judged: list[Arrival] = []
+        self.pending: dict[str, Arrival] = {}
+        self.judged: dict[str, Arrival] = {}
+        self.unrewarded: dict[str, Arrival] = {}
         self.superseded: list[tuple[Arrival, str]] = []
-        self.unrewarded: list[Arrival] = []
         self.preferences = 0
         self.duplicates = 0
         self.others = 0
@@ -57,21 +61,29 @@ class Intake:
 
     @property
     def is_full(self) -> bool:
-        """Return whether the pending samples make a micro-batch."""
-        return len(self.pending) == self._full
+        """Return whether the pending samples make a micro-batch, or as many were read as may be.
+
+        Both follow from the log alone, so that whoever reads it again learns the same batches.
+        """
+        return len(self.pending) == self._full or self._count() >= READ_PER_PLACE * self._full
+
+    def _count(self) -> int:
+        groups = (self.pending, self.judged, self.unrewarded, self.superseded)
+        return sum(map(len, groups))
 
     @property
     def arrivals(self) -> tuple[Arrival, ...]:
         """Return everything read since the last commit."""
         superseded = (one for one, _ in self.superseded)
-        return (*self.pending, *self.judged, *superseded, *self.unrewarded)
+        groups = (self.pending, self.judged, self.unrewarded)
+        return (*(one for group in groups for one in group.values()), *superseded)
 
     def begin(self, seen: Iterable[str]) -> None:
         """Forget what was read; ``seen`` are the ids of samples that the last commit remembers."""
         self.pending.clear()
         self.judged.clear()
-        self.superseded.clear()
         self.unrewarded.clear()
+        self.superseded.clear()
         self._seen = set(seen)
 
     def read(self, record: Received, progress: Progress) -> Arrival | None:
@@ -112,21 +124,20 @@ class Intake:
         if arrival.withdrawn:
             self.superseded.append((arrival, WITHDRAWN))
         elif censored:
-            self.unrewarded.append(arrival)
+            self.unrewarded[experience.decision_id] = arrival
         elif is_judge(self._policy.name, experience.user_id, self._policy.judge_share):
-            self.judged.append(arrival)
+            self.judged[experience.decision_id] = arrival
         else:
-            self.pending.append(arrival)
+            self.pending[experience.decision_id] = arrival
 
     def _is_known(self, decision_id: str, progress: Progress) -> bool:
         """Tell whether a decision has a reward or taught: a sample without one changes nothing."""
-        waiting = (arrival.experience.decision_id for arrival in (*self.pending, *self.judged))
-        return decision_id in progress.taught or decision_id in waiting
+        waiting = decision_id in self.pending or decision_id in self.judged
+        return waiting or decision_id in progress.taught
 
     def _supersede(self, decision_id: str) -> None:
         """Put aside what was read of a decision and not learned yet: a newer sample holds."""
-        for batch in (self.pending, self.judged, self.unrewarded):
-            for place, arrival in enumerate(batch):
-                if arrival.experience.decision_id == decision_id:
-                    self.superseded.append((batch.pop(place), SUPERSEDED))
-                    break
+        for group in (self.pending, self.judged, self.unrewarded):
+            older = group.pop(decision_id, None)
+            if older is not None:
+                self.superseded.append((older, SUPERSEDED))

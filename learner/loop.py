@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from threading import Event as Flag
 from traceback import format_tb
 
@@ -91,7 +91,7 @@ class Learner:
         self.dead_letters = 0
 
     def take(self, record: Received) -> None:
-        """Take in one record of `samples`; learn when it fills a micro-batch.
+        """Take in one record of `samples`; learn when `Intake.is_full`.
 
         What cannot become an experience is put aside, so that the log goes on behind it.
         """
@@ -131,17 +131,19 @@ class Learner:
 
     def _advance(self) -> None:
         """Learn from what was read; what the gateway did not log of users is looked up before."""
-        intake, count = self.intake, len(self.intake.pending)
-        unrewarded = impute(_experiences(intake.unrewarded), self.reward_model, self.settings)
-        known = with_reward_means([*_experiences(intake.pending), *unrewarded], self.reward_means)
+        intake = self.intake
+        fresh, unrewarded = _experiences(intake.pending), _experiences(intake.unrewarded)
+        if fresh:
+            unrewarded = impute(unrewarded, self.reward_model, self.settings)
+        known = with_reward_means([*fresh, *unrewarded], self.reward_means)
         self.progress = advance(
             self.train,
             self.progress,
-            known[:count],
+            known[: len(fresh)],
             self.settings,
             _experiences(intake.judged),
             [(arrival.experience, why) for arrival, why in intake.superseded],
-            known[count:],
+            known[len(fresh) :],
         )
 
     def rewind(self) -> None:
@@ -203,8 +205,8 @@ class Learner:
         self.pulse.note = f"{count} of {self.settings.learner.batch_samples} samples"
 
 
-def _experiences(arrivals: Sequence[Arrival]) -> list[Experience]:
-    return [arrival.experience for arrival in arrivals]
+def _experiences(arrivals: Mapping[str, Arrival]) -> list[Experience]:
+    return [arrival.experience for arrival in arrivals.values()]
 
 
 def run(

@@ -1,7 +1,8 @@
 """Which experiences one update learns from, as a pure function of the log and of what came before.
 
 The clock has no say: a batch is full when enough new distinct samples have been read, in offset
-order. The draw from the replay buffer depends on the seed and the number of the batch alone.
+order (`learner.intake`). The draw from the replay buffer depends on the seed and the number of the
+batch alone.
 """
 
 from __future__ import annotations

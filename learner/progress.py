@@ -14,17 +14,17 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.events import BASE_VERSION
-from contracts.settings import Settings
+from contracts.settings import Learner, Settings
 from learner.anchor import refreshed
 from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, NO_REWARD, REVISED, USED, WITHDRAWN, Outcome, outcome_of
-from learner.micro_batch import Replay, compose, remember, without
+from learner.micro_batch import MicroBatch, Replay, compose, remember, without
 from learner.practice import practise
-from learner.revision import Debt, Memory, Taught, debts, paid_at_once, retract, revise
+from learner.revision import Memory, Taught, debts, paid_at_once, retract, revise
 from learner.revision import remember as remember_lessons
 from learner.train_state import TrainState
-from learner.update import UpdateStats, update
+from learner.update import UpdateResult, UpdateStats, update
 from learner.value import Spread
 
 LEAST_OF_A_JUDGE = 8
@@ -99,104 +99,59 @@ def advance(
     superseded: Sequence[tuple[Experience, str]] = (),
     unrewarded: Sequence[Experience] = (),
 ) -> Progress:
-    """Learn from one full batch of new experiences, in offset order; changes ``train`` in place.
+    """Learn from one batch of new experiences, in offset order; changes ``train`` in place.
 
     ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
     those ``superseded``, with their outcome; what is withdrawn is not learned from again. Of those
-    ``unrewarded``, without any signal, the imputed ones teach.
+    ``unrewarded``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does:
+    the weights stay as they are, and what was read is accounted for.
     """
     config = settings.learner
+    withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
+    progress = _heard(progress, fresh, withdrawn, config)
+    if fresh:
+        batch = _batch_of(train, progress, fresh, unrewarded, config)
+        train.anchor = refreshed(
+            train.anchor,
+            progress.versions,
+            fresh,
+            versions_directory(settings),
+            config.anchor_refresh_releases,
+        )
+        result = update(train, batch, config, settings.engine.max_model_len)
+    else:
+        batch = MicroBatch(fresh=())
+        result = UpdateResult(UpdateStats(skipped=True, multiplier=train.multiplier), ())
+    untaught = (
+        *(outcome_of(e, JUDGE, {}) for e in judged),
+        *(outcome_of(e, outcome, {}) for e, outcome in superseded),
+        *(outcome_of(e, NO_REWARD, {}) for e in unrewarded if not e.imputed),
+    )
+    outcomes = sorted((*result.outcomes, *untaught), key=lambda o: o.offset)
     # A restarted stream processor repeats at most the samples of decisions that it held open.
     kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
-    served = max(progress.served_sequence, *(e.behaviour_sequence for e in fresh))
-    withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
-    gone = frozenset(e.decision_id for e in withdrawn)
-    replay = without(progress.replay, gone)
-    memory, changed = _revised(progress, fresh, withdrawn)
-    owed = debts(memory, changed)
-    raters = (*progress.raters, *(e.user_id for e in fresh))[-config.user_window :]
-    batch = compose(
-        fresh,
-        replay,
-        config,
-        number=progress.batches,
-        served_sequence=served,
-        learned=frozenset(memory),
-        owed=owed[: paid_at_once(config.batch_samples)],
-        activity=dict(Counter(raters)),
-    )
-    batch = replace(batch, imputed=tuple(e for e in unrewarded if e.imputed))
-    if train.practice is not None:
-        practised = practise(train.policy, train.practice, config, progress.batches)
-        batch = replace(batch, practised=practised)
-    train.anchor = refreshed(
-        train.anchor,
-        progress.versions,
-        fresh,
-        versions_directory(settings),
-        config.anchor_refresh_releases,
-    )
-    result = update(train, batch, config, settings.engine.max_model_len)
-    learned = frozenset(o.sample_id for o in result.outcomes if o.outcome in (USED, REVISED))
-    used = sum(1 for o in result.outcomes if o.outcome == USED)
-    memory = remember_lessons(memory, result.lessons, config.revision_memory)
-    paid = frozenset(lesson.decision_id for lesson in result.lessons)
-    refused = frozenset() if result.stats.skipped else _decisions(batch.owed) - paid
-    changed = [e for e in changed if e.decision_id not in refused]
-    teachers = [e for e in fresh if e.sample_id in learned]
-    outcomes = sorted(
-        (
-            *result.outcomes,
-            *(outcome_of(e, JUDGE, {}) for e in judged),
-            *(outcome_of(e, outcome, {}) for e, outcome in superseded),
-            *(outcome_of(e, NO_REWARD, {}) for e in unrewarded if not e.imputed),
-        ),
-        key=lambda o: o.offset,
-    )
+    progress = _learned(train, progress, batch, result, config)
     return replace(
         progress,
         batches=progress.batches + 1,
-        next_offset=fresh[-1].offset + 1,
-        served_sequence=served,
-        as_of=_newest(progress.as_of, [e.decided_at for e in fresh]),
-        newest_feedback_time=_newest(
-            progress.newest_feedback_time, [e.feedback_time for e in fresh]
-        ),
-        oldest_feedback_time=min(
-            [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)],
-            default=None,
-        ),
-        users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
+        next_offset=max((o.offset for o in outcomes), default=progress.next_offset - 1) + 1,
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
         ledger=(*progress.ledger, *outcomes),
-        replay=replay if result.stats.skipped else remember(replay, fresh, learned, config),
-        spread=train.spread,
-        multiplier=train.multiplier,
-        taught=memory,
-        owed=tuple(debt.experience for debt in debts(memory, changed)),
-        anchor=train.anchor.version,
-        raters=raters,
-        practice=train.practice.digest if train.practice else "",
-        stats=result.stats,
-        samples=progress.samples + used,
-        revised=progress.revised + len(learned) - used,
-        dropped=progress.dropped + len(fresh) - len(learned),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
-        imputed=progress.imputed + result.stats.imputed,
         unrewarded=progress.unrewarded + len(unrewarded) - result.stats.imputed,
-        evaluation=keep_judged(
-            [e for e in progress.evaluation if e.decision_id not in gone],
-            judged,
-            settings.gate.evaluation_samples,
-        ),
+        evaluation=keep_judged(progress.evaluation, judged, settings.gate.evaluation_samples),
     )
 
 
-def _revised(
-    progress: Progress, fresh: Sequence[Experience], withdrawn: Sequence[Experience]
-) -> tuple[Memory, list[Experience]]:
-    """Return what was taught as it should have been by now, and the samples of what changed."""
+def _heard(
+    progress: Progress,
+    fresh: Sequence[Experience],
+    withdrawn: Sequence[Experience],
+    config: Learner,
+) -> Progress:
+    """Return the progress when everything read is known and nothing of it is learned: what was
+    taught, as it should have been by now, and the samples of what that changed."""
     memory: Memory = progress.taught
     changed = {e.decision_id: e for e in progress.owed}
     for experience in withdrawn:
@@ -207,11 +162,80 @@ def _revised(
         if experience.decision_id in memory:
             memory = revise(memory, experience)
             changed[experience.decision_id] = experience
-    return memory, list(changed.values())
+    gone = frozenset(e.decision_id for e in withdrawn)
+    moments = [e.feedback_time for e in fresh]
+    return replace(
+        progress,
+        taught=dict(memory),
+        owed=tuple(changed.values()),
+        replay=without(progress.replay, gone),
+        evaluation=tuple(e for e in progress.evaluation if e.decision_id not in gone),
+        raters=(*progress.raters, *(e.user_id for e in fresh))[-config.user_window :],
+        served_sequence=max([progress.served_sequence, *(e.behaviour_sequence for e in fresh)]),
+        as_of=_newest(progress.as_of, [e.decided_at for e in fresh]),
+        newest_feedback_time=_newest(progress.newest_feedback_time, moments),
+    )
 
 
-def _decisions(owed: Sequence[Debt]) -> frozenset[str]:
-    return frozenset(debt.experience.decision_id for debt in owed)
+def _batch_of(
+    train: TrainState,
+    progress: Progress,
+    fresh: Sequence[Experience],
+    unrewarded: Sequence[Experience],
+    config: Learner,
+) -> MicroBatch:
+    """Return what the next update learns from."""
+    owed = debts(progress.taught, progress.owed)
+    batch = compose(
+        fresh,
+        progress.replay,
+        config,
+        number=progress.batches,
+        served_sequence=progress.served_sequence,
+        learned=frozenset(progress.taught),
+        owed=owed[: paid_at_once(config.batch_samples)],
+        activity=dict(Counter(progress.raters)),
+    )
+    batch = replace(batch, imputed=tuple(e for e in unrewarded if e.imputed))
+    if train.practice is None:
+        return batch
+    practised = practise(train.policy, train.practice, config, progress.batches)
+    return replace(batch, practised=practised)
+
+
+def _learned(
+    train: TrainState, progress: Progress, batch: MicroBatch, result: UpdateResult, config: Learner
+) -> Progress:
+    """Return the progress after an update: what it taught, owes and may repeat."""
+    stats = result.stats
+    fresh = sorted((*batch.fresh, *batch.revised), key=lambda e: e.offset)
+    learned = frozenset(o.sample_id for o in result.outcomes if o.outcome in (USED, REVISED))
+    used = sum(1 for o in result.outcomes if o.outcome == USED)
+    memory = remember_lessons(progress.taught, result.lessons, config.revision_memory)
+    paid = frozenset(lesson.decision_id for lesson in result.lessons)
+    owed = frozenset(debt.experience.decision_id for debt in batch.owed)
+    refused = frozenset() if stats.skipped else owed - paid
+    changed = [e for e in progress.owed if e.decision_id not in refused]
+    teachers = [e for e in fresh if e.sample_id in learned]
+    heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
+    replay = progress.replay
+    return replace(
+        progress,
+        taught=memory,
+        owed=tuple(debt.experience for debt in debts(memory, changed)),
+        replay=replay if stats.skipped else remember(replay, fresh, learned, config),
+        oldest_feedback_time=min(heard, default=None),
+        users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
+        spread=train.spread,
+        multiplier=train.multiplier,
+        anchor=train.anchor.version,
+        practice=train.practice.digest if train.practice else "",
+        stats=stats,
+        samples=progress.samples + used,
+        revised=progress.revised + len(learned) - used,
+        dropped=progress.dropped + len(fresh) - len(learned),
+        imputed=progress.imputed + stats.imputed,
+    )
 
 
 def keep_judged(
@@ -237,8 +261,9 @@ def keep_judged(
 
 
 def release_is_due(progress: Progress, publish_every: int) -> bool:
-    """Return whether enough batches were learned since the last release."""
-    return progress.batches - progress.released_batches >= publish_every
+    """Return whether enough batches were learned since the last release, and any sample at all."""
+    enough = progress.batches - progress.released_batches >= publish_every
+    return enough and progress.as_of is not None
 
 
 def released(progress: Progress, version: str) -> Progress:
@@ -255,8 +280,8 @@ def released(progress: Progress, version: str) -> Progress:
     )
 
 
-def _newest(before: datetime | None, moments: Sequence[datetime]) -> datetime:
-    return max([*moments, *_known(before)])
+def _newest(before: datetime | None, moments: Sequence[datetime]) -> datetime | None:
+    return max([*moments, *_known(before)], default=None)
 
 
 def _known(moment: datetime | None) -> list[datetime]:

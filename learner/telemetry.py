@@ -62,14 +62,15 @@ def tell_release(
 
 def batch_span(progress: Progress, intake: Intake) -> AbstractContextManager[object]:
     """Return the span of the next batch, with links to the traces of its samples."""
-    pending = intake.pending
+    offsets = [arrival.experience.offset for arrival in intake.arrivals]
+    traces = [arrival.trace for arrival in intake.pending.values()]
     return span(
         "learn batch",
-        links=[arrival.trace for arrival in pending if arrival.trace],
+        links=[trace for trace in traces if trace],
         attributes={
             "headrace.batch": progress.batches,
-            "headrace.offset.first": pending[0].experience.offset,
-            "headrace.offset.next": pending[-1].experience.offset + 1,
+            "headrace.offset.first": min(offsets),
+            "headrace.offset.next": max(offsets) + 1,
         },
     )
 

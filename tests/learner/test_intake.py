@@ -33,7 +33,7 @@ def _take(intake: Intake, sample: Sample, progress: Progress = PROGRESS) -> None
 
 
 def _ids(intake: Intake) -> list[str]:
-    return [arrival.experience.sample_id for arrival in intake.pending]
+    return [arrival.experience.sample_id for arrival in intake.pending.values()]
 
 
 def test_a_newer_sample_takes_the_place_of_one_that_waits(
@@ -59,7 +59,7 @@ def test_a_sample_without_a_signal_takes_no_place(intake: Intake, make_sample: M
     assert [(one.experience.sample_id, why) for one, why in intake.superseded] == [
         ("silent", "superseded")
     ]
-    assert [arrival.experience.sample_id for arrival in intake.unrewarded] == ["alone"]
+    assert [arrival.experience.sample_id for arrival in intake.unrewarded.values()] == ["alone"]
 
 
 def test_a_commit_leaves_the_ids_that_it_remembers_and_nothing_else(
@@ -86,5 +86,5 @@ def test_an_answer_of_another_lines_version_has_the_age_it_had_there(
     for number, version in enumerate(("own", "elsewhere", "unknown")):
         served = Assignment(policy="assistant", policy_version=version)
         _take(intake, make_sample(number, assignment=served), released)
-    found = [arrival.experience.behaviour_sequence for arrival in intake.pending]
+    found = [arrival.experience.behaviour_sequence for arrival in intake.pending.values()]
     assert found == [1, 3, 0]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
 
 import pytest
+import torch
 from msgspec.structs import replace
+from safetensors.torch import load_file
 
 from contracts.clock import ManualClock
 from contracts.codec import Record, encode
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
 from contracts.topics import SAMPLES
+from learner.adapters import ADAPTER_WEIGHTS
+from learner.directory import versions_directory
 from learner.experience import Experience
+from learner.intake import READ_PER_PLACE
 from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.pulse import Pulse
@@ -86,6 +92,38 @@ def test_what_a_reward_model_imputed_is_imputed_again(
     versions = learn(settings, [*quiet, *pieces])
     imputed = [one for link in line_of(settings, versions[-1]) for one in link.ledger()]
     assert any(one.outcome == "imputed" for one in imputed)
+    again = replay(versions[-1], settings)
+    assert again.same
+    assert [version.version for version in again.versions] == versions
+
+
+def test_a_long_silence_is_accounted_for_without_a_step_and_replays_to_the_same(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+) -> None:
+    """As many are read as one batch may hold, three times over: silent ones alone, from which no
+    version can come; one rated sample with silent ones around it; silent ones alone again."""
+    room = READ_PER_PLACE * settings.learner.batch_samples
+    silent = [
+        encode(SAMPLES, make_sample(2_000 + n, status="censored", correction=None), source="test")
+        for n in range(3 * room - 1)
+    ]
+    settings = replace(settings, learner=replace(settings.learner, publish_every=1))
+    log = [*silent[: room + 5], pieces[0], *silent[room + 5 :], *pieces[1:9]]
+    versions = learn(settings, log)
+    ledgers = [list(link.ledger()) for link in line_of(settings, versions[-1])]
+    assert [line.offset for ledger in ledgers[:2] for line in ledger] == list(range(3 * room))
+    assert [Counter(line.outcome for line in ledger) for ledger in ledgers[:2]] == [
+        {"used": 1, "no-reward": 2 * room - 1},
+        {"no-reward": room},
+    ]
+    first, second, *_ = (
+        load_file(versions_directory(settings) / version / ADAPTER_WEIGHTS) for version in versions
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
     again = replay(versions[-1], settings)
     assert again.same
     assert [version.version for version in again.versions] == versions

@@ -394,7 +394,10 @@ def test_samples_of_another_policy_are_left_to_its_own_learner(
     learner = read_on(open_learner(settings))
     learner.show(0)
     assert learner.pulse.counts["others"] == 10
-    taken = [one.experience.sample_id for one in (*learner.intake.pending, *learner.intake.judged)]
+    taken = [
+        one.experience.sample_id
+        for one in (*learner.intake.pending.values(), *learner.intake.judged.values())
+    ]
     learned = {outcome.sample_id for outcome in learner.progress.ledger}
     expected = {make_sample(n).id for n in range(12)}
     assert learned.union(taken) == expected
