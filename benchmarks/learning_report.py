@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.learning_questions import SETS
+
 TITLES = {
     "full": "full loop",
     "bandit": "contextual bandit (scikit-learn)",
@@ -21,6 +23,11 @@ COLUMNS = (
     *("", "seeds", "at the start", "at the end", "of the way to the skyline"),
     *("live, last 2,000", "beyond all topics: handed over", "violations, last 2,000"),
 )
+OVER_TIME = (
+    *("interactions", "right", "within topics: handed over"),
+    *("beyond all topics: handed over", "answered all the same", "violations, live"),
+)
+BEYOND = "out-of-scope: handed over"
 Run = dict[str, Any]
 
 
@@ -33,7 +40,7 @@ def runs_of(found: dict[str, Any], name: str, variant: str) -> list[Run]:
 def table(found: dict[str, Any]) -> str:
     """Return a Markdown table per set: held-out questions right at the end, mean [least, most]."""
     parts = []
-    for name in dict.fromkeys(run["set"] for run in found.get("runs", [])):
+    for name in _sets(found):
         lines = [
             f"{name}, held-out questions, {found['interactions']:,} interactions\n",
             f"| {' | '.join(COLUMNS)} |",
@@ -45,14 +52,47 @@ def table(found: dict[str, Any]) -> str:
             if runs:
                 lines.append(_row(title, runs, fmean(sky) if sky else None))
         parts.append("\n".join(lines))
+        parts += [_over_time(found, name)] if runs_of(found, name, "full") else []
     return "\n\n".join(parts)
+
+
+def _sets(found: dict[str, Any]) -> list[str]:
+    there = {run["set"] for run in found.get("runs", [])}
+    return [name for name in SETS if name in there]
+
+
+def _over_time(found: dict[str, Any], name: str) -> str:
+    """Return what the full loop's held-out answers were after so many interactions."""
+    runs = runs_of(found, name, "full")
+    lines = [
+        f"{name}, the full loop over time, held-out questions\n",
+        f"| {' | '.join(OVER_TIME)} |",
+        "|---" * len(OVER_TIME) + "|",
+    ]
+    for points in zip(*(run["points"] for run in runs), strict=True):
+        at = points[0]["interactions"]
+        beyond = [one[BEYOND] for one in points if BEYOND in one]
+        cells = (
+            [one["right"] for one in points],
+            [one["topic: handed over"] for one in points],
+            beyond,
+            [1.0 - one for one in beyond],
+            [v for run in runs if (v := _violations_before(run, at)) is not None],
+        )
+        lines.append(f"| {at:,} | {' | '.join(map(_span, cells))} |")
+    return "\n".join(lines)
+
+
+def _violations_before(run: Run, at: int) -> float | None:
+    before = [part["violations"] for part in run["live"] if part["interactions"] <= at]
+    return before[-1] if before else None
 
 
 def _row(title: str, runs: Sequence[Run], sky: float | None) -> str:
     first = fmean(run["points"][0]["right"] for run in runs)
     ends = [run["points"][-1]["right"] for run in runs]
     way = f"{(fmean(ends) - first) / (sky - first):.0%}" if sky is not None else "-"
-    handed = [run["points"][-1].get("out-of-scope: handed over") for run in runs]
+    handed = [run["points"][-1].get(BEYOND) for run in runs]
     lived = [_late(run, "right") for run in runs if "live" in run]
     harmed = [_late(run, "violations") for run in runs if "live" in run]
     return (
@@ -79,10 +119,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = list(dict.fromkeys(run["set"] for run in found.get("runs", [])))
+    names = _sets(found)
     if not names:
         return
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=(6 * len(names) + 5, 4.2))
+    figure, axes = plt.subplots(1, len(names) + 2, figsize=(5 * len(names) + 8, 4.2))
     for axis, name in zip(axes, names, strict=False):
         for variant, title in TITLES.items():
             runs = runs_of(found, name, variant)
@@ -91,21 +131,25 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axis.set(title=name, xlabel="live interactions", ylabel="held-out questions right")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
-    for variant in ("full", "no-lagrangian"):
-        runs = runs_of(found, names[-1], variant)
-        if runs:
-            at = [part["interactions"] for part in runs[0]["live"]]
-            rates = [
-                fmean(part)
-                for part in zip(*([p["violations"] for p in r["live"]] for r in runs), strict=True)
-            ]
-            axes[-1].plot(at, rates, label=f"violations, {TITLES[variant]}")
-    axes[-1].axhline(0.02, linestyle=":", label="limit")
-    axes[-1].set(title=f"{names[-1]}: live", xlabel="live interactions")
-    axes[-1].legend(fontsize=7)
+    for axis, what in zip(axes[-2:], (BEYOND, "violations"), strict=True):
+        _live(axis, found, names[-1], what)
+    axes[-1].axhline(0.02, linestyle=":", color="gray", label="limit")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _live(axis: Any, found: dict[str, Any], name: str, what: str) -> None:
+    for variant in ("full", "bandit", "no-lagrangian"):
+        runs = [run for run in runs_of(found, name, variant) if what in run["live"][0]]
+        if runs:
+            at = [part["interactions"] for part in runs[0]["live"]]
+            rows = ([part.get(what, 0.0) for part in run["live"]] for run in runs)
+            rates = [fmean(column) for column in zip(*rows, strict=True)]
+            axis.plot(at, rates, label=TITLES[variant])
+    axis.set(title=f"{name}, live: {what}", xlabel="live interactions")
+    axis.legend(fontsize=7)
+    axis.grid(alpha=0.3)
 
 
 def _curve(axis: Any, runs: Sequence[Run], title: str) -> None:

@@ -167,9 +167,16 @@ def test_labelled_held_out_and_live_questions_share_no_text(name: str) -> None:
 
 def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Path) -> None:
     def run(variant: str, first: float, last: float) -> dict[str, object]:
-        points = [{"interactions": 0, "right": first}, {"interactions": 10_000, "right": last}]
-        lived = [{"interactions": n, "right": last, "violations": 0.0} for n in range(4)]
-        return {"set": "s", "variant": variant, "seed": 0, "points": points, "live": lived}
+        handed = {"topic: handed over": 0.1, "out-of-scope: handed over": 0.75}
+        points = [
+            {"interactions": at, "right": right, **handed}
+            for at, right in ((0, first), (10_000, last))
+        ]
+        lived = [
+            {"interactions": 500 * n, "right": last, "violations": 0.01 * n, **handed}
+            for n in range(1, 5)
+        ]
+        return {"set": "clinc150", "variant": variant, "seed": 0, "points": points, "live": lived}
 
     found = {
         "interactions": 10_000,
@@ -177,5 +184,10 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
     }
     text = table(found)
     assert "| full loop | 1 | 0.400 | 0.800 [0.800, 0.800] | 80% |" in text
+    over_time = [
+        "10,000",
+        *(f"{x} [{x}, {x}]" for x in ("0.800", "0.100", "0.750", "0.250", "0.040")),
+    ]
+    assert f"| {' | '.join(over_time)} |" in text
     plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1_000
