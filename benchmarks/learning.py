@@ -1,11 +1,10 @@
 """Does it really learn? Right answers to real questions against the number of live interactions.
 
-``python -m benchmarks.learning --model DIR`` lets a policy of 135 million
-parameters answer the questions of BANKING77
-and CLINC150 for 10,000 interactions: the full loop, the loop without each of its parts, a
-contextual bandit that gets the same kind of feedback, and the same policy told every right answer.
-Each run, one variant with one seed, is kept as soon as it ends in ``learning.json`` of
-``benchmarks/results``, and is not made again; ``--table`` prints what is there and draws the plot.
+``python -m benchmarks.learning --model DIR`` lets a policy of 135 million parameters answer the
+questions of BANKING77 and CLINC150 for 10,000 interactions: the full loop, the loop without each of
+its parts, a contextual bandit that gets the same kind of feedback, and the same policy told as many
+right answers. Each run, one variant with one seed, is kept as soon as it ends in ``learning.json``
+of ``benchmarks/results``, and is not made again; ``--table`` prints what is there and draws it.
 
 DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of it.
 The held-out questions are the same for every seed, and the depth of the base was chosen by how many

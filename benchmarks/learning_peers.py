@@ -43,6 +43,8 @@ from learner.update import update
 from simulator.product import Prompt, say
 
 REFIT, EXPLORED = 250, 0.05
+TOLD = 0.57
+"""Share of the live questions whose right answer the skyline is told: of so many the loop hears."""
 AGAIN = 1
 """Earlier labels that the skyline sees again, for each new one."""
 
@@ -160,9 +162,9 @@ def skyline(
     interactions: int,
     place: int | None = None,
 ) -> dict[str, Any]:
-    """Tell the same base the right answer to every live question, and return its points.
+    """Tell the same base the right answers to as many live questions as the loop hears of.
 
-    Each is imitated with its batch, and with `AGAIN` later ones.
+    Each is imitated with its batch, and with `AGAIN` later ones. Return the points.
     """
     told = {"correction_weight": 1.0, "preference_weight": 0.0}
     learner = msgspec.convert({**SHARED, **told, "seed": seed}, Learner)
@@ -181,8 +183,9 @@ def skyline(
         if first >= next_point(points):
             points.append(judged(server, product, first))
         asked = list(islice(questions, min(CHUNK, interactions - first)))
-        fresh = [_lesson(server, train.policy.tokenizer, one) for one in asked]
-        again = rng.sample(seen, min(AGAIN * CHUNK, len(seen)))
+        told_of = [one for one in asked if rng.random() < TOLD]
+        fresh = [_lesson(server, train.policy.tokenizer, one) for one in told_of]
+        again = rng.sample(seen, min(AGAIN * len(fresh), len(seen)))
         update(train, MicroBatch(fresh=(), corrections=(*fresh, *again)), learner, MAX_LENGTH)
         seen += fresh
         if first + CHUNK >= next_point(points) or first + CHUNK >= interactions:

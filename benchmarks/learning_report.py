@@ -12,7 +12,7 @@ from benchmarks.learning_questions import SETS
 TITLES = {
     "full": "full loop",
     "bandit": "contextual bandit (scikit-learn)",
-    "skyline": "every right answer told",
+    "skyline": "as many right answers told",
     "unweighted": "without importance weights",
     "no-baseline": "without baseline",
     "no-replay": "without replay",

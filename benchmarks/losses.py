@@ -62,7 +62,10 @@ class Way(Struct, frozen=True, kw_only=True):
 
 
 WAYS = (
-    *(Way(name=name, learner={"loss": name}) for name in ("ppo", "topr", "cispo", "awr", "kto")),
+    *(
+        Way(name=name, learner={"loss": name})
+        for name in ("ppo", "topr", "cispo", "awr", "kto", "likelihood")
+    ),
     Way(name="ppo, nothing logged", logged=False),
     Way(name="the same, encouraged answers alone", logged=False, encouraged_alone=True),
     Way(name="ppo, corrections imitated", corrected=True, learner={"preference_weight": 0.0}),

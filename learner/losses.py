@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 LARGEST_AWR_WEIGHT = 20.0
+SUREST = 0.999
+"""Of an answer likelier than this, `likelihood` takes the probability for this."""
 
 
 class Terms(Struct, frozen=True, kw_only=True):
@@ -146,6 +148,24 @@ def kto(terms: Terms, bounds: Bounds) -> LossValue:
     return LossValue(loss_b, _per_token(weight_b, terms), _nowhere(terms))
 
 
+def likelihood(terms: Terms, bounds: Bounds) -> LossValue:
+    """Return −A·log pi where A ≥ 0, else A·w·log pi with w = min(pi/(1 − pi), 999), a constant.
+
+    pi is the whole answer's probability, read as that of the answer being right: the derivative is
+    that of −A·log pi and of A·log(1 − pi), a logistic regression of what was said about answers
+    whose model is the policy. It needs no probabilities of whoever drew the answer. Where the
+    policy is sure of a wrong answer a policy gradient vanishes with 1 − pi, and this one does not;
+    what the policy would hardly say is not pushed further away. The probability of a long answer
+    is next to 0, so of those only what is encouraged teaches. Sources: unlikelihood
+    (arXiv 1908.04319), negative learning (arXiv 1908.07387).
+    """
+    logp_b = _summed(terms.logp_bt, terms.mask_bt)
+    said_b = torch.exp(logp_b.detach()).clamp(max=SUREST)
+    weight_b = torch.where(terms.advantage_b >= 0, torch.ones_like(said_b), said_b / (1.0 - said_b))
+    loss_b = -weight_b * terms.advantage_b * logp_b
+    return LossValue(loss_b, _per_token(weight_b, terms), _nowhere(terms))
+
+
 def grpo(terms: Terms, bounds: Bounds) -> LossValue:
     """Return `ppo` without importance weights, for answers that ``prox`` drew itself.
 
@@ -192,6 +212,7 @@ LOSSES: dict[str, Loss] = {
     "cispo": cispo,
     "awr": awr,
     "kto": kto,
+    "likelihood": likelihood,
     "grpo": grpo,
     "rloo": rloo,
     "dpo": dpo,
@@ -199,6 +220,9 @@ LOSSES: dict[str, Loss] = {
 NEED_LOGPROBS = frozenset({"ppo", "topr", "cispo"})
 """Losses that read ``mu``: an answer whose probabilities were not logged, or are not those it was
 drawn with, has no place in them."""
+
+IMITATE = frozenset({"awr", "likelihood"})
+"""Losses that cannot take back what they taught: what is discouraged is hardly pushed, or not."""
 
 OTHERWISE = "kto"
 """What such an answer is learned by instead: bounded whether it is encouraged or discouraged."""

@@ -28,6 +28,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
     samples each user has. ``imputed`` are answers without a signal, with a reward from a model.
+    ``pace`` is the share of the learning rate that its steps are made with.
     """
 
     fresh: tuple[Experience, ...]
@@ -39,6 +40,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     activity: dict[str, int] = {}
     practised: tuple[Practised, ...] = ()
     imputed: tuple[Experience, ...] = ()
+    pace: float = 1.0
 
 
 class Replay(Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ def compose(
         owed=owed,
         served_sequence=served_sequence,
         activity=activity or {},
+        pace=min(1.0, (number + 1) / max(config.warm_up_batches, 1)),
     )
 
 

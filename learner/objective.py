@@ -16,6 +16,7 @@ from contracts.settings import Learner
 from learner.buckets import Bucket, bucketed, padded
 from learner.experience import Experience
 from learner.losses import (
+    IMITATE,
     LOSSES,
     NEED_LOGPROBS,
     OTHERWISE,
@@ -212,7 +213,7 @@ def _is_unfit(experience: Experience, owed: frozenset[str], config: Learner) -> 
     """
     if config.loss in NEED_LOGPROBS:
         return not experience.logprobs
-    return config.loss == "awr" and experience.decision_id in owed
+    return config.loss in IMITATE and experience.decision_id in owed
 
 
 def _losses(terms: Terms, unfit: Sequence[bool], config: Learner) -> LossValue:

@@ -101,6 +101,8 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
 
 
 def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.learning_rate * batch.pace
     reasons: dict[str, str] = {}
     cost_mean = observe_costs(state, batch.fresh, batch.activity, config) if batch.fresh else 0.0
     usable = _usable(state, batch, reasons, config, max_tokens)

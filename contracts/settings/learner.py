@@ -44,7 +44,8 @@ class Learner(Section, frozen=True):
     """The continual learner; see `learner.update` for the loss and its terms.
 
     ``loss`` names one of `learner.losses`; ``beta`` is for those that compare with the anchor,
-    which moves as `learner.anchor` says. ``length_scale`` is the constant number of tokens that a
+    which moves as `learner.anchor` says. ``learning_rate`` is reached in steps over the first
+    ``warm_up_batches``. ``length_scale`` is the constant number of tokens that a
     sequence's sum is divided by; ``correction_replay`` how many corrections each update repeats, at
     most; of ``revision_memory`` decisions it is remembered what was taught, should their reward
     change; users count alike over the ``user_window`` newest samples; ``keep_states`` how many of
@@ -63,8 +64,9 @@ class Learner(Section, frozen=True):
     batch_samples: Count = 64
     publish_every: Count = 4
     inner_epochs: Count = 2
-    loss: Literal["ppo", "topr", "cispo", "awr", "kto"] = "ppo"
+    loss: Literal["ppo", "topr", "cispo", "awr", "kto", "likelihood"] = "ppo"
     learning_rate: Positive = 5e-4
+    warm_up_batches: Annotated[int, Meta(ge=0)] = 0
     lora_rank: Literal[8, 16, 32, 64] = 32
     lora_alpha: Positive = 32.0
     clip_low: Positive = 0.2

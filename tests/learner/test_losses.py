@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from learner.losses import (
     LOSSES,
+    SUREST,
     Bounds,
     Terms,
     anchor_penalty,
@@ -115,6 +116,13 @@ def _awr(answer: _Answer) -> Written:
     return -weight * sum(answer.logp), [-weight] * len(answer.logp)
 
 
+def _likelihood(answer: _Answer) -> Written:
+    said = min(math.exp(sum(answer.logp)), SUREST)
+    weight = 1.0 if answer.advantage >= 0 else said / (1.0 - said)
+    slope = -weight * answer.advantage
+    return slope * sum(answer.logp), [slope] * len(answer.logp)
+
+
 def _kto(answer: _Answer) -> Written:
     sign = math.copysign(1.0, answer.advantage) if answer.advantage else 0.0
     gain = _sigmoid(sign * BOUNDS.beta * (_moved(answer) - DRIFT))
@@ -138,6 +146,7 @@ WRITTEN: dict[str, Callable[[_Answer], Written]] = {
     "topr": _topr,
     "cispo": _cispo,
     "awr": _awr,
+    "likelihood": _likelihood,
     "kto": _kto,
     "grpo": _grpo,
     "rloo": _rloo,
@@ -208,13 +217,35 @@ def test_what_has_fallen_far_is_pushed_no_further_where_the_loss_is_bounded() ->
     far = _Answer([-60.0], [-60.0], [-1.0], [-1.0], -1.0)
     terms = _terms([far])
 
-    for name in ("topr", "cispo", "kto"):
+    for name in ("topr", "cispo", "kto", "likelihood"):
         assert float(_gradient(terms, name).abs().max()) < 1e-6, name
-    for name in ("ppo", "topr", "cispo", "awr", "kto"):
+    for name in ("ppo", "topr", "cispo", "awr", "kto", "likelihood"):
         for sign in (1.0, -1.0):
             wild = _terms([replace(far, mu=[-700.0], anchor=[-700.0], advantage=sign)])
             assert bool(LOSSES[name](wild, BOUNDS).loss_b.isfinite().all()), name
             assert bool(_gradient(wild, name).isfinite().all()), name
+
+
+def test_a_sure_and_wrong_answer_is_pushed_where_a_policy_gradient_is_not() -> None:
+    """By the logits: 1 - pi for the policy gradient, pi for the likelihood."""
+    for sure in (0.1, 0.85, 0.998):
+        logits_a = torch.tensor([sure, 1.0 - sure], dtype=torch.float64).log().requires_grad_()
+        logp_bt = torch.log_softmax(logits_a, 0)[:1, None]
+        same = logp_bt.detach()
+        terms = Terms(
+            logp_bt=logp_bt,
+            prox_bt=same,
+            mu_bt=same,
+            anchor_bt=same,
+            advantage_b=torch.tensor([-1.0], dtype=torch.float64),
+            mask_bt=torch.ones((1, 1), dtype=torch.bool),
+        )
+        pushed = []
+        for name in ("ppo", "likelihood"):
+            loss = LOSSES[name](terms, BOUNDS).loss_b.sum()
+            [slope_a] = torch.autograd.grad(loss, logits_a, retain_graph=True)
+            pushed.append(float(slope_a[0]))
+        assert pushed == pytest.approx([1.0 - sure, sure])
 
 
 def test_terms_of_some_rows_give_the_losses_of_those_rows(rng: random.Random) -> None:

@@ -47,6 +47,17 @@ def test_the_draw_depends_on_the_seed_and_the_batch_number_alone(
     assert {e.sample_id for e in first.replayed} <= _all(old)
 
 
+def test_the_rate_is_reached_in_steps(settings: Settings, make_sample: MakeSample) -> None:
+    fresh = _experiences(make_sample, 0, 8)
+    for batches, wanted in ((0, [1.0, 1.0]), (4, [0.25, 0.5, 0.75, 1.0, 1.0])):
+        config = msgspec.structs.replace(settings.learner, warm_up_batches=batches)
+        paces = [
+            compose(fresh, Replay(), config, number=number, served_sequence=0).pace
+            for number in range(len(wanted))
+        ]
+        assert paces == wanted
+
+
 def test_replay_leaves_out_old_versions_but_keeps_corrections(
     settings: Settings, make_sample: MakeSample
 ) -> None:

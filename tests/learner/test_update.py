@@ -16,7 +16,7 @@ from learner.adapters import load_policy
 from learner.advantage import user_weights
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
-from learner.losses import LOSSES, Terms
+from learner.losses import IMITATE, LOSSES, Terms
 from learner.micro_batch import MicroBatch, Replay
 from learner.objective import bounds_of
 from learner.policy import Policy
@@ -47,7 +47,7 @@ def _total(policy: Policy, response: tuple[int, ...]) -> float:
     return sum(policy.logprobs([TokenSequence(PROMPT, response)], 64)[0])
 
 
-@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "kto"])
+@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "kto", "likelihood"])
 def test_a_rewarded_answer_becomes_likelier_and_a_punished_one_rarer(
     loss: str, settings: Settings, make_sample: MakeSample
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_rewarded_answer_becomes_likelier_and_a_punished_one_rarer(
     assert result.stats.used == 8
     gained = _total(state.policy, good) - before[0], _total(state.policy, bad) - before[1]
     assert gained[0] > 0.5
-    assert gained[1] < gained[0] - 0.5 if loss == "awr" else gained[1] < -0.5  # awr only imitates
+    assert gained[1] < (gained[0] - 0.5 if loss in IMITATE else -0.5)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_an_answer_without_usable_probabilities_is_learned_from_whatever_its_rew
     assert _total(state.policy, bad) < before[1] - 0.5
 
 
-@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "kto"])
+@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "kto", "likelihood"])
 def test_a_debt_takes_back_what_was_taught(
     loss: str, settings: Settings, make_sample: MakeSample
 ) -> None:
@@ -122,6 +122,21 @@ def test_a_debt_takes_back_what_was_taught(
         update(state, MicroBatch(fresh=(), owed=(Debt(one, -0.5),)), settings.learner, MAX)
 
     assert _total(state.policy, answer) < before - 0.3
+
+
+def test_the_first_batches_are_learned_at_a_part_of_the_rate(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """An optimizer's first step is as long as its rate, so the parts of it can be compared."""
+    moved = []
+    for pace in (1.0, 0.25):
+        settings, state = _state(settings, inner_epochs=1)
+        batch = msgspec.structs.replace(_batch(make_sample), pace=pace)
+        before = {n: p.detach().clone() for n, p in state.policy.adapters().items()}
+        update(state, batch, settings.learner, MAX)
+        after = state.policy.adapters()
+        moved.append(max(float((after[n].detach() - before[n]).abs().max()) for n in before))
+    assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-3)
 
 
 def test_a_correction_becomes_likelier(settings: Settings, make_sample: MakeSample) -> None:
@@ -192,7 +207,7 @@ def _gradient_of_the_plain_loss(
         )
     for one, weight, term in zip(batch.fresh, weights, terms, strict=True):
         share = weight / config.length_scale
-        loss = LOSSES[config.loss if one.logprobs or config.loss == "awr" else "kto"]
+        loss = LOSSES[config.loss if one.logprobs or config.loss in IMITATE else "kto"]
         value = loss(replace(term, drift=max(drift, 0.0)), bounds_of(config))
         penalty = torch.exp(term.anchor_bt - term.logp_bt) - 1 - (term.anchor_bt - term.logp_bt)
         total = total + share * (value.loss_b.sum() + config.kl_weight * penalty.sum())
@@ -215,7 +230,10 @@ def _gradient_of_the_plain_loss(
 )
 @pytest.mark.parametrize(
     ("loss", "tokens"),
-    [("ppo", 1), ("ppo", 30), ("ppo", 1000), ("topr", 30), ("cispo", 30), ("awr", 30), ("kto", 30)],
+    [
+        *(("ppo", tokens) for tokens in (1, 30, 1000)),
+        *((loss, 30) for loss in ("topr", "cispo", "awr", "kto", "likelihood")),
+    ],
 )
 def test_the_bucketed_gradient_is_that_of_the_loss_written_out(
     settings: Settings,
@@ -414,7 +432,7 @@ def test_a_batch_whose_step_is_skipped_is_not_called_used_nor_repeated(
         assert torch.equal(parameter, before[name])
 
 
-@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr"])
+@pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "likelihood"])
 @pytest.mark.parametrize("unlikely", [(), (2, 5)])
 def test_the_first_steps_own_passes_tell_what_passes_before_it_would(
     loss: str,
