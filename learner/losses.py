@@ -149,15 +149,15 @@ def kto(terms: Terms, bounds: Bounds) -> LossValue:
 
 
 def likelihood(terms: Terms, bounds: Bounds) -> LossValue:
-    """Return −A·log pi where A ≥ 0, else A·w·log pi with w = min(pi/(1 − pi), 999), a constant.
+    """Return −w·A·log pi, w = 1 where A ≥ 0, else min(pi/(1 − pi), 999), a constant.
 
     pi is the whole answer's probability, read as that of the answer being right: the derivative is
-    that of −A·log pi and of A·log(1 − pi), a logistic regression of what was said about answers
-    whose model is the policy. It needs no probabilities of whoever drew the answer. Where the
-    policy is sure of a wrong answer a policy gradient vanishes with 1 − pi, and this one does not;
-    what the policy would hardly say is not pushed further away. The probability of a long answer
-    is next to 0, so of those only what is encouraged teaches. Sources: unlikelihood
-    (arXiv 1908.04319), negative learning (arXiv 1908.07387).
+    that of −A·log pi where A ≥ 0 and of A·log(1 − pi) elsewhere, a logistic regression of what was
+    said about answers whose model is the policy. It needs no probabilities of whoever drew the
+    answer. Where the policy is sure of a wrong answer a policy gradient vanishes with 1 − pi, and
+    this one does not; what the policy would hardly say is not pushed further away. The probability
+    of a long answer is next to 0, so of those only what is encouraged teaches. Sources:
+    unlikelihood (arXiv 1908.04319), negative learning (arXiv 1908.07387).
     """
     logp_b = _summed(terms.logp_bt, terms.mask_bt)
     said_b = torch.exp(logp_b.detach()).clamp(max=SUREST)

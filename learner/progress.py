@@ -103,8 +103,8 @@ def advance(
 
     ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
     those ``superseded``, with their outcome; what is withdrawn is not learned from again. Of those
-    ``unrewarded``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does:
-    the weights stay as they are, and what was read is accounted for.
+    ``unrewarded``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does,
+    and none may be imputed: the weights stay as they are, and what was read is accounted for.
     """
     config = settings.learner
     withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
