@@ -131,9 +131,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axis.set(title=name, xlabel="live interactions", ylabel="held-out questions right")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
+    axes[-1].axhline(0.02, linestyle=":", color="gray", label="limit")
     for axis, what in zip(axes[-2:], (BEYOND, "violations"), strict=True):
         _live(axis, found, names[-1], what)
-    axes[-1].axhline(0.02, linestyle=":", color="gray", label="limit")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -148,7 +148,8 @@ def _live(axis: Any, found: dict[str, Any], name: str, what: str) -> None:
             rates = [fmean(column) for column in zip(*rows, strict=True)]
             axis.plot(at, rates, label=TITLES[variant])
     axis.set(title=f"{name}, live: {what}", xlabel="live interactions")
-    axis.legend(fontsize=7)
+    if axis.lines:  # a set without requests beyond its topics draws none of them
+        axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
 
 
