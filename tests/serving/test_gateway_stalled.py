@@ -1,4 +1,4 @@
-"""Clients that ask and do not read: they lose their connection, and nobody else loses a place."""
+"""Clients that ask and do not read, or leave: nobody else loses a place, and a decision stays."""
 
 from __future__ import annotations
 
@@ -123,6 +123,27 @@ async def test_streams_that_nobody_reads_lose_their_places_and_their_connections
             await until_true(lambda: not server.server_state.connections)
         for client in clients:
             client.close()
+
+
+async def test_a_client_that_leaves_a_stream_still_leaves_a_decision(tmp_path: Path) -> None:
+    engine = EndlessEngine(pause=0.01)
+    gateway = ScriptedGateway(tmp_path, None, engine)
+    async with listening(gateway) as server:
+        url = f"http://127.0.0.1:{port_of(server)}/v1/chat/completions"
+        async with (
+            httpx.AsyncClient(timeout=LONG) as client,
+            client.stream("POST", url, content=chat(stream=True)) as answer,
+        ):
+            async for text in answer.aiter_text():
+                if "word" in text:
+                    break
+        await until_true(lambda: bool(gateway.decisions()))
+        [decision] = gateway.decisions()
+        assert decision.id == answer.headers["x-headrace-decision-id"]
+        assert decision.finish_reason == "disconnected"
+        assert len(decision.token_ids) == len(decision.logprobs) > 0
+        assert decision.error is None
+        await until_true(lambda: engine.open == 0)
 
 
 async def test_a_stream_that_is_read_slowly_for_ever_ends_at_its_deadline(
