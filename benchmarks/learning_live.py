@@ -29,6 +29,7 @@ from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
+from learner.imputation import impute
 from learner.losses import LOSSES, Bounds, LossValue, Terms
 from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import Published, publish
@@ -137,6 +138,7 @@ class Pupil:
         self._train = new_train_state(load_policy(self._settings), learner)
         self.progress = Progress(policy=POLICY, base=self._train.policy.base)
         self._pending: list[Experience] = []
+        self._silent: list[Experience] = []
         self._offset = 0
 
     def take(self, sample: Sample) -> Published | None:
@@ -151,13 +153,16 @@ class Pupil:
             sequences=self.progress.versions,
             correction_ids=wanted,
         )
-        self._pending.append(experience)
+        (self._silent if experience.censored else self._pending).append(experience)
         config = self._settings.learner
         if len(self._pending) < config.batch_samples:
             return None
+        silent = impute(self._silent, None, self._settings)
+        given = (self._train, self.progress, self._pending, self._settings)
         with _without_weights(not self._variant.weighted):
-            self.progress = advance(self._train, self.progress, self._pending, self._settings)
+            self.progress = advance(*given, unrewarded=silent)
         self._pending.clear()
+        self._silent.clear()
         if not release_is_due(self.progress, config.publish_every):
             return None
         evidence = release_evidence(self._train.policy, self.progress, self._settings)

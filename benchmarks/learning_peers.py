@@ -138,7 +138,7 @@ def bandit(
             while open_windows[0].time <= open_windows[-1].evidence.decision.time:
                 closing = open_windows.popleft()
                 sample = crowd.sample(closing)
-                if sample is not None:
+                if sample is not None and sample.status != "censored":
                     chooser.take(sample, text_of(closing.evidence.decision.answer))
         bar.update(len(asked))
     bar.close()

@@ -108,14 +108,14 @@ class Crowd:
         return Closing(decision.time + timedelta(seconds=window), evidence)
 
     def sample(self, closing: Closing) -> Sample | None:
-        """Return the sample of a decision whose window has closed, None when nobody spoke."""
+        """Return the sample of a decision whose window has closed, censored when nobody spoke."""
         evidence = closing.evidence
         reward = reward_of(evidence, self._rules, closing.time)
         if reward.value is not None:
             self._rewards[evidence.decision.user_id].append(reward.value)
         corrected = evidence.newest("correction")
         correction = corrected.correction if corrected is not None else None
-        return sample_of(evidence, reward, correction)
+        return sample_of(evidence, reward, correction, send_censored=True)
 
     def _decision(
         self, number: int, prompt: Prompt, drawn: Drawn, version: str, user: User

@@ -20,10 +20,10 @@ from contracts.evidence import GateReport, read_report, reports_of
 from contracts.manifest import Manifest, hash_files, read_manifest, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
-from learner.ledger import NO_REWARD, SUPERSEDED, WITHDRAWN
+from learner.ledger import NO_REWARD, PRICED, SUPERSEDED, WITHDRAWN
 
 MOST_NAMED = 5
-UNREWARDED = frozenset({SUPERSEDED, WITHDRAWN, NO_REWARD})
+UNREWARDED = frozenset({SUPERSEDED, WITHDRAWN, NO_REWARD, PRICED})
 """Outcomes of samples that say no reward that holds."""
 
 STATES = "states"

@@ -5,7 +5,7 @@ Shape suffixes: b experiences, k reward and cost.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from statistics import fmean
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from contracts.settings import Learner
 from learner.constraint import constrained, next_multiplier, share_of_reward
-from learner.experience import Experience
+from learner.experience import BASELINE, Experience
+from learner.micro_batch import MicroBatch
 from learner.revision import Lesson
 from learner.scoring import Scored
 from learner.value import LARGEST_ADVANTAGE, Spread, ValueHead, advantages
@@ -36,7 +37,8 @@ class Weighed(Struct, frozen=True):
     """Experiences with their weights, which add up to 1, and their advantages.
 
     ``gain_b`` is how far the coefficient, weight times advantage, moves with one unit of reward;
-    ``debt_b`` marks those whose advantage is what is owed.
+    ``debt_b`` marks those whose advantage is what is owed. ``rewards`` is what each was taught for,
+    ``shares`` how much each kind of ``imputed`` counts beside an observed reward.
     """
 
     scored: tuple[Scored, ...]
@@ -44,28 +46,25 @@ class Weighed(Struct, frozen=True):
     weight_b: Tensor
     gain_b: Tensor
     debt_b: Tensor
+    rewards: tuple[float, ...]
+    shares: dict[str, float] = {}
     value_loss: float = 0.0
-    imputed_share: float = 1.0
 
     def lessons(self) -> tuple[Lesson, ...]:
         """Return what a step on these teaches."""
         coefficients = (self.weight_b * self.advantage_b).tolist()
         return tuple(
-            Lesson(e.decision_id, e.reward, coefficient, gain, debt, self.share_of(e))
-            for e, coefficient, gain, debt in zip(
+            Lesson(e.decision_id, reward, coefficient, gain, debt, self.shares.get(e.imputed, 1.0))
+            for e, reward, coefficient, gain, debt in zip(
                 (one.experience for one in self.scored),
-                *(coefficients, self.gain_b.tolist(), self.debt_b.tolist()),
+                *(self.rewards, coefficients, self.gain_b.tolist(), self.debt_b.tolist()),
                 strict=True,
             )
         )
 
-    def share_of(self, experience: Experience) -> float:
-        """Return how much an experience counts beside the same with an observed reward."""
-        return self.imputed_share if experience.imputed else 1.0
-
 
 _NONE = torch.zeros(0)
-NOTHING = Weighed((), _NONE, _NONE, _NONE, _NONE.bool())
+NOTHING = Weighed((), _NONE, _NONE, _NONE, _NONE.bool(), ())
 
 
 def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[float]:
@@ -81,12 +80,18 @@ def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[floa
     return [one / total for one in raw]
 
 
-def observe_costs(
-    state: Baseline, fresh: Sequence[Experience], activity: Mapping[str, int], config: Learner
-) -> float:
-    """Move λ by the costs of a fresh batch; return their mean, each user weighing alike."""
-    weights = user_weights([e.user_id for e in fresh], activity)
-    costs = [float(e.violation) for e in fresh]
+def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float:
+    """Move λ by the costs of fresh decisions; return their mean, each user weighing alike.
+
+    Those that nobody said anything about count by their number: who breaks a rule and keeps silent
+    broke it. They are weighed among themselves, for the activity of their users is not known.
+    """
+    fresh, silent = batch.fresh, batch.silent
+    here = user_weights([e.user_id for e in fresh], batch.activity)
+    there = user_weights([e.user_id for e in silent], {})
+    share = len(fresh) / max(len(fresh) + len(silent), 1)
+    weights = [*(share * one for one in here), *((1.0 - share) * one for one in there)]
+    costs = [float(e.violation) for e in (*fresh, *silent)]
     state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
 
@@ -129,9 +134,9 @@ def weigh(
         return NOTHING
     debt_b = torch.tensor([one.experience.decision_id in owed for one in scored])
     owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
-    weights, share = _weights([one.experience for one in scored], activity, config)
+    weights, shares = _weights([one.experience for one in scored], activity, config)
     weight_b = torch.tensor(weights)
-    advantage_b, value_loss = _advantages(state, scored, debt_b, weight_b, config)
+    advantage_b, rewards, value_loss = _advantages(state, scored, debt_b, weight_b, config)
     paid_b = torch.clamp(owed_b / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
     gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
     return Weighed(
@@ -140,51 +145,61 @@ def weigh(
         weight_b,
         torch.where(debt_b, 0.0, gain * weight_b),
         debt_b,
+        rewards,
+        shares,
         value_loss,
-        share,
     )
 
 
 def _weights(
     experiences: Sequence[Experience], activity: Mapping[str, int], config: Learner
-) -> tuple[list[float], float]:
-    """Return weights that add up to 1, those of `user_weights`, and the share that is left to
-    imputed ones of theirs.
+) -> tuple[list[float], dict[str, float]]:
+    """Return weights that add up to 1, those of `user_weights`, and the share that is left of them
+    to each kind of ``imputed``.
 
     However many answers of a user nobody rated, those that somebody did keep their weight. Nor do
-    the imputed ones together count more than ``imputed_weight`` of as many observed ones: those who
-    never rate are not among ``activity``, and would weigh as much as there are batches.
+    the imputed ones of a kind together count more than their part of as many observed ones: those
+    who never rate are not among ``activity``, and would weigh as much as there are batches. That
+    part is ``imputed_weight`` of what a model guessed, and all of what a monitor saw.
     """
-    here = Counter((e.user_id, bool(e.imputed)) for e in experiences)
-    raw = [
-        1.0 / max(activity.get(e.user_id, 0), here[e.user_id, bool(e.imputed)]) for e in experiences
-    ]
-    imputed, observed = (
-        [one for one, e in zip(raw, experiences, strict=True) if bool(e.imputed) is guess]
-        for guess in (True, False)
-    )
-    share = config.imputed_weight
-    if imputed and observed:
-        share *= min(1.0, fmean(observed) / fmean(imputed))
-    whole = [one * (share if e.imputed else 1.0) for one, e in zip(raw, experiences, strict=True)]
+    here = Counter((e.user_id, e.imputed) for e in experiences)
+    raw = [1.0 / max(activity.get(e.user_id, 0), here[e.user_id, e.imputed]) for e in experiences]
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for one, e in zip(raw, experiences, strict=True):
+        by_kind[e.imputed].append(one)
+    observed = by_kind.pop("", [])
+    shares = {"": 1.0}
+    for kind, imputed in by_kind.items():
+        part = 1.0 if kind == BASELINE else config.imputed_weight
+        most = fmean(observed) / fmean(imputed) if observed else 1.0
+        shares[kind] = part * min(1.0, most)
+    whole = [one * shares[e.imputed] for one, e in zip(raw, experiences, strict=True)]
     total = sum(whole)
-    return [one / total for one in whole], share
+    return [one / total for one in whole], shares
 
 
 def _advantages(
     state: Baseline, scored: Sequence[Scored], debt_b: Tensor, weight_b: Tensor, config: Learner
-) -> tuple[Tensor, float]:
-    """Return the constrained advantage of each, and the loss of the baseline's lesson.
+) -> tuple[Tensor, tuple[float, ...], float]:
+    """Return the constrained advantage of each, the reward it is of, and the loss of the baseline's
+    lesson.
 
     A debt says nothing about a prompt: what was retracted has no reward, what was revised is
-    repeated later. Nor does a reward that a model imputed.
+    repeated later. Nor does a reward that was imputed; that of `BASELINE` is found here.
     """
     ends_bh = torch.stack([one.end_h for one in scored])
     features_bf = torch.tensor([[one.experience.user_reward_mean or 0.0] for one in scored])
     seen = [(one.experience.reward, float(one.experience.violation)) for one in scored]
     seen_bk = torch.tensor(seen)
     with torch.no_grad():
-        residual_bk = seen_bk - state.value(ends_bh, features_bf)
+        expected_bk = state.value(ends_bh, features_bf)
+    alone_b = torch.tensor([one.experience.imputed == BASELINE for one in scored])
+    seen_bk[alone_b, 0] = expected_bk[alone_b, 0]
+    residual_bk = seen_bk - expected_bk
+    rewards = tuple(
+        float(expected) if alone else reward
+        for expected, alone, (reward, _) in zip(expected_bk[:, 0], alone_b, seen, strict=True)
+    )
     new_b = ~debt_b & torch.tensor([not one.experience.imputed for one in scored])
     value_loss = 0.0
     if bool(new_b.any()):
@@ -200,4 +215,4 @@ def _advantages(
     reward_b = advantages(residual_bk[:, 0], state.spread)
     cost_b = advantages(residual_bk[:, 1], state.spread)
     whole_b = constrained(reward_b, cost_b, state.multiplier)
-    return torch.clamp(whole_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE), value_loss
+    return torch.clamp(whole_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE), rewards, value_loss

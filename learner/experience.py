@@ -18,6 +18,10 @@ USER_REWARD_MEAN = "user.reward_mean"
 TOOL = "tool"
 """The signal that says whether the tools called did their work, not whether that was of use."""
 
+BASELINE = "baseline"
+"""Stands for a model in ``imputed``: the reward is what the baseline expects, which teaches
+nothing, so that the violation alone does."""
+
 LEAST_TEMPERATURE = 1e-2
 """Below it sampling is greedy for all purposes; divided by less, logits leave float32."""
 
@@ -34,7 +38,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     Where the gateway did not log it (``features_logged``), it comes from the feature store as of
     ``decided_at``. ``tool_alone``: that a tool worked is all that speaks for the answer.
     ``censored``: nobody said anything, and ``reward`` says nothing unless it is ``imputed``, by the
-    reward model of that version.
+    reward model of that version; with `BASELINE` it still says nothing.
     """
 
     sample_id: str

@@ -1,7 +1,8 @@
-"""Gives answers that nobody said anything about the reward that a reward model expects of them.
+"""Gives answers that nobody said anything about a reward, so that they can teach.
 
-It is the conservative one, mean − k·std: what the model is unsure of is no reason to say more of
-the same. An observed reward never comes here.
+It is the one that a reward model expects, the conservative mean − k·std: what the model is unsure
+of is no reason to say more of the same. Without a model, an answer that broke a rule teaches that
+alone: what the monitor saw was observed, whoever kept silent. An observed reward never comes here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from contracts.judges import is_judge
 from contracts.settings import Settings
 from learner.buckets import TokenSequence
-from learner.experience import Experience
+from learner.experience import BASELINE, Experience
 from learner.reward_model import RewardModel
 from learner.update import unusable
 
@@ -24,20 +25,25 @@ def impute(
 ) -> list[Experience]:
     """Return the experiences in the order given, those that may teach with an imputed reward.
 
-    These are at most as many as a batch has, the newest ones; none without a model, and none of
-    judges. Deterministic given all arguments.
+    A model gives one to as many as a batch has at most, the newest; as many violations at most
+    have the baseline's. None are of judges. Deterministic given all arguments.
     """
-    config, policy = settings.learner, settings.policy
-    if model is None or config.imputed_weight == 0.0:
-        return list(unrewarded)
+    found = list(unrewarded)
+    if model is not None and settings.learner.imputed_weight > 0.0:
+        found = _expected(found, model, settings)
+    return found if settings.learner.constraint.mode == "off" else _priced(found, settings)
+
+
+def _expected(
+    unrewarded: Sequence[Experience], model: RewardModel, settings: Settings
+) -> list[Experience]:
+    """Return the experiences, the newest that are fit with the conservative reward of a model."""
     room, vocabulary = settings.engine.max_model_len, model.trunk.vocabulary_size
     fit = [
         place
-        for place, e in enumerate(unrewarded)
-        if e.censored
-        and unusable(e, room, vocabulary) is None
-        and not is_judge(policy.name, e.user_id, policy.judge_share)
-    ][-config.batch_samples :]
+        for place in _silent(unrewarded, settings)
+        if unusable(unrewarded[place], room, vocabulary) is None
+    ][-settings.learner.batch_samples :]
     answers = [
         TokenSequence(unrewarded[place].prompt_ids, unrewarded[place].token_ids) for place in fit
     ]
@@ -47,3 +53,26 @@ def impute(
         if math.isfinite(reward):  # else the whole step would be no number
             found[place] = replace(found[place], reward=reward, imputed=model.version)
     return found
+
+
+def _priced(unrewarded: Sequence[Experience], settings: Settings) -> list[Experience]:
+    """Return the experiences, the newest violations that no model judged with the baseline's."""
+    found = list(unrewarded)
+    broken = [
+        place
+        for place in _silent(unrewarded, settings)
+        if found[place].violation and not found[place].imputed
+    ]
+    for place in broken[-settings.learner.batch_samples :]:
+        found[place] = replace(found[place], imputed=BASELINE)
+    return found
+
+
+def _silent(unrewarded: Sequence[Experience], settings: Settings) -> list[int]:
+    """Return the places of those that nobody said anything about, none of judges."""
+    name, share = settings.policy.name, settings.policy.judge_share
+    return [
+        place
+        for place, e in enumerate(unrewarded)
+        if e.censored and not is_judge(name, e.user_id, share)
+    ]

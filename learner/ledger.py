@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from learner.experience import Experience
+from learner.experience import BASELINE, Experience
 
 USED, REVISED = "used", "revised"
 """Outcomes of a sample that taught, and of one that corrects what its decision taught before."""
@@ -20,6 +20,11 @@ one that says that its decision has no reward any more."""
 
 IMPUTED, NO_REWARD = "imputed", "no-reward"
 """Outcomes of a sample without any signal: a reward model gave it one to teach with, or not."""
+
+PRICED = "priced"
+"""Outcome of a sample without any signal that broke a rule, and taught no more than that."""
+
+TAUGHT = (USED, REVISED, IMPUTED, PRICED)
 
 UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, NO_REWARD)
 """Outcomes that follow from whose the sample is, and what came after it."""
@@ -58,5 +63,5 @@ def outcome_of(experience: Experience, outcome: str, taught: Mapping[str, float]
         reward=experience.reward,
         violation=experience.violation,
         coefficient=taught.get(experience.decision_id, 0.0),
-        reward_model=experience.imputed,
+        reward_model=experience.imputed if experience.imputed != BASELINE else "",
     )

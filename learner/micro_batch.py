@@ -27,7 +27,8 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
-    samples each user has. ``imputed`` are answers without a signal, with a reward from a model.
+    samples each user has. ``silent`` are answers without a signal; those with an imputed
+    reward teach, and all of them move the price of violations.
     ``pace`` is the share of the learning rate that its steps are made with.
     """
 
@@ -39,8 +40,13 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     served_sequence: int = 0
     activity: dict[str, int] = {}
     practised: tuple[Practised, ...] = ()
-    imputed: tuple[Experience, ...] = ()
+    silent: tuple[Experience, ...] = ()
     pace: float = 1.0
+
+    @property
+    def imputed(self) -> tuple[Experience, ...]:
+        """Return the silent ones that teach."""
+        return tuple(e for e in self.silent if e.imputed)
 
 
 class Replay(Struct, frozen=True, kw_only=True):

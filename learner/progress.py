@@ -196,7 +196,7 @@ def _batch_of(
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(progress.raters)),
     )
-    batch = replace(batch, imputed=tuple(e for e in unrewarded if e.imputed))
+    batch = replace(batch, silent=tuple(unrewarded))
     if train.practice is None:
         return batch
     practised = practise(train.policy, train.practice, config, progress.batches)

@@ -45,8 +45,8 @@ from msgspec.structs import replace
 
 from contracts.settings import Learner
 from learner.advantage import NOTHING, Weighed, baseline_of, observe_costs, put_back, weigh
-from learner.experience import LEAST_TEMPERATURE, Experience
-from learner.ledger import IMPUTED, REVISED, USED, Outcome, outcome_of
+from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
+from learner.ledger import IMPUTED, PRICED, REVISED, TAUGHT, USED, Outcome, outcome_of
 from learner.micro_batch import MicroBatch
 from learner.objective import Objective, Passed, StepStats, add_passes, descend, needs_prox
 from learner.pairs import anchored, corrections_of
@@ -104,7 +104,7 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * batch.pace
     reasons: dict[str, str] = {}
-    cost_mean = observe_costs(state, batch.fresh, batch.activity, config) if batch.fresh else 0.0
+    cost_mean = observe_costs(state, batch, config) if batch.fresh else 0.0
     usable = _usable(state, batch, reasons, config, max_tokens)
     weighed, objective, passed = _begun(state, batch, usable, reasons, config, max_tokens)
     step, learned = _descend(state, objective, config, passed)
@@ -117,7 +117,8 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
         for group, done in (
             (batch.fresh, USED),
             (batch.revised, REVISED),
-            (batch.imputed, IMPUTED),
+            ([e for e in batch.imputed if e.imputed != BASELINE], IMPUTED),
+            ([e for e in batch.imputed if e.imputed == BASELINE], PRICED),
         )
         for e in group
     )
@@ -270,7 +271,5 @@ def _account(
         replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | imputed),
         imputed=sum(1 for sample_id in ids if sample_id in imputed),
         revised=sum(1 for sample_id in ids if sample_id in debts),
-        dropped=dict(
-            Counter(o.outcome for o in outcomes if o.outcome not in (USED, REVISED, IMPUTED))
-        ),
+        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome not in TAUGHT)),
     )
