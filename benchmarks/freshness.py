@@ -44,9 +44,14 @@ BATCHES, WARM_UP, CHANGES_EVERY, MISTAKES, USERS = 96, 16, 1200, 0.2, 200
 
 
 class StackRun(Struct, frozen=True, kw_only=True):
-    """One demo: seconds from feedback to the first answer, and what was served."""
+    """One demo: seconds from feedback to the first answer, and what was served.
+
+    ``rate`` is in questions a second; a decision's signals are waited for ``window_seconds``.
+    """
 
     publish_every: int
+    rate: float
+    window_seconds: float
     p50: float | None
     p95: float | None
     interactions: int
@@ -62,17 +67,20 @@ class DriftRun(Struct, frozen=True, kw_only=True):
     right: float
 
 
-def stack_run(publish_every: int, interactions: int, rate: float, engine: str) -> StackRun:
+def stack_run(publish_every: int, options: argparse.Namespace) -> StackRun:
     """Run the demo with one publication interval."""
+    window, rate = options.window, options.rate
     given = {
         "HEADRACE_LEARNER__PUBLISH_EVERY": str(publish_every),
         "HEADRACE_LEARNER__BATCH_SAMPLES": str(BATCH_SAMPLES),
+        "HEADRACE_STREAMS__WINDOW_SECONDS": str(window),
     }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:
-        options = ["--interactions", str(interactions), "--rate", f"{rate:g}", "--held-out", "64"]
-        report = run_demo("desk", 0, [*options, "--engine", engine])
+        words = ["--interactions", str(options.interactions), "--rate", f"{rate:g}"]
+        words += ["--held-out", "64", "--engine", options.engine]
+        report = run_demo("desk", 0, words)
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
@@ -81,6 +89,8 @@ def stack_run(publish_every: int, interactions: int, rate: float, engine: str) -
     fresh = report["freshness_seconds"]
     return StackRun(
         publish_every=publish_every,
+        rate=rate,
+        window_seconds=window,
         p50=fresh["p50"],
         p95=fresh["p95"],
         interactions=report["interactions"],
@@ -140,13 +150,13 @@ def drift_run(base: Path, sync_every: int, seed: int) -> DriftRun:
 def stack_table(runs: Sequence[StackRun]) -> str:
     """Return the demo's runs as a Markdown table."""
     lines = [
-        "| a release every | p50 s | p95 s | versions that served | interactions | failed |",
-        "|---|---|---|---|---|---|",
+        "| a release every | window s | p50 s | p95 s | versions served | interactions | failed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for run in runs:
-        p50, p95 = ("-" if value is None else f"{value:.0f}" for value in (run.p50, run.p95))
+        ages = " | ".join("-" if age is None else f"{age:.0f}" for age in (run.p50, run.p95))
         lines.append(
-            f"| {run.publish_every * BATCH_SAMPLES} samples | {p50} | {p95} "
+            f"| {run.publish_every * BATCH_SAMPLES} samples | {run.window_seconds:g} | {ages} "
             f"| {run.versions_served} | {run.interactions} | {run.failed_requests} |"
         )
     return "\n".join(lines)
@@ -173,6 +183,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--interactions", type=int, default=900)
     parser.add_argument("--rate", type=float, default=6.0, help="questions a second")
+    parser.add_argument("--window", type=float, default=8.0, help="seconds; the demo has 12")
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
     options = parser.parse_args()
     path = RESULTS / "freshness.json"
@@ -180,10 +191,7 @@ def main() -> int:
     if not options.table:
         origin = {"machine": machine(), "commit": commit()}
         if options.part != "drift":
-            runs = [
-                stack_run(every, options.interactions, options.rate, options.engine)
-                for every in PUBLISH_EVERY
-            ]
+            runs = [stack_run(every, options) for every in PUBLISH_EVERY]
             kept = msgspec.to_builtins(runs)
             found["stack"] = {**origin, "engine": options.engine, "runs": kept}
         if options.part != "stack":
