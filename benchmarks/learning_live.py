@@ -61,20 +61,37 @@ SHARED: dict[str, Any] = {
     "learning_rate": 5e-4,
     "lora_rank": 32,
     "lora_alpha": 64.0,
-    "correction_weight": 0.5,
-    "correction_replay": 16,
     "keep_states": 0,
 }
+SHORT_ANSWERS: dict[str, Any] = {
+    "loss": "likelihood",
+    "learning_rate": 3e-4,
+    "warm_up_batches": 10,
+    "correction_weight": 0.6,
+    "correction_replay": 32,
+    "preference_weight": 0.0,
+    "replay_share": 1.0,
+    "replay_capacity": 16_384,
+    "max_version_lag": 1_000,
+    "constraint": {"rate": 5.0},
+}
+"""For answers of a few words: all that was heard is repeated as often as what is new (decision
+0450), and the price of violations follows the few batches that there are."""
+
+
+def _variant(name: str, **changes: Any) -> Variant:
+    kept = {field: changes.pop(field) for field in ("weighted", "corrected") if field in changes}
+    return Variant(name=name, learner={**SHORT_ANSWERS, **changes}, **kept)
+
+
 VARIANTS = (
-    Variant(name="full"),
-    Variant(name="unweighted", weighted=False),
-    Variant(name="no-baseline", learner={"value_learning_rate": 1e-12}),
-    Variant(name="no-replay", learner={"replay_share": 0.0}),
-    Variant(
-        name="no-lagrangian",
-        learner={"constraint": {"mode": "off"}},
-    ),
-    Variant(name="no-corrections", corrected=False),
+    _variant("full"),
+    _variant("ppo", loss="ppo"),
+    _variant("unweighted", loss="ppo", weighted=False),
+    _variant("no-baseline", value_learning_rate=1e-12),
+    _variant("no-replay", replay_share=0.0),
+    _variant("no-lagrangian", constraint={"mode": "off"}),
+    _variant("no-corrections", corrected=False),
 )
 
 

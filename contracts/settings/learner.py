@@ -81,7 +81,7 @@ class Learner(Section, frozen=True):
     correction_replay: Annotated[int, Meta(ge=0)] = 8
     length_scale: Positive = 8.0
     value_learning_rate: Positive = 2e-3
-    replay_share: Share = 0.25
+    replay_share: Annotated[float, Meta(ge=0.0, le=4.0)] = 0.25
     replay_capacity: Count = 1024
     revision_memory: Count = 4096
     user_window: Count = 4096

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.drawn_answers import Drawn
 from benchmarks.learning_desk import LiveDesk
-from benchmarks.learning_live import LATEST, VARIANTS, live
+from benchmarks.learning_live import LATEST, Variant, live
 from benchmarks.learning_peers import Bandit, Told, bandit
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
 from benchmarks.learning_report import plot, table
@@ -23,7 +23,7 @@ from simulator.product import Prompt, say
 
 SEED = 1
 INTERACTIONS = 4_096
-FULL = VARIANTS[0]
+DESK = Variant(name="desk", learner={"correction_weight": 0.5, "correction_replay": 16})
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_no_intent_of_the_desk_collapses_while_the_mean_rises(seed: int, tmp_pat
     run = tmp_path / "run"
     run.mkdir()
 
-    found = live(desk, base, FULL, run, seed=seed, interactions=INTERACTIONS)
+    found = live(desk, base, DESK, run, seed=seed, interactions=INTERACTIONS)
 
     parts = [part for part in found["live"] if part["interactions"] % LATEST == 0]
     for intent in ("order", "calc", "faq", "ambiguous", "unsafe", "human"):
