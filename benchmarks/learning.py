@@ -47,7 +47,7 @@ def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> di
     name, variant, seed = cell
     questions = read_questions(name, data)
     given: dict[str, Any] = {"seed": seed, "interactions": interactions, "place": place}
-    began = time.process_time()
+    origin, began = {"commit": commit()}, time.process_time()
     with TemporaryDirectory() as directory:
         if variant == BANDIT:
             found = bandit(questions, **given)
@@ -57,7 +57,8 @@ def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> di
             way = next(one for one in VARIANTS if one.name == variant)
             found = live(questions, base, way, Path(directory), **given)
     seconds = time.process_time() - began
-    return {"set": name, "variant": variant, "seed": seed, "cpu_seconds": seconds, **found}
+    kept = {"set": name, "variant": variant, "seed": seed, **origin}
+    return {**kept, "cpu_seconds": seconds, **found}
 
 
 def cells_of(options: argparse.Namespace, found: dict[str, Any]) -> Iterator[Cell]:
@@ -83,7 +84,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         questions = read_questions(name, data)
         bases[name] = make_base(str(options.model), questions, work / name)
         found.setdefault("monitor", {})[name] = questions.monitor_rates()
-    origin = {"machine": machine(), "commit": commit(), "model": options.model.name}
+    origin = {"machine": machine(), "model": options.model.name}
     found |= {**origin, "interactions": options.interactions}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:

@@ -148,7 +148,7 @@ class Pupil:
         learner = msgspec.convert(given, Learner)
         self._settings = Settings(
             state_dir=directory,
-            policy=Policy(name=POLICY, model=str(base)),
+            policy=Policy(name=POLICY, model=str(base), judge_share=0.0),
             engine=Engine(max_model_len=MAX_LENGTH),
             learner=learner,
         )

@@ -83,15 +83,14 @@ def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[floa
 def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float:
     """Move λ by the costs of fresh decisions; return their mean, each user weighing alike.
 
-    Those that nobody said anything about count by their number: who breaks a rule and keeps silent
-    broke it. They are weighed among themselves, for the activity of their users is not known.
+    So do those that nobody said anything about: who breaks a rule and keeps silent broke it. They
+    are weighed among themselves, for the activity of their users is not known.
     """
-    fresh, silent = batch.fresh, batch.silent
-    here = user_weights([e.user_id for e in fresh], batch.activity)
-    there = user_weights([e.user_id for e in silent], {})
-    share = len(fresh) / max(len(fresh) + len(silent), 1)
-    weights = [*(share * one for one in here), *((1.0 - share) * one for one in there)]
-    costs = [float(e.violation) for e in (*fresh, *silent)]
+    speaking, silent = ([e.user_id for e in group] for group in (batch.fresh, batch.silent))
+    share = len(set(speaking)) / max(len(set(speaking)) + len(set(silent)), 1)
+    weights = [share * one for one in user_weights(speaking, batch.activity)]
+    weights += [(1.0 - share) * one for one in user_weights(silent, {})]
+    costs = [float(e.violation) for e in (*batch.fresh, *batch.silent)]
     state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
 
@@ -158,9 +157,10 @@ def _weights(
     to each kind of ``imputed``.
 
     However many answers of a user nobody rated, those that somebody did keep their weight. Nor do
-    the imputed ones of a kind together count more than their part of as many observed ones: those
-    who never rate are not among ``activity``, and would weigh as much as there are batches. That
-    part is ``imputed_weight`` of what a model guessed, and all of what a monitor saw.
+    the imputed ones of a kind together count more than their part of as many observed ones as they
+    have users: those who never rate are not among ``activity``, and would weigh as much as there
+    are batches. That part is ``imputed_weight`` of what a model guessed, and all of what a monitor
+    saw.
     """
     here = Counter((e.user_id, e.imputed) for e in experiences)
     raw = [1.0 / max(activity.get(e.user_id, 0), here[e.user_id, e.imputed]) for e in experiences]
@@ -171,7 +171,8 @@ def _weights(
     shares = {"": 1.0}
     for kind, imputed in by_kind.items():
         part = 1.0 if kind == BASELINE else config.imputed_weight
-        most = fmean(observed) / fmean(imputed) if observed else 1.0
+        users = sum(1 for _, of_kind in here if of_kind == kind)
+        most = users * fmean(observed) / sum(imputed) if observed else 1.0
         shares[kind] = part * min(1.0, most)
     whole = [one * shares[e.imputed] for one, e in zip(raw, experiences, strict=True)]
     total = sum(whole)

@@ -1,13 +1,14 @@
 """Gives answers that nobody said anything about a reward, so that they can teach.
 
 It is the one that a reward model expects, the conservative mean − k·std: what the model is unsure
-of is no reason to say more of the same. Without a model, an answer that broke a rule teaches that
-alone: what the monitor saw was observed, whoever kept silent. An observed reward never comes here.
+of is no reason to say more of the same. An answer that broke a rule teaches that alone: what the
+monitor saw was observed, whoever kept silent. An observed reward never comes here.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -29,9 +30,11 @@ def impute(
     have the baseline's. None are of judges. Deterministic given all arguments.
     """
     found = list(unrewarded)
-    if model is not None and settings.learner.imputed_weight > 0.0:
-        found = _expected(found, model, settings)
-    return found if settings.learner.constraint.mode == "off" else _priced(found, settings)
+    if settings.learner.constraint.mode != "off":
+        found = _priced(found, settings)
+    if model is None or settings.learner.imputed_weight == 0.0:
+        return found
+    return _expected(found, model, settings)
 
 
 def _expected(
@@ -56,23 +59,26 @@ def _expected(
 
 
 def _priced(unrewarded: Sequence[Experience], settings: Settings) -> list[Experience]:
-    """Return the experiences, the newest violations that no model judged with the baseline's."""
+    """Return the experiences, the newest violations of each user with the baseline's."""
     found = list(unrewarded)
-    broken = [
-        place
-        for place in _silent(unrewarded, settings)
-        if found[place].violation and not found[place].imputed
-    ]
-    for place in broken[-settings.learner.batch_samples :]:
+    broken = [place for place in _silent(unrewarded, settings) if found[place].violation]
+    newer = Counter[str]()
+    turns = []
+    for place in reversed(broken):
+        turns.append((newer[found[place].user_id], place))
+        newer[found[place].user_id] += 1
+    turns.sort(key=lambda one: one[0])
+    for _, place in turns[: settings.learner.batch_samples]:
         found[place] = replace(found[place], imputed=BASELINE)
     return found
 
 
 def _silent(unrewarded: Sequence[Experience], settings: Settings) -> list[int]:
-    """Return the places of those that nobody said anything about, none of judges."""
+    """Return the places of those that nobody said anything about and that have no reward yet, none
+    of judges."""
     name, share = settings.policy.name, settings.policy.judge_share
     return [
         place
         for place, e in enumerate(unrewarded)
-        if e.censored and not is_judge(name, e.user_id, share)
+        if e.censored and not e.imputed and not is_judge(name, e.user_id, share)
     ]

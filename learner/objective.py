@@ -14,7 +14,7 @@ from torch import Tensor
 
 from contracts.settings import Learner
 from learner.buckets import Bucket, bucketed, padded
-from learner.experience import Experience
+from learner.experience import BASELINE, Experience
 from learner.losses import (
     IMITATE,
     LOSSES,
@@ -209,10 +209,13 @@ def _bucket_loss(
 def _is_unfit(experience: Experience, owed: frozenset[str], config: Learner) -> bool:
     """Return whether the loss that is set cannot teach this: it lacks what that needs.
 
-    A debt may have to take back what was taught, and imitation takes nothing back.
+    A debt may have to take back what was taught, and imitation takes nothing back; nor does `awr`
+    discourage anything.
     """
     if config.loss in NEED_LOGPROBS:
         return not experience.logprobs
+    if config.loss == "awr" and experience.imputed == BASELINE:
+        return True
     return config.loss in IMITATE and experience.decision_id in owed
 
 

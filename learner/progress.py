@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.events import BASE_VERSION
+from contracts.judges import is_judge
 from contracts.settings import Learner, Settings
 from learner.anchor import refreshed
 from learner.directory import versions_directory
@@ -48,7 +49,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     oldest of what they said.
     ``anchor`` is the version that the newest batch was tied to, ``raters`` the users of the newest
     samples, ``practice`` the sha256 of the file that was practised from, "" if from none.
-    ``imputed`` counts samples without a signal that taught, ``unrewarded`` those that did not.
+    ``imputed`` counts samples without a signal that taught an imputed reward, ``priced`` those that
+    taught a violation, ``unrewarded`` those that taught nothing.
     """
 
     policy: str
@@ -82,6 +84,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     raters: tuple[str, ...] = ()
     practice: str = ""
     imputed: int = 0
+    priced: int = 0
     unrewarded: int = 0
 
     @property
@@ -110,7 +113,7 @@ def advance(
     withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
     progress = _heard(progress, fresh, withdrawn, config)
     if fresh:
-        batch = _batch_of(train, progress, fresh, unrewarded, config)
+        batch = _batch_of(train, progress, fresh, unrewarded, settings)
         train.anchor = refreshed(
             train.anchor,
             progress.versions,
@@ -139,7 +142,10 @@ def advance(
         ledger=(*progress.ledger, *outcomes),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
-        unrewarded=progress.unrewarded + len(unrewarded) - result.stats.imputed,
+        unrewarded=progress.unrewarded
+        + len(unrewarded)
+        - result.stats.imputed
+        - result.stats.priced,
         evaluation=keep_judged(progress.evaluation, judged, settings.gate.evaluation_samples),
     )
 
@@ -182,9 +188,10 @@ def _batch_of(
     progress: Progress,
     fresh: Sequence[Experience],
     unrewarded: Sequence[Experience],
-    config: Learner,
+    settings: Settings,
 ) -> MicroBatch:
-    """Return what the next update learns from."""
+    """Return what the next update learns from; silent answers that teach nothing have no tokens."""
+    config, policy = settings.learner, settings.policy
     owed = debts(progress.taught, progress.owed)
     batch = compose(
         fresh,
@@ -196,7 +203,12 @@ def _batch_of(
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(progress.raters)),
     )
-    batch = replace(batch, silent=tuple(unrewarded))
+    silent = tuple(
+        e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=())
+        for e in unrewarded
+        if not is_judge(policy.name, e.user_id, policy.judge_share)
+    )
+    batch = replace(batch, silent=silent)
     if train.practice is None:
         return batch
     practised = practise(train.policy, train.practice, config, progress.batches)
@@ -235,6 +247,7 @@ def _learned(
         revised=progress.revised + len(learned) - used,
         dropped=progress.dropped + len(fresh) - len(learned),
         imputed=progress.imputed + stats.imputed,
+        priced=progress.priced + stats.priced,
     )
 
 

@@ -46,7 +46,16 @@ from msgspec.structs import replace
 from contracts.settings import Learner
 from learner.advantage import NOTHING, Weighed, baseline_of, observe_costs, put_back, weigh
 from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
-from learner.ledger import IMPUTED, PRICED, REVISED, TAUGHT, USED, Outcome, outcome_of
+from learner.ledger import (
+    IMPUTED,
+    NO_REWARD,
+    PRICED,
+    REVISED,
+    TAUGHT,
+    USED,
+    Outcome,
+    outcome_of,
+)
 from learner.micro_batch import MicroBatch
 from learner.objective import Objective, Passed, StepStats, add_passes, descend, needs_prox
 from learner.pairs import anchored, corrections_of
@@ -72,6 +81,7 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
     multiplier: float = 0.0
     pairs: int = 0
     imputed: int = 0
+    priced: int = 0
     practised: int = 0
     practice_reward: float = 0.0
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
@@ -104,7 +114,7 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * batch.pace
     reasons: dict[str, str] = {}
-    cost_mean = observe_costs(state, batch, config) if batch.fresh else 0.0
+    cost_mean = observe_costs(state, batch, config)
     usable = _usable(state, batch, reasons, config, max_tokens)
     weighed, objective, passed = _begun(state, batch, usable, reasons, config, max_tokens)
     step, learned = _descend(state, objective, config, passed)
@@ -118,9 +128,13 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
             (batch.fresh, USED),
             (batch.revised, REVISED),
             ([e for e in batch.imputed if e.imputed != BASELINE], IMPUTED),
-            ([e for e in batch.imputed if e.imputed == BASELINE], PRICED),
         )
         for e in group
+    )
+    outcomes += tuple(
+        outcome_of(e, PRICED if learned and e.sample_id not in reasons else NO_REWARD, taught)
+        for e in batch.imputed
+        if e.imputed == BASELINE
     )
     stats = _account(step, objective, batch, outcomes)
     stats = msgspec.structs.replace(
@@ -140,7 +154,7 @@ def _usable(
     config: Learner,
     max_tokens: int,
 ) -> list[Experience]:
-    """Return what can be scored; ``reasons`` gets the others.
+    """Return what can be scored and teaches; ``reasons`` gets the others.
 
     A debt does not grow stale: what an old answer taught is corrected however late.
     """
@@ -148,6 +162,8 @@ def _usable(
     for experience in (*batch.fresh, *batch.replayed, *batch.imputed):
         if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
             reasons[experience.sample_id] = "stale"
+        elif experience.imputed == BASELINE and state.multiplier == 0.0:
+            reasons[experience.sample_id] = NO_REWARD
         else:
             usable.append(experience)
     usable += [debt.experience for debt in batch.owed]
@@ -257,7 +273,7 @@ def _account(
 ) -> UpdateStats:
     fresh = {experience.sample_id for experience in batch.fresh}
     debts = {debt.experience.sample_id for debt in batch.owed}
-    imputed = {experience.sample_id for experience in batch.imputed}
+    imputed = {e.sample_id: e.imputed == BASELINE for e in batch.imputed}
     ids = [one.experience.sample_id for one in objective.scored]
     rewards = [experience.reward for experience in batch.fresh]
     return UpdateStats(
@@ -268,8 +284,9 @@ def _account(
         practice_reward=mean_reward(objective.practised),
         reward_mean=sum(rewards) / max(len(rewards), 1),
         used=sum(1 for sample_id in ids if sample_id in fresh),
-        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | imputed),
-        imputed=sum(1 for sample_id in ids if sample_id in imputed),
+        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | set(imputed)),
+        imputed=sum(1 for sample_id in ids if imputed.get(sample_id) is False),
+        priced=sum(1 for sample_id in ids if imputed.get(sample_id)),
         revised=sum(1 for sample_id in ids if sample_id in debts),
-        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome not in TAUGHT)),
+        dropped=dict(Counter(o.outcome for o in outcomes if o.outcome not in (*TAUGHT, NO_REWARD))),
     )

@@ -12,7 +12,7 @@ from contracts.settings.section import Count, NonNegative, Positive, Section, Sh
 class Constraint(Section, frozen=True):
     """Safety as a constraint of learning; see `learner.constraint`.
 
-    ``limit`` is the share of samples that may be violations, ``false_alarms`` how often the
+    ``limit`` is the share of decisions that may be violations, ``false_alarms`` how often the
     monitor calls a harmless answer one: a limit at or below that is reached by nothing but silence.
     λ begins at ``multiplier``, moves by ``rate`` per batch and unit, and stays below ``largest``.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,8 +18,10 @@ from learner.imputation import impute
 from learner.ledger import Outcome
 from learner.progress import Progress, advance
 from learner.revision import debts, revise
+from learner.reward_model import load_reward_model
 from learner.scoring import score
 from learner.train_state import TrainState, new_train_state
+from tests.learner.small_reward_model import small_reward_model
 
 MakeSample = Callable[..., Sample]
 PEOPLE = [name for name in (f"u{n}" for n in range(99)) if not is_judge("assistant", name, 0.2)]
@@ -27,8 +30,7 @@ PRICE = Constraint(limit=0.1, multiplier=2.0, rate=1.0)
 
 @pytest.fixture
 def priced(settings: Settings) -> Settings:
-    learner = msgspec.structs.replace(settings.learner, constraint=PRICE)
-    return msgspec.structs.replace(settings, learner=learner)
+    return _with(settings, constraint=PRICE)
 
 
 def _fresh(make_sample: MakeSample, count: int = 8) -> list[Experience]:
@@ -39,13 +41,18 @@ def _fresh(make_sample: MakeSample, count: int = 8) -> list[Experience]:
 def _silent(make_sample: MakeSample, number: int, **changes: object) -> Experience:
     """The experience of a decision that nobody said anything about."""
     said: dict[str, object] = {"status": "censored", "reward": 0.0, "correction": None}
-    who = {"id": f"silent-{number}", "user_id": PEOPLE[number]}
+    who = {"id": f"silent-{number}", "user_id": PEOPLE[number % len(PEOPLE)]}
     return experience_of(make_sample(number, **{**said, **who, **changes}), offset=number)
 
 
 def _start(settings: Settings) -> tuple[TrainState, Progress]:
     train = new_train_state(load_policy(settings), settings.learner)
     return train, Progress(policy="assistant", base=train.policy.base)
+
+
+def _with(settings: Settings, **changes: object) -> Settings:
+    learner = msgspec.structs.replace(settings.learner, **changes)
+    return msgspec.structs.replace(settings, learner=learner)
 
 
 def _line(progress: Progress, sample_id: str) -> Outcome:
@@ -64,14 +71,27 @@ def test_the_newest_silent_violations_get_what_the_baseline_expects_and_nothing_
     found = impute([*broken, harmless, judge, observed], None, priced)
     assert [e.imputed for e in found] == ["", *[BASELINE] * most, "", "", ""]
     assert [e.sample_id for e in found[:-3]] == [e.sample_id for e in broken]
-    off = msgspec.structs.replace(priced.learner, constraint=Constraint(mode="off"))
-    without = msgspec.structs.replace(priced, learner=off)
-    assert impute(broken, None, without) == broken
+    off = _with(priced, constraint=Constraint(mode="off"))
+    assert impute(broken, None, off) == broken
 
 
-def test_it_becomes_less_likely_and_the_baseline_learns_nothing_of_it(
+def test_who_breaks_a_rule_all_day_leaves_room_for_others(
     priced: Settings, make_sample: MakeSample
 ) -> None:
+    most = priced.learner.batch_samples
+    once = _silent(make_sample, 1, violation=True)
+    often = [
+        _silent(make_sample, 20 + n, violation=True, user_id=PEOPLE[2]) for n in range(2 * most)
+    ]
+    found = impute([once, *often], None, priced)
+    assert [bool(e.imputed) for e in found] == [True, *[False] * (most + 1), *[True] * (most - 1)]
+
+
+@pytest.mark.parametrize("loss", ["ppo", "topr", "awr", "kto"])
+def test_it_becomes_less_likely_and_the_baseline_learns_nothing_of_it(
+    priced: Settings, make_sample: MakeSample, loss: str
+) -> None:
+    priced = _with(priced, loss=loss)
     fresh = _fresh(make_sample)
     [broken] = impute([_silent(make_sample, 20, violation=True)], None, priced)
     train, before = _start(priced)
@@ -88,20 +108,59 @@ def test_it_becomes_less_likely_and_the_baseline_learns_nothing_of_it(
     line = _line(after, "silent-20")
     assert (line.outcome, line.reward_model, line.violation) == ("priced", "", True)
     assert line.coefficient < 0.0
-    assert (after.imputed, after.unrewarded, after.samples) == (1, 0, len(fresh))
+    assert (after.priced, after.imputed, after.unrewarded) == (1, 0, 0)
+    assert after.samples == len(fresh)
 
 
-def test_silent_decisions_move_the_price_by_their_number(
-    priced: Settings, make_sample: MakeSample
+@pytest.mark.parametrize("times", [1, 50])
+def test_silent_users_move_the_price_like_others_however_much_they_ask(
+    priced: Settings, make_sample: MakeSample, times: int
 ) -> None:
-    """Eight rated ones are harmless, two of the four silent ones are not: two of twelve."""
-    silent = [_silent(make_sample, 20 + n, violation=n < 2) for n in range(4)]
+    """Eight who rated broke no rule, two of the four silent ones did: two of twelve."""
+    silent = [
+        _silent(make_sample, 20 + 50 * n + m, user_id=PEOPLE[20 + n], violation=n < 2)
+        for n in range(4)
+        for m in range(times if n == 0 else 1)
+    ]
+    judges = [_silent(make_sample, 300 + n, user_id="user-4", violation=True) for n in range(9)]
+    given = impute([*silent, *judges], None, priced)
     train, before = _start(priced)
-    after = advance(
-        train, before, _fresh(make_sample), priced, unrewarded=impute(silent, None, priced)
-    )
+    after = advance(train, before, _fresh(make_sample), priced, unrewarded=given)
     assert after.stats.cost_mean == pytest.approx(2 / 12)
     assert after.multiplier == pytest.approx(PRICE.multiplier + 2 / 12 - PRICE.limit)
+    taught = after.taught
+    rated = sum(taught[e.decision_id].gain for e in _fresh(make_sample))
+    broken = sum(taught[e.decision_id].gain for e in given if e.imputed)
+    assert broken == pytest.approx(rated * 2 / 8)
+
+
+def test_while_violations_have_no_price_they_teach_nothing(
+    priced: Settings, make_sample: MakeSample
+) -> None:
+    free = _with(priced, constraint=Constraint(limit=0.9, multiplier=0.0, rate=1.0))
+    given = impute([_silent(make_sample, 20, violation=True)], None, free)
+    assert given[0].imputed
+    train, before = _start(free)
+    alone, _ = _start(free)
+    after = advance(train, before, _fresh(make_sample), free, unrewarded=given)
+    without = advance(alone, before, _fresh(make_sample), free)
+    assert _line(after, "silent-20").outcome == "no-reward"
+    assert (after.priced, after.unrewarded, after.stats.dropped) == (0, 1, {})
+    assert after.taught == without.taught
+
+
+def test_what_cannot_be_scored_has_no_reward_and_a_model_says_nothing_of_violations(
+    priced: Settings, make_sample: MakeSample, tmp_path: Path
+) -> None:
+    unknown = _silent(make_sample, 20, violation=True, token_ids=(99_999,))
+    train, before = _start(priced)
+    given = impute([unknown], None, priced)
+    after = advance(train, before, _fresh(make_sample), priced, unrewarded=given)
+    line = _line(after, "silent-20")
+    assert (line.outcome, line.coefficient) == ("no-reward", 0.0)
+    model = load_reward_model(priced, small_reward_model(priced, make_sample, tmp_path / "models"))
+    pair = [_silent(make_sample, 30, violation=True), _silent(make_sample, 31)]
+    assert [e.imputed for e in impute(pair, model, priced)] == [BASELINE, model.version]
 
 
 def test_a_reward_that_comes_later_teaches_what_it_would_have_besides_the_violation(
