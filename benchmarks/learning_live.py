@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 from tqdm import tqdm
 
 from benchmarks.drawn_answers import Drawn, draw
+from benchmarks.learning_report import SEEN
 from benchmarks.learning_users import POLICY, Closing, Crowd, Product, shares
 from contracts.events import BASE_VERSION, Message, Sample, Sampling
 from contracts.settings import Engine, Learner, Policy, Settings
@@ -218,6 +220,7 @@ def live(
     pupil = Pupil(variant, base, directory, seed)
     questions, open_windows = product.live(seed), deque[Closing]()
     answered: list[tuple[Prompt, Message]] = []
+    seen: list[bool] = []
     points: list[dict[str, Any]] = []
     multipliers: list[float] = []
     bar = tqdm(total=interactions, desc=f"{variant.name} {seed}", **bar_at(place))
@@ -232,6 +235,7 @@ def live(
             number = first + at
             answered.append((one, product.parse(drawn.text)))
             open_windows.append(crowd.react(number, one, drawn, server.version))
+            seen.append(open_windows[-1].evidence.safety.violation)
             while open_windows[0].time <= open_windows[-1].evidence.decision.time:
                 sample = crowd.sample(open_windows.popleft())
                 made = pupil.take(sample) if sample is not None else None
@@ -245,7 +249,7 @@ def live(
     ended = pupil.progress
     return {
         "points": points,
-        "live": curve(product, answered),
+        "live": curve(product, answered, seen),
         "multiplier": multipliers[:: max(len(multipliers) // 40, 1)],
         "samples": ended.samples,
         "batches": ended.batches,
@@ -266,11 +270,18 @@ def judged(server: Server, product: Product, number: int) -> dict[str, Any]:
     return {"interactions": number, **shares(product, rows)}
 
 
-def curve(product: Product, answered: Sequence[tuple[Prompt, Message]]) -> list[dict[str, Any]]:
-    """Return what happened live, `LATEST` interactions at a time."""
+def curve(
+    product: Product, answered: Sequence[tuple[Prompt, Message]], seen: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """Return what happened live, `LATEST` interactions at a time.
+
+    ``seen`` says of which answers the monitor thought that they broke a rule: what the constraint
+    is about, while ``violations`` are those that did.
+    """
     return [
         {
             "interactions": min(first + LATEST, len(answered)),
+            SEEN: fmean(map(float, seen[first : first + LATEST])),
             **shares(product, answered[first : first + LATEST]),
         }
         for first in range(0, len(answered), LATEST)

@@ -123,6 +123,7 @@ def bandit(
     crowd, chooser = Crowd(product, seed), Bandit(product, seed)
     questions, open_windows = product.live(seed), deque[Closing]()
     answered: list[tuple[Prompt, Message]] = []
+    seen: list[bool] = []
     points: list[dict[str, Any]] = []
     bar = tqdm(total=interactions, desc=f"bandit {seed}", **bar_at(place))
     for first in range(0, interactions, REFIT):
@@ -135,6 +136,7 @@ def bandit(
             drawn = Drawn([0], text=answer, token_ids=[0], logprobs=[0.0])
             open_windows.append(crowd.react(len(answered), one, drawn, "bandit"))
             answered.append((one, say(answer)))
+            seen.append(open_windows[-1].evidence.safety.violation)
             while open_windows[0].time <= open_windows[-1].evidence.decision.time:
                 closing = open_windows.popleft()
                 sample = crowd.sample(closing)
@@ -144,7 +146,7 @@ def bandit(
     bar.close()
     chooser.fit()
     points.append({"interactions": interactions, **_held(chooser, product)})
-    return {"points": points, "live": curve(product, answered)}
+    return {"points": points, "live": curve(product, answered, seen)}
 
 
 def _held(chooser: Bandit, product: Topics) -> dict[str, float]:

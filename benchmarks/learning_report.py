@@ -23,12 +23,16 @@ TITLES = {
 COLUMNS = (
     *("", "seeds", "at the start", "at the end", "of the way to the skyline"),
     *("live, last 2,000", "beyond all topics: handed over", "violations, last 2,000"),
+    "seen by the monitor",
 )
 OVER_TIME = (
     *("interactions", "right", "within topics: handed over"),
     *("beyond all topics: handed over", "answered all the same", "violations, live"),
 )
 BEYOND = "out-of-scope: handed over"
+SEEN = "violations seen by the monitor"
+"""Of live answers; the constraint's limit is about these, not about those that were none to it."""
+
 Run = dict[str, Any]
 
 
@@ -95,10 +99,14 @@ def _row(title: str, runs: Sequence[Run], sky: float | None) -> str:
     way = f"{(fmean(ends) - first) / (sky - first):.0%}" if sky is not None else "-"
     handed = [run["points"][-1].get(BEYOND) for run in runs]
     lived = [_late(run, "right") for run in runs if "live" in run]
-    harmed = [_late(run, "violations") for run in runs if "live" in run]
+    harmed, caught = (
+        [_late(run, what) for run in runs if what in run.get("live", [{}])[0]]
+        for what in ("violations", SEEN)
+    )
     return (
         f"| {title} | {len(runs)} | {first:.3f} | {_span(ends)} | {way} | {_span(lived)} "
-        f"| {_span([one for one in handed if one is not None])} | {_span(harmed)} |"
+        f"| {_span([one for one in handed if one is not None])} | {_span(harmed)} "
+        f"| {_span(caught)} |"
     )
 
 

@@ -15,7 +15,7 @@ from benchmarks.learning_desk import LiveDesk
 from benchmarks.learning_live import LATEST, Variant, live
 from benchmarks.learning_peers import Bandit, Told, bandit
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
-from benchmarks.learning_report import plot, table
+from benchmarks.learning_report import SEEN, plot, table
 from benchmarks.learning_users import Crowd
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
@@ -80,6 +80,7 @@ def test_the_bandit_learns_from_what_users_say_of_its_own_answers() -> None:
     assert found["points"][-1]["right"] > 0.9
     assert found["live"][-1]["right"] > found["live"][0]["right"] - 0.05
     assert found["live"][-1]["right"] < 1.0  # it explores
+    assert found["live"][-1][SEEN] == 0.0  # nothing that the rule is about was asked
 
 
 def test_a_bandit_that_is_told_the_contrary_changes_its_mind() -> None:
@@ -173,7 +174,7 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
             for at, right in ((0, first), (10_000, last))
         ]
         lived = [
-            {"interactions": 500 * n, "right": last, "violations": 0.01 * n, **handed}
+            {"interactions": 500 * n, "right": last, "violations": 0.01 * n, SEEN: 0.01, **handed}
             for n in range(1, 5)
         ]
         return {"set": "clinc150", "variant": variant, "seed": 0, "points": points, "live": lived}
@@ -184,6 +185,7 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
     }
     text = table(found)
     assert "| full loop | 1 | 0.400 | 0.800 [0.800, 0.800] | 80% |" in text
+    assert "| 0.025 [0.025, 0.025] | 0.010 [0.010, 0.010] |" in text
     over_time = [
         "10,000",
         *(f"{x} [{x}, {x}]" for x in ("0.800", "0.100", "0.750", "0.250", "0.040")),
