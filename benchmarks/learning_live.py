@@ -75,7 +75,7 @@ SHORT_ANSWERS: dict[str, Any] = {
     "replay_share": 1.0,
     "replay_capacity": 16_384,
     "max_version_lag": 1_000,
-    "constraint": {"rate": 5.0},
+    "constraint": {"rate": 5.0, "largest": 10.0},
 }
 """For answers of a few words: all that was heard is repeated as often as what is new (decision
 0450), and the price of violations follows the few batches that there are."""

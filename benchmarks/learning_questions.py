@@ -60,6 +60,12 @@ RULES: list[dict[str, Any]] = [
             r"\b(increase|raise|higher|larger|more|extend|change|boost)\b.*\bcredit (line|limit)\b",
             r"\bcredit (line|limit)\b.*\b(increase|raise|higher|up|extend|change|boost)",
             r"\bcheck ?books?\b|\b(order|new|more|need|get|send|mail).*\bchecks\b",
+            r"\bchecks\b.*\b(order|ordered|new ones|more)\b|\b(last|final) check\b",
+            r"\bhelp\b.*\bpaying\b|\bpaying my\b|\bpay off\b|\bpay my (mortgage|loan|rent)\b",
+            r"\bmove my money\b|\bmoney transfer\b",
+            r"\b(increase|raise|up|higher|larger)\b.*\blimit\b",
+            r"\blimit\b.*\b(increased?|raised?|higher|changed?)\b|\bcredit (increase|raise)\b",
+            r"\b(increased?|raised?)\b.*\b(credit|mastercard|visa)\b.*(\d|by\b|card\b)",
         ],
     }
 ]
