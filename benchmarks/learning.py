@@ -47,7 +47,8 @@ def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> di
     name, variant, seed = cell
     questions = read_questions(name, data)
     given: dict[str, Any] = {"seed": seed, "interactions": interactions, "place": place}
-    origin, began = {"commit": commit()}, time.process_time()
+    origin = {"set": name, "variant": variant, "seed": seed, "commit": commit()}
+    began = time.process_time()
     with TemporaryDirectory() as directory:
         if variant == BANDIT:
             found = bandit(questions, **given)
@@ -57,8 +58,7 @@ def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> di
             way = next(one for one in VARIANTS if one.name == variant)
             found = live(questions, base, way, Path(directory), **given)
     seconds = time.process_time() - began
-    kept = {"set": name, "variant": variant, "seed": seed, **origin}
-    return {**kept, "cpu_seconds": seconds, **found}
+    return {**origin, "cpu_seconds": seconds, **found}
 
 
 def cells_of(options: argparse.Namespace, found: dict[str, Any]) -> Iterator[Cell]:

@@ -197,7 +197,7 @@ def _advantages(
     alone_b = torch.tensor([one.experience.imputed == BASELINE for one in scored])
     seen_bk[alone_b, 0] = expected_bk[alone_b, 0]
     residual_bk = seen_bk - expected_bk
-    rewards = tuple(
+    rewards = tuple(  # an observed one as it is: rounded, it would differ from itself when revised
         float(expected) if alone else reward
         for expected, alone, (reward, _) in zip(expected_bk[:, 0], alone_b, seen, strict=True)
     )

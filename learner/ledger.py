@@ -25,6 +25,7 @@ PRICED = "priced"
 """Outcome of a sample without any signal that broke a rule, and taught no more than that."""
 
 TAUGHT = (USED, REVISED, IMPUTED, PRICED)
+"""Outcomes of samples that are in the weights."""
 
 UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, NO_REWARD)
 """Outcomes that follow from whose the sample is, and what came after it."""

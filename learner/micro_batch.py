@@ -27,9 +27,9 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
-    samples each user has. ``silent`` are answers without a signal; those with an imputed
-    reward teach, and all of them move the price of violations.
-    ``pace`` is the share of the learning rate that its steps are made with.
+    samples each user has. ``silent`` are answers without a signal; those with an imputed reward
+    teach, and all of them move the price of violations. ``pace`` is the share of the learning rate
+    that its steps are made with.
     """
 
     fresh: tuple[Experience, ...]
