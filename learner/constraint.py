@@ -3,15 +3,23 @@
 PPO-Lagrangian (Ray, Achiam & Amodei, "Benchmarking safe exploration", 2019; for language models
 Safe RLHF, arXiv 2310.12773): the policy descends reward − λ·cost, and λ, the dual variable, rises
 while the cost is above its limit and falls below it. Cost is 1 for a violation, else 0.
+
+While λ is above 0 a violation may also be corrected to a safe answer, as a guard in service would
+have answered: an expert's word where the policy went wrong (DAgger, arXiv 1011.0686).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from msgspec.structs import replace
 from torch import Tensor
 
+from contracts.events import Message
 from contracts.settings import Constraint
+from learner.assistant_turn import correction_ids
+from learner.experience import Experience
 
 DAMPING = 0.2
 """Share of λ that the reward's own advantage is divided by; 1 would be Safe RLHF's average of both.
@@ -50,3 +58,25 @@ def constrained(reward_b: Tensor, cost_b: Tensor, multiplier: float) -> Tensor:
 def share_of_reward(multiplier: float) -> float:
     """Return what the reward's advantage is divided by."""
     return 1.0 + DAMPING * multiplier
+
+
+def safe_answer_ids(tokenizer: Any, config: Constraint) -> tuple[int, ...]:
+    """Return the tokens of the safe answer, none where there is no constraint or no such answer."""
+    if config.mode == "off" or not config.safe_answer:
+        return ()
+    return correction_ids(tokenizer, Message(role="assistant", content=config.safe_answer))
+
+
+def corrected(
+    experiences: Sequence[Experience], safe_ids: tuple[int, ...], multiplier: float
+) -> tuple[Experience, ...]:
+    """Return the experiences, those that broke a rule corrected to the safe answer while λ is above
+    0; a person's correction stays, and so does what has no tokens."""
+    if not safe_ids or multiplier == 0.0:
+        return tuple(experiences)
+    return tuple(
+        replace(e, correction_ids=safe_ids)
+        if e.violation and e.token_ids and not e.correction_ids
+        else e
+        for e in experiences
+    )

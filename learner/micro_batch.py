@@ -66,24 +66,26 @@ def compose(
     learned: frozenset[str] = frozenset(),
     owed: tuple[Debt, ...] = (),
     activity: dict[str, int] | None = None,
+    silent: tuple[Experience, ...] = (),
 ) -> MicroBatch:
     """Return micro-batch ``number``: the fresh experiences and a draw of older ones.
 
     Fresh ones of decisions that were ``learned`` from before are revisions; ``owed`` is what these
     and earlier ones change.
 
+    ``silent`` ones without a signal go along; their corrections teach like those of fresh ones.
     ``replay_share`` of the fresh count is drawn from the buffer, without those that were served
     more than ``max_version_lag`` releases before ``served_sequence``; corrections do not age.
     """
     rng = random.Random(f"{config.seed}/{number}")
-    newer = {e.decision_id for e in (*fresh, *(debt.experience for debt in owed))}
+    newer = {e.decision_id for e in (*fresh, *silent, *(debt.experience for debt in owed))}
     eligible = [
         experience
         for experience in replay.recent
         if experience.decision_id not in newer
         and served_sequence - experience.behaviour_sequence <= config.max_version_lag
     ]
-    corrected = [e for e in fresh if e.correction_ids]
+    corrected = [e for e in (*fresh, *silent) if e.correction_ids]
     earlier = [e for e in replay.corrections if e.decision_id not in newer]
     return MicroBatch(
         fresh=tuple(e for e in fresh if e.decision_id not in learned),
@@ -93,6 +95,7 @@ def compose(
         owed=owed,
         served_sequence=served_sequence,
         activity=activity or {},
+        silent=silent,
         pace=min(1.0, (number + 1) / max(config.warm_up_batches, 1)),
     )
 

@@ -17,6 +17,7 @@ from contracts.events import BASE_VERSION
 from contracts.judges import is_judge
 from contracts.settings import Learner, Settings
 from learner.anchor import refreshed
+from learner.constraint import corrected
 from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, NO_REWARD, REVISED, USED, WITHDRAWN, Outcome, outcome_of
@@ -193,8 +194,13 @@ def _batch_of(
     """Return what the next update learns from; silent answers that teach nothing have no tokens."""
     config, policy = settings.learner, settings.policy
     owed = debts(progress.taught, progress.owed)
+    silent = tuple(
+        e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=())
+        for e in unrewarded
+        if not is_judge(policy.name, e.user_id, policy.judge_share)
+    )
     batch = compose(
-        fresh,
+        corrected(fresh, train.safe_ids, train.multiplier),
         progress.replay,
         config,
         number=progress.batches,
@@ -202,13 +208,8 @@ def _batch_of(
         learned=frozenset(progress.taught),
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(progress.raters)),
+        silent=corrected(silent, train.safe_ids, train.multiplier),
     )
-    silent = tuple(
-        e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=())
-        for e in unrewarded
-        if not is_judge(policy.name, e.user_id, policy.judge_share)
-    )
-    batch = replace(batch, silent=silent)
     if train.practice is None:
         return batch
     practised = practise(train.policy, train.practice, config, progress.batches)
@@ -230,12 +231,12 @@ def _learned(
     changed = [e for e in progress.owed if e.decision_id not in refused]
     teachers = [e for e in fresh if e.sample_id in learned]
     heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
-    replay = progress.replay
+    replay, told = progress.replay, [*fresh, *(e for e in batch.silent if e.correction_ids)]
     return replace(
         progress,
         taught=memory,
         owed=tuple(debt.experience for debt in debts(memory, changed)),
-        replay=replay if stats.skipped else remember(replay, fresh, learned, config),
+        replay=replay if stats.skipped else remember(replay, told, learned, config),
         oldest_feedback_time=min(heard, default=None),
         users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
         spread=train.spread,

@@ -6,7 +6,7 @@ import torch
 
 from contracts.settings import Learner
 from learner.anchor import Anchor
-from learner.constraint import first_multiplier
+from learner.constraint import first_multiplier, safe_answer_ids
 from learner.device import adam
 from learner.policy import Policy
 from learner.practice import Practice
@@ -31,6 +31,7 @@ class TrainState:
         )
         self.spread = Spread()
         self.multiplier = first_multiplier(config.constraint)
+        self.safe_ids = safe_answer_ids(policy.tokenizer, config.constraint)
         self.anchor = Anchor()
         self.told_anchor = self.anchor
         self.practice: Practice | None = None

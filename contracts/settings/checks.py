@@ -22,6 +22,7 @@ from contracts.settings.streams import (
     Streams,
 )
 from contracts.settings.tree import Settings, policies_of
+from contracts.tool_calls import ToolCallScanner, answer_message
 
 _NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
@@ -34,6 +35,7 @@ def check_settings(settings: Settings) -> None:
     _check_patterns(settings.streams.topics, "topics")
     _check_signals(settings.streams)
     _check_constraint(settings.learner.constraint)
+    _check_safe_answer(settings.learner.constraint, settings.streams)
     check_guard(settings.guard)
     _check_room(settings)
     check_addresses(settings)
@@ -125,6 +127,21 @@ def _check_constraint(constraint: Constraint) -> None:
         raise SettingsError(
             f"{constraint.multiplier:g} - at `$.learner.constraint.multiplier`; give at most "
             f"`largest` ({constraint.largest:g})"
+        )
+
+
+def _check_safe_answer(constraint: Constraint, streams: Streams) -> None:
+    """On a disallowed topic all that is no safe action breaks the rule, kind words included."""
+    if not constraint.safe_answer or not streams.disallowed_topics:
+        return
+    scanner = ToolCallScanner(streams.safe_actions, "safe")
+    answer = answer_message([*scanner.feed(constraint.safe_answer), *scanner.finish()])
+    if not answer.tool_calls:
+        raise SettingsError(
+            f"{constraint.safe_answer!r} - at `$.learner.constraint.safe_answer`; on a disallowed "
+            f"topic that would break the rule again: call one of `$.streams.safe_actions` "
+            f"({', '.join(streams.safe_actions)}), as in "
+            '<tool_call>{"name": "escalate", "arguments": {}}</tool_call>'
         )
 
 

@@ -15,6 +15,8 @@ class Constraint(Section, frozen=True):
     ``limit`` is the share of decisions that may be violations, ``false_alarms`` how often the
     monitor calls a harmless answer one: a limit at or below that is reached by nothing but silence.
     λ begins at ``multiplier``, moves by ``rate`` per batch and unit, and stays below ``largest``.
+    ``safe_answer`` is what the policy should have written where it broke a rule, tool calls in the
+    Hermes form; empty: nothing is said to it.
     """
 
     mode: Literal["lagrangian", "off"] = "lagrangian"
@@ -23,6 +25,7 @@ class Constraint(Section, frozen=True):
     multiplier: NonNegative = 0.5
     rate: Positive = 0.5
     largest: Positive = 5.0
+    safe_answer: str = ""
 
 
 class Practice(Section, frozen=True):

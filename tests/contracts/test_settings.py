@@ -166,6 +166,13 @@ def test_secret_in_the_file_is_refused_and_not_shown(
         ("streams: {flush_seconds: .inf}", r"inf.*\$\.streams\.flush_seconds"),
         ("engine: {timeout_seconds: .nan}", r"\$\.engine\.timeout_seconds"),
         ("streams: {disallowed_topics: [{name: a, patterns: ['(x']}]}", r"\(x.*'a'.*unterminated"),
+        (
+            (
+                "streams: {disallowed_topics: [{name: a, patterns: [x]}]}\n"
+                "learner: {constraint: {safe_answer: I cannot help}}"
+            ),
+            r"cannot help.*safe_answer.*refuse, escalate, clarify.*<tool_call>",
+        ),
         ("policy: {name: ../etc}", r"\$\.policy\.name"),
         ("policy: {name: ''}", r"\$\.policy\.name"),
         ('policy: {name: "a\\n"}', r"\$\.policy\.name"),

@@ -1,0 +1,110 @@
+"""Where the policy broke a rule, it is told the safe answer while violations have a price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from contracts.events import Message, Sample
+from contracts.settings import Constraint, Settings
+from learner.adapters import load_policy
+from learner.assistant_turn import correction_ids
+from learner.buckets import TokenSequence
+from learner.constraint import corrected, safe_answer_ids
+from learner.experience import Experience, experience_of
+from learner.imputation import impute
+from learner.progress import Progress, advance
+from learner.train_state import TrainState, new_train_state
+from tests.learner.test_priced import PEOPLE
+
+MakeSample = Callable[..., Sample]
+SAFE = '<tool_call>{"name": "escalate", "arguments": {}}</tool_call>'
+PRICE = Constraint(limit=0.1, multiplier=2.0, rate=1.0, safe_answer=SAFE)
+
+
+@pytest.fixture
+def priced(settings: Settings) -> Settings:
+    return _with(settings, PRICE)
+
+
+def _with(settings: Settings, constraint: Constraint) -> Settings:
+    learner = msgspec.structs.replace(settings.learner, constraint=constraint)
+    return msgspec.structs.replace(settings, learner=learner)
+
+
+def _start(settings: Settings) -> tuple[TrainState, Progress]:
+    train = new_train_state(load_policy(settings), settings.learner)
+    return train, Progress(policy="assistant", base=train.policy.base)
+
+
+def _experience(make_sample: MakeSample, number: int, **changes: object) -> Experience:
+    who = {"user_id": PEOPLE[number], "correction": None}
+    return experience_of(make_sample(number, **{**who, **changes}), offset=number)
+
+
+def _silent(make_sample: MakeSample, number: int, **changes: object) -> Experience:
+    said = {"id": f"silent-{number}", "status": "censored", "reward": 0.0}
+    return _experience(make_sample, number, **{**said, **changes})
+
+
+def _safe(train: TrainState, experience: Experience) -> float:
+    """How likely the safe answer is to the prompt of an experience, as a log-probability."""
+    asked = TokenSequence(experience.prompt_ids, train.safe_ids)
+    return sum(train.policy.logprobs([asked], 4096)[0])
+
+
+def test_violations_are_corrected_where_nobody_did_and_they_have_a_price(
+    make_sample: MakeSample,
+) -> None:
+    harmless, broken = (_experience(make_sample, n, violation=n > 0) for n in range(2))
+    told = msgspec.structs.replace(broken, correction_ids=(5, 3))
+    bare = msgspec.structs.replace(broken, token_ids=())
+    given = (harmless, broken, told, bare)
+    found = corrected(given, (7, 3), 0.5)
+    assert [e.correction_ids for e in found] == [(), (7, 3), (5, 3), ()]
+    assert corrected(given, (7, 3), 0.0) == given
+    assert corrected(given, (), 0.5) == given
+
+
+def test_without_a_constraint_there_is_no_safe_answer(priced: Settings) -> None:
+    tokenizer = load_policy(priced).tokenizer
+    wanted = correction_ids(tokenizer, Message(role="assistant", content=SAFE))
+    assert safe_answer_ids(tokenizer, PRICE) == wanted != ()
+    for other in (
+        Constraint(),
+        msgspec.structs.replace(PRICE, mode="off"),
+        msgspec.structs.replace(PRICE, safe_answer=""),
+    ):
+        assert safe_answer_ids(tokenizer, other) == ()
+
+
+@pytest.mark.parametrize("kind", ["rated", "silent"])
+def test_the_policy_learns_to_say_it_and_is_told_again_later(
+    priced: Settings, make_sample: MakeSample, kind: str
+) -> None:
+    rated = [_experience(make_sample, n) for n in range(8)]
+    silent: list[Experience] = []
+    if kind == "rated":
+        rated[0] = broken = _experience(make_sample, 0, violation=True)
+    else:
+        silent = impute([_silent(make_sample, 20, violation=True)], None, priced)
+        broken = silent[0]
+    train, progress = _start(priced)
+    before = _safe(train, broken)
+    progress = advance(train, progress, rated, priced, unrewarded=silent)
+    assert _safe(train, broken) > before + 0.1
+    assert progress.stats.corrections == 1
+    [kept] = progress.replay.corrections
+    assert (kept.decision_id, kept.correction_ids) == (broken.decision_id, train.safe_ids)
+    later = [_experience(make_sample, n) for n in range(40, 48)]
+    assert advance(train, progress, later, priced).stats.corrections == 1
+
+
+def test_a_free_violation_is_not_corrected(priced: Settings, make_sample: MakeSample) -> None:
+    free = _with(priced, msgspec.structs.replace(PRICE, multiplier=0.0, limit=0.9))
+    train, progress = _start(free)
+    rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
+    progress = advance(train, progress, rated, free)
+    assert progress.stats.corrections == 0 == len(progress.replay.corrections)
