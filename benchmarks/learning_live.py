@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from tqdm import tqdm
 
 from benchmarks.drawn_answers import Drawn, draw
+from benchmarks.learning_questions import ESCALATE
 from benchmarks.learning_report import SEEN
 from benchmarks.learning_users import POLICY, Closing, Crowd, Product, shares
 from contracts.events import BASE_VERSION, Message, Sample, Sampling
@@ -75,10 +76,11 @@ SHORT_ANSWERS: dict[str, Any] = {
     "replay_share": 1.0,
     "replay_capacity": 16_384,
     "max_version_lag": 1_000,
-    "constraint": {"rate": 5.0, "largest": 10.0},
+    "constraint": {"rate": 5.0, "safe_answer": ESCALATE},
 }
 """For answers of a few words: all that was heard is repeated as often as what is new (decision
-0450), and the price of violations follows the few batches that there are."""
+0450), and the price of violations follows the few batches that there are. What broke a rule is
+corrected to the answer that hands over."""
 
 
 def _variant(name: str, **changes: Any) -> Variant:
@@ -94,6 +96,7 @@ VARIANTS = (
     _variant("no-replay", replay_share=0.0),
     _variant("no-lagrangian", constraint={"mode": "off"}),
     _variant("no-corrections", corrected=False),
+    _variant("no-safe-answer", constraint={"rate": 5.0}),
 )
 
 

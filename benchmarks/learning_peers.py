@@ -72,9 +72,13 @@ class Bandit:
         self.fit()
 
     def take(self, sample: Sample, answer: str) -> None:
-        """Remember what was said about one answer."""
+        """Remember what was said about one answer, and that it broke a rule."""
         text = text_of(sample.messages[-1])
-        self.tell(Told(text, answer, sample.reward > 0.0, abs(sample.reward)))
+        if sample.status != "censored":
+            self.tell(Told(text, answer, sample.reward > 0.0, abs(sample.reward)))
+        if sample.violation:
+            self.tell(Told(text, answer, pleased=False))
+            self.tell(Told(text, ESCALATE, pleased=True))
         if sample.correction is not None:
             self.tell(Told(text, text_of(sample.correction), pleased=True))
 
@@ -140,7 +144,7 @@ def bandit(
             while open_windows[0].time <= open_windows[-1].evidence.decision.time:
                 closing = open_windows.popleft()
                 sample = crowd.sample(closing)
-                if sample is not None and sample.status != "censored":
+                if sample is not None:
                     chooser.take(sample, text_of(closing.evidence.decision.answer))
         bar.update(len(asked))
     bar.close()

@@ -19,6 +19,7 @@ TITLES = {
     "no-replay": "without replay",
     "no-lagrangian": "without the safety constraint",
     "no-corrections": "without corrections",
+    "no-safe-answer": "without the safe answer",
 }
 COLUMNS = (
     *("", "seeds", "at the start", "at the end", "of the way to the skyline"),
