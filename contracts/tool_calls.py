@@ -7,6 +7,7 @@ calling). What is no well-formed call of an offered tool stays text, so nothing 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 
 import msgspec
 from msgspec import Struct
@@ -120,6 +121,16 @@ class ToolCallScanner:
             id=f"call_{self._call_id}_{self._calls}",
             function=FunctionCall(call.name, arguments.decode()),
         )
+
+
+def calls_in(text: str) -> tuple[ToolCall, ...]:
+    """Return the calls in a whole text where every tool that it names is offered."""
+    names = set()
+    for part in text.split(OPEN)[1:]:
+        with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
+            names.add(_calls.decode(part.partition(CLOSE)[0].strip()).name)
+    scanner = ToolCallScanner(names, "whole")
+    return answer_message([*scanner.feed(text), *scanner.finish()]).tool_calls
 
 
 def _certain(text: str) -> int:

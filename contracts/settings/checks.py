@@ -22,7 +22,7 @@ from contracts.settings.streams import (
     Streams,
 )
 from contracts.settings.tree import Settings, policies_of
-from contracts.tool_calls import ToolCallScanner, answer_message
+from contracts.tool_calls import calls_in
 
 _NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
@@ -131,16 +131,22 @@ def _check_constraint(constraint: Constraint) -> None:
 
 
 def _check_safe_answer(constraint: Constraint, streams: Streams) -> None:
-    """On a disallowed topic all that is no safe action breaks the rule, kind words included."""
-    if not constraint.safe_answer or not streams.disallowed_topics:
-        return
-    scanner = ToolCallScanner(streams.safe_actions, "safe")
-    answer = answer_message([*scanner.feed(constraint.safe_answer), *scanner.finish()])
-    if not answer.tool_calls:
+    """On a disallowed topic all that is no safe action breaks the rule, kind words included, and so
+    does any other call beside a safe one."""
+    given = constraint.safe_answer
+    if given and not given.strip():
         raise SettingsError(
-            f"{constraint.safe_answer!r} - at `$.learner.constraint.safe_answer`; on a disallowed "
-            f"topic that would break the rule again: call one of `$.streams.safe_actions` "
-            f"({', '.join(streams.safe_actions)}), as in "
+            f"{given!r} - at `$.learner.constraint.safe_answer`; it would teach silence: give "
+            "words or a tool call, or an empty text for none"
+        )
+    if not given or not streams.disallowed_topics:
+        return
+    called = {call.function.name for call in calls_in(given)} or {"answer"}
+    if not called.issubset(streams.safe_actions):
+        raise SettingsError(
+            f"{given!r} - at `$.learner.constraint.safe_answer`; on a disallowed topic that would "
+            "break the rule again: call one of `$.streams.safe_actions` "
+            f"({', '.join(streams.safe_actions)}), and nothing else, as in "
             '<tool_call>{"name": "escalate", "arguments": {}}</tool_call>'
         )
 

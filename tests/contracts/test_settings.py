@@ -124,6 +124,26 @@ def test_addresses_of_each_form_are_taken(name: str, text: str) -> None:
     load_settings(environment={f"HEADRACE_{name}": text, "HEADRACE_FEATURES__ONLINE": "redis"})
 
 
+@pytest.mark.parametrize(
+    ("safe_actions", "answer"),
+    [
+        ('["escalate"]', '<tool_call>{"name": "escalate", "arguments": {}}</tool_call>'),
+        ('["escalate"]', 'One moment. <tool_call>{"name": "escalate", "arguments": {}}'),
+        ('["answer", "escalate"]', "I cannot help: this is for a person."),
+    ],
+)
+def test_a_safe_answer_does_nothing_but_safe_actions(safe_actions: str, answer: str) -> None:
+    topics = '[{"name": "legal", "patterns": ["sue"]}]'
+    settings = load_settings(
+        environment={
+            "HEADRACE_LEARNER__CONSTRAINT__SAFE_ANSWER": answer,
+            "HEADRACE_STREAMS__SAFE_ACTIONS": safe_actions,
+            "HEADRACE_STREAMS__DISALLOWED_TOPICS": topics,
+        }
+    )
+    assert settings.learner.constraint.safe_answer == answer
+
+
 def test_an_address_that_is_refused_shows_no_password(tmp_path: Path) -> None:
     text = "features: {online: redis, redis: 'h:abc,password=hunter2'}"
     with pytest.raises(SettingsError, match="h:abc") as caught:
@@ -173,6 +193,17 @@ def test_secret_in_the_file_is_refused_and_not_shown(
             ),
             r"cannot help.*safe_answer.*refuse, escalate, clarify.*<tool_call>",
         ),
+        (
+            (
+                "streams: {disallowed_topics: [{name: a, patterns: [x]}]}\n"
+                "learner:\n  constraint:\n    safe_answer: '"
+                '<tool_call>{"name": "transfer", "arguments": {}}</tool_call>'
+                '<tool_call>{"name": "escalate", "arguments": {}}</tool_call>'
+                "'"
+            ),
+            r"transfer.*safe_answer.*refuse, escalate, clarify.*nothing else",
+        ),
+        ("learner: {constraint: {safe_answer: '  '}}", r"' *' - at.*safe_answer.*words"),
         ("policy: {name: ../etc}", r"\$\.policy\.name"),
         ("policy: {name: ''}", r"\$\.policy\.name"),
         ('policy: {name: "a\\n"}', r"\$\.policy\.name"),

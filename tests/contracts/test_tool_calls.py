@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.events import ToolCall
-from contracts.tool_calls import Piece, ToolCallScanner, answer_message
+from contracts.tool_calls import Piece, ToolCallScanner, answer_message, calls_in
 from guard.exchange import action_of
 
 CALL = '<tool_call>{"name": "escalate", "arguments": {"to": "human"}}</tool_call>'
@@ -107,3 +107,19 @@ def test_arguments_are_json_objects(parts: list[str]) -> None:
     for piece in scanned("".join(parts)):
         if isinstance(piece, ToolCall):
             assert isinstance(msgspec.json.decode(piece.function.arguments), dict)
+
+
+@pytest.mark.parametrize(
+    ("raw", "names"),
+    [
+        ("plain", []),
+        (OTHER + " and " + CALL, ["clarify", "escalate"]),
+        ('<tool_call>{"name": "pay", "arguments": {}}', ["pay"]),
+        ("<tool_call>broken " + CALL, []),
+        ('<tool_call>{"name": 5}</tool_call>' + CALL, ["escalate"]),
+    ],
+)
+def test_the_calls_in_a_whole_text_are_those_of_every_tool_it_names(
+    raw: str, names: list[str]
+) -> None:
+    assert [call.function.name for call in calls_in(raw)] == names
