@@ -27,7 +27,8 @@ def impute(
     """Return the experiences in the order given, those that may teach with an imputed reward.
 
     A model gives one to as many as a batch has at most, the newest; as many violations at most
-    have the baseline's. None are of judges. Deterministic given all arguments.
+    have the baseline's, and none a model's unless the constraint is off. None are of judges.
+    Deterministic given all arguments.
     """
     found = list(unrewarded)
     if settings.learner.constraint.mode != "off":
@@ -40,12 +41,17 @@ def impute(
 def _expected(
     unrewarded: Sequence[Experience], model: RewardModel, settings: Settings
 ) -> list[Experience]:
-    """Return the experiences, the newest that are fit with the conservative reward of a model."""
+    """Return the experiences, the newest that are fit with the conservative reward of a model.
+
+    A violation too many for its price teaches nothing: what was seen is not for a model to judge.
+    """
     room, vocabulary = settings.engine.max_model_len, model.trunk.vocabulary_size
+    priced = settings.learner.constraint.mode != "off"
     fit = [
         place
         for place in _silent(unrewarded, settings)
-        if unusable(unrewarded[place], room, vocabulary) is None
+        if not (priced and unrewarded[place].violation)
+        and unusable(unrewarded[place], room, vocabulary) is None
     ][-settings.learner.batch_samples :]
     answers = [
         TokenSequence(unrewarded[place].prompt_ids, unrewarded[place].token_ids) for place in fit

@@ -163,6 +163,22 @@ def test_what_cannot_be_scored_has_no_reward_and_a_model_says_nothing_of_violati
     assert [e.imputed for e in impute(pair, model, priced)] == [BASELINE, model.version]
 
 
+def test_no_model_is_asked_about_the_violations_that_are_too_many(
+    priced: Settings, make_sample: MakeSample, tmp_path: Path
+) -> None:
+    model = load_reward_model(priced, small_reward_model(priced, make_sample, tmp_path / "models"))
+    most = priced.learner.batch_samples
+    broken = [
+        _silent(make_sample, n, violation=True, user_id=PEOPLE[2]) for n in range(2 * most + 1)
+    ]
+    given = [*broken, _silent(make_sample, 40)]
+    found = [e.imputed for e in impute(given, model, priced)]
+    assert found == [*[""] * (most + 1), *[BASELINE] * most, model.version]
+    off = _with(priced, constraint=Constraint(mode="off"))
+    found = [e.imputed for e in impute(given, model, off)]
+    assert found == [*[""] * (most + 2), *[model.version] * most]
+
+
 def test_a_reward_that_comes_later_teaches_what_it_would_have_besides_the_violation(
     priced: Settings, make_sample: MakeSample
 ) -> None:
