@@ -123,14 +123,14 @@ class ToolCallScanner:
         )
 
 
-def calls_in(text: str) -> tuple[ToolCall, ...]:
-    """Return the calls in a whole text where every tool that it names is offered."""
+def answer_in(text: str) -> Message:
+    """Return the answer that a whole text is where every tool that it names is offered."""
     names = set()
     for part in text.split(OPEN)[1:]:
         with suppress(msgspec.MsgspecError, UnicodeError, RecursionError):
             names.add(_calls.decode(part.partition(CLOSE)[0].strip()).name)
     scanner = ToolCallScanner(names, "whole")
-    return answer_message([*scanner.feed(text), *scanner.finish()]).tool_calls
+    return answer_message([*scanner.feed(text), *scanner.finish()])
 
 
 def _certain(text: str) -> int:

@@ -39,6 +39,7 @@ from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.ranks import ALONE, Ranks
 from learner.reward_model import named_reward_model
+from learner.safe_answer import check_safe_answer
 from learner.telemetry import (
     batch_span,
     counts_of,
@@ -222,13 +223,15 @@ def run(
 ) -> Progress:
     """Learn until ``stop`` is set; return how far it came.
 
-    A broker that goes away is waited for up to 300 s, then DeadlineError says which one. Among
-    several processes this is rank 0; the others `learner.following.follow`.
+    A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
+    SettingsError for what cannot be learned with. Among several processes this is rank 0; the
+    others `learner.following.follow`.
     """
     outlet = Outlet(settings.kafka, clock, new_id, stop)
     with Pulse(settings, clock, process) as pulse:
         try:
             learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point, ranks)
+            check_safe_answer(learner.train.policy, settings)
             learner.resume()
             while not stop.is_set():
                 reader = _connect(learner, stop)

@@ -22,7 +22,7 @@ from contracts.settings.streams import (
     Streams,
 )
 from contracts.settings.tree import Settings, policies_of
-from contracts.tool_calls import calls_in
+from contracts.tool_calls import answer_in
 
 _NO_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f]")
 _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
@@ -141,7 +141,7 @@ def _check_safe_answer(constraint: Constraint, streams: Streams) -> None:
         )
     if not given or not streams.disallowed_topics:
         return
-    called = {call.function.name for call in calls_in(given)} or {"answer"}
+    called = {call.function.name for call in answer_in(given).tool_calls} or {"answer"}
     if not called.issubset(streams.safe_actions):
         raise SettingsError(
             f"{given!r} - at `$.learner.constraint.safe_answer`; on a disallowed topic that would "

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.events import ToolCall
-from contracts.tool_calls import Piece, ToolCallScanner, answer_message, calls_in
+from contracts.tool_calls import Piece, ToolCallScanner, answer_in, answer_message
 from guard.exchange import action_of
 
 CALL = '<tool_call>{"name": "escalate", "arguments": {"to": "human"}}</tool_call>'
@@ -122,4 +122,4 @@ def test_arguments_are_json_objects(parts: list[str]) -> None:
 def test_the_calls_in_a_whole_text_are_those_of_every_tool_it_names(
     raw: str, names: list[str]
 ) -> None:
-    assert [call.function.name for call in calls_in(raw)] == names
+    assert [call.function.name for call in answer_in(raw).tool_calls] == names

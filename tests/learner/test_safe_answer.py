@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from threading import Event
 
 import msgspec
 import pytest
 
+from contracts.clock import ManualClock
+from contracts.errors import SettingsError
 from contracts.events import Message, Sample
+from contracts.ids import NewId
 from contracts.settings import Constraint, Settings
+from contracts.settings.guard import DisallowedContent
 from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
 from learner.constraint import corrected, safe_answer_ids
 from learner.experience import Experience, experience_of
 from learner.imputation import impute
+from learner.loop import run
 from learner.progress import Progress, advance
+from learner.safe_answer import check_safe_answer
 from learner.train_state import TrainState, new_train_state
 from tests.learner.test_priced import PEOPLE
 
@@ -108,3 +116,35 @@ def test_a_free_violation_is_not_corrected(priced: Settings, make_sample: MakeSa
     rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
     progress = advance(train, progress, rated, free)
     assert progress.stats.corrections == 0 == len(progress.replay.corrections)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("w1 w2", ""),
+        (" w1\nw2", ""),
+        ("w1 naïve w2", r"naïve.*safe_answer.*'w1 w2'.*knows"),
+        (SAFE, r"escalate.*safe_answer.*tokenizer"),
+        ("w1 " * 63, r"64 tokens - at.*safe_answer.*max_model_len \(64\)"),
+        ("w4 w5", r"w4.*safe_answer.*breaks a rule.*disallowed-content/promises"),
+    ],
+)
+def test_it_must_be_sayable_have_room_and_keep_the_rules(
+    settings: Settings, answer: str, said: str
+) -> None:
+    content = (DisallowedContent(name="promises", terms=("w4 w5",)),)
+    guard = msgspec.structs.replace(settings.guard, disallowed_content=content)
+    given = _with(settings, msgspec.structs.replace(PRICE, safe_answer=answer))
+    given = msgspec.structs.replace(given, guard=guard)
+    policy = load_policy(given)
+    with pytest.raises(SettingsError, match=said) if said else nullcontext():
+        check_safe_answer(policy, given)
+    off = _with(given, msgspec.structs.replace(PRICE, safe_answer=answer, mode="off"))
+    check_safe_answer(policy, off)
+
+
+def test_a_learner_does_not_begin_with_one_that_cannot_be_taught(
+    priced: Settings, clock: ManualClock, new_id: NewId
+) -> None:
+    with pytest.raises(SettingsError, match=r"safe_answer.*tokenizer"):
+        run(priced, clock, new_id, Event(), lambda given: [None for _ in given])
