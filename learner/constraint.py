@@ -68,15 +68,14 @@ def safe_answer_ids(tokenizer: Any, config: Constraint) -> tuple[int, ...]:
 
 
 def corrected(
-    experiences: Sequence[Experience], safe_ids: tuple[int, ...], multiplier: float
+    experiences: Sequence[Experience], safe_ids: tuple[int, ...]
 ) -> tuple[Experience, ...]:
-    """Return the experiences, those that broke a rule corrected to the safe answer while λ is above
-    0; a person's correction stays, and so does what has no tokens."""
-    if not safe_ids or multiplier == 0.0:
-        return tuple(experiences)
-    return tuple(
+    """Return those with a correction: a person's as it is, and what broke a rule with the safe
+    answer, where there is one; without tokens nothing was written that could be corrected."""
+    told = (
         replace(e, correction_ids=safe_ids)
         if e.violation and e.token_ids and not e.correction_ids
         else e
         for e in experiences
     )
+    return tuple(e for e in told if e.correction_ids)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from contracts.settings import Learner
+from learner.constraint import corrected
 from learner.experience import Experience
 from learner.practice import Practised
 from learner.revision import Debt
@@ -23,7 +24,8 @@ CORRECTIONS_KEPT = 512
 class MicroBatch(Struct, frozen=True, kw_only=True):
     """What one update learns from.
 
-    ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh``.
+    ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh`` and
+    ``silent``.
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
@@ -50,7 +52,10 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
 
 
 class Replay(Struct, frozen=True, kw_only=True):
-    """What may be learned from again: recent experiences, and recent corrections."""
+    """What may be learned from again: recent experiences, and recent corrections.
+
+    Those without ``correction_ids`` are violations, corrected to whatever the safe answer is.
+    """
 
     recent: tuple[Experience, ...] = ()
     corrections: tuple[Experience, ...] = ()
@@ -67,13 +72,15 @@ def compose(
     owed: tuple[Debt, ...] = (),
     activity: dict[str, int] | None = None,
     silent: tuple[Experience, ...] = (),
+    safe_ids: tuple[int, ...] = (),
 ) -> MicroBatch:
     """Return micro-batch ``number``: the fresh experiences and a draw of older ones.
 
     Fresh ones of decisions that were ``learned`` from before are revisions; ``owed`` is what these
     and earlier ones change.
 
-    ``silent`` ones without a signal go along; their corrections teach like those of fresh ones.
+    ``silent`` ones without a signal go along. Violations, new or earlier, are corrected to
+    ``safe_ids``, the tokens of the safe answer; none where violations have no price.
     ``replay_share`` of the fresh count is drawn from the buffer, without those that were served
     more than ``max_version_lag`` releases before ``served_sequence``; corrections do not age.
     """
@@ -85,13 +92,15 @@ def compose(
         if experience.decision_id not in newer
         and served_sequence - experience.behaviour_sequence <= config.max_version_lag
     ]
-    corrected = [e for e in (*fresh, *silent) if e.correction_ids]
     earlier = [e for e in replay.corrections if e.decision_id not in newer]
     return MicroBatch(
         fresh=tuple(e for e in fresh if e.decision_id not in learned),
         revised=tuple(e for e in fresh if e.decision_id in learned),
         replayed=_draw(rng, eligible, int(config.replay_share * len(fresh))),
-        corrections=(*corrected, *_draw(rng, earlier, config.correction_replay)),
+        corrections=(
+            *corrected((*fresh, *silent), safe_ids),
+            *_draw(rng, corrected(earlier, safe_ids), config.correction_replay),
+        ),
         owed=owed,
         served_sequence=served_sequence,
         activity=activity or {},
@@ -101,17 +110,22 @@ def compose(
 
 
 def remember(
-    replay: Replay, fresh: Sequence[Experience], used: frozenset[str], config: Learner
+    replay: Replay,
+    fresh: Sequence[Experience],
+    used: frozenset[str],
+    config: Learner,
+    told: frozenset[str] = frozenset(),
 ) -> Replay:
     """Return the buffer with the fresh experiences added, of which only ``used`` ids are repeated.
 
-    A newer revision of a decision takes the place of the older one.
+    A newer revision of a decision takes the place of the older one. ``told`` are the decisions that
+    were corrected, by a person or to the safe answer.
     """
     newer = {experience.decision_id for experience in fresh}
     recent = [e for e in replay.recent if e.decision_id not in newer]
     recent += [e for e in fresh if e.sample_id in used]
     corrections = [e for e in replay.corrections if e.decision_id not in newer]
-    corrections += [e for e in fresh if e.correction_ids]
+    corrections += [e for e in fresh if e.correction_ids or e.decision_id in told]
     return Replay(
         recent=tuple(recent[-config.replay_capacity :]),
         corrections=tuple(corrections[-CORRECTIONS_KEPT:]),

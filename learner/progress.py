@@ -17,7 +17,6 @@ from contracts.events import BASE_VERSION
 from contracts.judges import is_judge
 from contracts.settings import Learner, Settings
 from learner.anchor import refreshed
-from learner.constraint import corrected
 from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, NO_REWARD, REVISED, USED, WITHDRAWN, Outcome, outcome_of
@@ -200,7 +199,7 @@ def _batch_of(
         if not is_judge(policy.name, e.user_id, policy.judge_share)
     )
     batch = compose(
-        corrected(fresh, train.safe_ids, train.multiplier),
+        fresh,
         progress.replay,
         config,
         number=progress.batches,
@@ -208,7 +207,8 @@ def _batch_of(
         learned=frozenset(progress.taught),
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(progress.raters)),
-        silent=corrected(silent, train.safe_ids, train.multiplier),
+        silent=silent,
+        safe_ids=train.safe_ids if train.multiplier > 0.0 else (),
     )
     if train.practice is None:
         return batch
@@ -231,12 +231,14 @@ def _learned(
     changed = [e for e in progress.owed if e.decision_id not in refused]
     teachers = [e for e in fresh if e.sample_id in learned]
     heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
-    replay, told = progress.replay, [*fresh, *(e for e in batch.silent if e.correction_ids)]
+    told = frozenset(e.decision_id for e in batch.corrections)
+    new = [*fresh, *(e for e in batch.silent if e.decision_id in told)]
+    replay = progress.replay
     return replace(
         progress,
         taught=memory,
         owed=tuple(debt.experience for debt in debts(memory, changed)),
-        replay=replay if stats.skipped else remember(replay, told, learned, config),
+        replay=replay if stats.skipped else remember(replay, new, learned, config, told),
         oldest_feedback_time=min(heard, default=None),
         users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
         spread=train.spread,

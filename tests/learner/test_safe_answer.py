@@ -63,17 +63,19 @@ def _safe(train: TrainState, experience: Experience) -> float:
     return sum(train.policy.logprobs([asked], 4096)[0])
 
 
-def test_violations_are_corrected_where_nobody_did_and_they_have_a_price(
+def test_violations_are_corrected_where_nobody_did_and_there_is_a_safe_answer(
     make_sample: MakeSample,
 ) -> None:
     harmless, broken = (_experience(make_sample, n, violation=n > 0) for n in range(2))
     told = msgspec.structs.replace(broken, correction_ids=(5, 3))
     bare = msgspec.structs.replace(broken, token_ids=())
     given = (harmless, broken, told, bare)
-    found = corrected(given, (7, 3), 0.5)
-    assert [e.correction_ids for e in found] == [(), (7, 3), (5, 3), ()]
-    assert corrected(given, (7, 3), 0.0) == given
-    assert corrected(given, (), 0.5) == given
+    found = corrected(given, (7, 3))
+    assert [(e.decision_id, e.correction_ids) for e in found] == [
+        (broken.decision_id, (7, 3)),
+        (broken.decision_id, (5, 3)),
+    ]
+    assert corrected(given, ()) == (told,)
 
 
 def test_without_a_constraint_there_is_no_safe_answer(priced: Settings) -> None:
@@ -105,7 +107,7 @@ def test_the_policy_learns_to_say_it_and_is_told_again_later(
     assert _safe(train, broken) > before + 0.1
     assert progress.stats.corrections == 1
     [kept] = progress.replay.corrections
-    assert (kept.decision_id, kept.correction_ids) == (broken.decision_id, train.safe_ids)
+    assert kept.decision_id == broken.decision_id
     later = [_experience(make_sample, n) for n in range(40, 48)]
     assert advance(train, progress, later, priced).stats.corrections == 1
 
@@ -116,6 +118,30 @@ def test_a_free_violation_is_not_corrected(priced: Settings, make_sample: MakeSa
     rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
     progress = advance(train, progress, rated, free)
     assert progress.stats.corrections == 0 == len(progress.replay.corrections)
+
+
+def test_it_is_not_repeated_once_violations_are_free_or_it_is_no_longer_set(
+    priced: Settings, make_sample: MakeSample
+) -> None:
+    """What people corrected is: it holds whatever violations cost."""
+    rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
+    rated[1] = msgspec.structs.replace(rated[1], correction_ids=(9, 3))
+    short = _with(priced, msgspec.structs.replace(PRICE, limit=0.9, multiplier=0.8))
+    train, progress = _start(short)
+    progress = advance(train, progress, rated, short)
+    assert progress.multiplier == pytest.approx(0.025)
+    assert progress.stats.corrections == 2
+    stats = []
+    for first in (8, 16):
+        later = [_experience(make_sample, first + n) for n in range(8)]
+        progress = advance(train, progress, later, short)
+        stats.append((progress.multiplier, progress.stats.corrections))
+    assert stats == [(0.0, 2), (0.0, 1)]
+    train.multiplier, train.safe_ids = 1.0, (7, 3)
+    later = [_experience(make_sample, 30 + n) for n in range(8)]
+    assert advance(train, progress, later, short).stats.corrections == 2
+    train.multiplier, train.safe_ids = 1.0, ()
+    assert advance(train, progress, later, short).stats.corrections == 1
 
 
 @pytest.mark.parametrize(
