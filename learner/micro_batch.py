@@ -19,6 +19,8 @@ from learner.practice import Practised
 from learner.revision import Debt
 
 CORRECTIONS_KEPT = 512
+"""So many of people's corrections are kept, and as many violations corrected to the safe answer:
+who breaks rules all day, without a word, must not push out what people said."""
 
 
 class MicroBatch(Struct, frozen=True, kw_only=True):
@@ -128,7 +130,7 @@ def remember(
     corrections += [e for e in fresh if e.correction_ids or e.decision_id in told]
     return Replay(
         recent=tuple(recent[-config.replay_capacity :]),
-        corrections=tuple(corrections[-CORRECTIONS_KEPT:]),
+        corrections=_newest_of_each_kind(corrections),
     )
 
 
@@ -138,6 +140,18 @@ def without(replay: Replay, decision_ids: frozenset[str]) -> Replay:
         recent=tuple(e for e in replay.recent if e.decision_id not in decision_ids),
         corrections=tuple(e for e in replay.corrections if e.decision_id not in decision_ids),
     )
+
+
+def _newest_of_each_kind(corrections: Sequence[Experience]) -> tuple[Experience, ...]:
+    """Return what is kept of people's corrections and of violations, in the order given."""
+    room = {True: CORRECTIONS_KEPT, False: CORRECTIONS_KEPT}
+    kept = []
+    for one in reversed(corrections):
+        by_a_person = bool(one.correction_ids)
+        if room[by_a_person] > 0:
+            room[by_a_person] -= 1
+            kept.append(one)
+    return tuple(reversed(kept))
 
 
 def _draw(

@@ -9,7 +9,7 @@ import msgspec
 from contracts.events import Sample
 from contracts.settings import Settings
 from learner.experience import Experience, experience_of
-from learner.micro_batch import Replay, compose, remember
+from learner.micro_batch import CORRECTIONS_KEPT, Replay, compose, remember
 
 MakeSample = Callable[..., Sample]
 
@@ -97,3 +97,28 @@ def test_what_was_dropped_is_not_replayed(settings: Settings, make_sample: MakeS
     replay = remember(Replay(), old, frozenset({old[0].sample_id}), settings.learner)
 
     assert replay.recent == (old[0],)
+
+
+def test_violations_do_not_push_out_what_people_corrected(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    replay = Replay()
+    told = _experiences(make_sample, 0, 8)  # two of them
+    broken = msgspec.structs.replace(told[1], violation=True)
+    replay = remember(replay, told, frozenset(), settings.learner)
+    for first in range(0, CORRECTIONS_KEPT + 8, 8):
+        silent = [
+            msgspec.structs.replace(broken, decision_id=f"d{first + n}", offset=100 + first + n)
+            for n in range(8)
+        ]
+        names = frozenset(e.decision_id for e in silent)
+        replay = remember(replay, silent, frozenset(), settings.learner, names)
+    offsets = [e.offset for e in replay.corrections]
+    assert offsets == [0, 7, *range(108, 108 + CORRECTIONS_KEPT)]
+    many = [
+        msgspec.structs.replace(told[0], decision_id=f"p{n}", offset=1000 + n)
+        for n in range(CORRECTIONS_KEPT)
+    ]
+    replay = remember(replay, many, frozenset(), settings.learner)
+    offsets = [e.offset for e in replay.corrections]
+    assert offsets == [*range(108, 108 + CORRECTIONS_KEPT), *range(1000, 1000 + CORRECTIONS_KEPT)]

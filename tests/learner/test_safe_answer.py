@@ -8,6 +8,7 @@ from threading import Event
 
 import msgspec
 import pytest
+import torch
 
 from contracts.clock import ManualClock
 from contracts.errors import SettingsError
@@ -15,6 +16,7 @@ from contracts.events import Message, Sample
 from contracts.ids import NewId
 from contracts.settings import Constraint, Settings
 from contracts.settings.guard import DisallowedContent
+from learner import checkpoint
 from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
@@ -174,3 +176,23 @@ def test_a_learner_does_not_begin_with_one_that_cannot_be_taught(
 ) -> None:
     with pytest.raises(SettingsError, match=r"safe_answer.*tokenizer"):
         run(priced, clock, new_id, Event(), lambda given: [None for _ in given])
+
+
+def test_a_restart_goes_on_with_the_same_bits(priced: Settings, make_sample: MakeSample) -> None:
+    def read(train: TrainState, progress: Progress, first: int) -> Progress:
+        rated = [_experience(make_sample, first + n, violation=n == 0) for n in range(8)]
+        said = [_silent(make_sample, first + 10 + n, violation=n == 1) for n in range(3)]
+        return advance(train, progress, rated, priced, unrewarded=impute(said, None, priced))
+
+    train, progress = _start(priced)
+    progress = read(train, progress, 0)
+    root = priced.state_dir / "checkpoints"
+    checkpoint.save(root, train, progress, keep=1)
+    again, _ = _start(priced)
+    restored = checkpoint.restore(root, again)
+    assert restored == progress
+    ends = [read(*one, 30) for one in ((train, progress), (again, restored))]
+    assert ends[0] == ends[1]
+    assert ends[0].stats.corrections == 4
+    found = checkpoint.tensors_of(again)
+    assert all(torch.equal(tensor, found[n]) for n, tensor in checkpoint.tensors_of(train).items())
