@@ -14,7 +14,9 @@ SHOWN = 12
 MOST_ACTIONS = 20
 """Actions shown; ``--json`` has them all."""
 
-_LEDGER = ("offset", "sample_id", "decision_id", "outcome", "user_reward_mean")
+_LEDGER = ("offset", "sample_id", "decision_id", "outcome", "correction", "user_reward_mean")
+_LEDGER_HEAD = ("offset", "sample", "decision", "outcome", "correction", "user mean")
+_CORRECTIONS = {"person": "corrected by a person", "safe-answer": "corrected to the safe answer"}
 
 
 def view_text(view: ReleaseView) -> str:
@@ -23,7 +25,7 @@ def view_text(view: ReleaseView) -> str:
     if view.manifest is not None:
         parts[0] += f" (number {view.manifest.sequence} of {view.manifest.policy})"
         parts.append(table(("what", "value"), _facts(view, view.manifest)))
-        parts.append(_counts(view.outcomes))
+        parts.append(_counts(view.outcomes, view.corrections))
         parts.append(_actions(view.actions))
         parts.append("learned with\n" + "\n".join(_config(view.manifest.config)))
     if view.files:
@@ -32,8 +34,9 @@ def view_text(view: ReleaseView) -> str:
     parts.append(f"NOT SOUND: {view.fault}" if view.fault else "id, files and signature are sound")
     parts.append(report_text(view.gate) if view.gate else "it did not come before the gate yet")
     if view.ledger:
-        rows_ = [tuple(line.get(name) for name in _LEDGER) for line in view.ledger]
-        parts.append(table(("offset", "sample", "decision", "outcome", "user mean"), rows_))
+        lines = [[line.get(name) for name in _LEDGER] for line in view.ledger]
+        rows_ = [tuple(None if cell == "" else cell for cell in line) for line in lines]
+        parts.append(table(_LEDGER_HEAD, rows_))
     return "\n\n".join(parts)
 
 
@@ -59,11 +62,12 @@ def _facts(view: ReleaseView, manifest: Manifest) -> list[tuple[str, object]]:
     ]
 
 
-def _counts(outcomes: dict[str, int]) -> str:
-    """Return how many samples taught it, and why the others did not."""
+def _counts(outcomes: dict[str, int], corrections: dict[str, int]) -> str:
+    """Return how many samples taught it, why the others did not, and what corrections did."""
     rest = {name: count for name, count in outcomes.items() if name != "used"}
     rows = [("used", outcomes.get("used", 0)), *rest.items()]
-    return table(("samples", "count"), [*rows, ("read in all", sum(outcomes.values()))])
+    told = [(name, corrections[by]) for by, name in _CORRECTIONS.items() if by in corrections]
+    return table(("samples", "count"), [*rows, ("read in all", sum(outcomes.values())), *told])
 
 
 def _actions(rows: Sequence[ActionRow]) -> str:

@@ -58,7 +58,8 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     ``manifest`` is None when its files are gone or unreadable. ``fault`` says why it would not be
     loaded, "" when it would. ``state_kept``: `headrace replay` can start from it. ``outcomes``
     counts the ledger: samples ``used``, and the others by why they taught nothing; ``actions`` is
-    the same ledger by action, the most frequent first. ``ledger`` is empty unless it is asked for.
+    the same ledger by action, the most frequent first, ``corrections`` counts whose corrections
+    were imitated. ``ledger`` is empty unless it is asked for.
     """
 
     version: str
@@ -70,6 +71,7 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     outcomes: dict[str, int]
     gate: GateReport | None
     actions: tuple[ActionRow, ...] = ()
+    corrections: dict[str, int] = {}
     ledger: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -113,6 +115,7 @@ def release_view(settings: Settings, beginning: str, *, samples: bool = False) -
         outcomes=dict(Counter(str(line.get("outcome")) for line in ledger).most_common()),
         gate=gate,
         actions=_actions(ledger),
+        corrections=dict(Counter(str(by) for line in ledger if (by := line.get("correction")))),
         ledger=ledger if samples else (),
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
@@ -22,7 +22,11 @@ IMPUTED, NO_REWARD = "imputed", "no-reward"
 """Outcomes of a sample without any signal: a reward model gave it one to teach with, or not."""
 
 PRICED = "priced"
-"""Outcome of a sample without any signal that broke a rule, and taught no more than that."""
+"""Outcome of a sample without any signal that broke a rule, and taught no more than that, by its
+price or by the safe answer."""
+
+PERSON, SAFE_ANSWER = "person", "safe-answer"
+"""Whose correction of an answer was imitated, see `learner.constraint`."""
 
 TAUGHT = (USED, REVISED, IMPUTED, PRICED)
 """Outcomes of samples that are in the weights."""
@@ -35,7 +39,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a sample: one of the outcomes above, or why the weights did not learn from it.
 
     ``coefficient`` is what it had in the loss, weight times advantage; 0 for what taught nothing.
-    ``reward_model`` is the version that imputed ``reward``, "" for an observed one.
+    ``reward_model`` is the version that imputed ``reward``, "" for an observed one. ``correction``
+    says whose was imitated, "" if none was: that needs no log-probabilities, and does not age.
     """
 
     sample_id: str
@@ -49,10 +54,18 @@ class Outcome(Struct, frozen=True, kw_only=True):
     violation: bool = False
     coefficient: float = 0.0
     reward_model: str = ""
+    correction: str = ""
 
 
-def outcome_of(experience: Experience, outcome: str, taught: Mapping[str, float]) -> Outcome:
-    """Return the line of an experience; ``taught`` maps decisions to coefficients."""
+def outcome_of(
+    experience: Experience,
+    outcome: str,
+    taught: Mapping[str, float],
+    corrected: Collection[str] = (),
+) -> Outcome:
+    """Return the line of an experience; ``taught`` maps decisions to coefficients, ``corrected``
+    are the samples with a correction that was imitated."""
+    by = PERSON if experience.correction_ids else SAFE_ANSWER
     return Outcome(
         sample_id=experience.sample_id,
         decision_id=experience.decision_id,
@@ -65,4 +78,5 @@ def outcome_of(experience: Experience, outcome: str, taught: Mapping[str, float]
         violation=experience.violation,
         coefficient=taught.get(experience.decision_id, 0.0),
         reward_model=experience.imputed if experience.imputed != BASELINE else "",
+        correction=by if experience.sample_id in corrected else "",
     )

@@ -42,20 +42,27 @@ class CorrectionLosses(Struct, frozen=True):
     preference: float = 0.0
 
 
-def corrections_of(
+def teachable(
     experiences: Sequence[Experience], max_tokens: int, vocabulary: int
-) -> tuple[Correction, ...]:
-    """Return the corrections that can be learned from, in the order given.
+) -> list[Experience]:
+    """Return those whose correction can be learned from, in the order given.
 
     ``max_tokens`` bounds prompt and answer together, ``vocabulary`` the ids of tokens.
     """
+    wanted = [(one, TokenSequence(one.prompt_ids, one.correction_ids)) for one in experiences]
+    return [one for one, asked in wanted if _can_be_scored(asked, max_tokens, vocabulary)]
+
+
+def corrections_of(
+    experiences: Sequence[Experience], max_tokens: int, vocabulary: int
+) -> tuple[Correction, ...]:
+    """Return the corrections that are `teachable`, in the order given."""
     found = []
-    for one in experiences:
+    for one in teachable(experiences, max_tokens, vocabulary):
         wanted = TokenSequence(one.prompt_ids, one.correction_ids)
         given = TokenSequence(one.prompt_ids, one.token_ids)
-        if _can_be_scored(wanted, max_tokens, vocabulary):
-            told_apart = given != wanted and _can_be_scored(given, max_tokens, vocabulary)
-            found.append(Correction(wanted, given if told_apart else None))
+        told_apart = given != wanted and _can_be_scored(given, max_tokens, vocabulary)
+        found.append(Correction(wanted, given if told_apart else None))
     return tuple(found)
 
 

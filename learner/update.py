@@ -58,7 +58,7 @@ from learner.ledger import (
 )
 from learner.micro_batch import MicroBatch
 from learner.objective import Objective, Passed, StepStats, add_passes, descend, needs_prox
-from learner.pairs import anchored, corrections_of
+from learner.pairs import anchored, corrections_of, teachable
 from learner.practice import mean_reward
 from learner.revision import Lesson
 from learner.scoring import Scored, score
@@ -122,8 +122,11 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
         weighed, objective = NOTHING, _NOTHING
     lessons = weighed.lessons()
     taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}
+    told = (
+        _told(batch, config, max_tokens, state.policy.vocabulary_size) if learned else frozenset()
+    )
     outcomes = tuple(
-        outcome_of(e, reasons.get(e.sample_id, done if learned else "step-skipped"), taught)
+        outcome_of(e, reasons.get(e.sample_id, done if learned else "step-skipped"), taught, told)
         for group, done in (
             (batch.fresh, USED),
             (batch.revised, REVISED),
@@ -131,8 +134,9 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
         )
         for e in group
     )
+    priced = {e.sample_id for e in batch.imputed if learned and e.sample_id not in reasons} | told
     outcomes += tuple(
-        outcome_of(e, PRICED if learned and e.sample_id not in reasons else NO_REWARD, taught)
+        outcome_of(e, PRICED if e.sample_id in priced else NO_REWARD, taught, told)
         for e in batch.imputed
         if e.imputed == BASELINE
     )
@@ -145,6 +149,14 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
         multiplier=state.multiplier,
     )
     return UpdateResult(stats, outcomes, lessons)
+
+
+def _told(batch: MicroBatch, config: Learner, max_tokens: int, vocabulary: int) -> frozenset[str]:
+    """Return the samples whose corrections a step has learned from, earlier ones included."""
+    if not (config.correction_weight or config.preference_weight):
+        return frozenset()
+    found = teachable(batch.corrections, max_tokens, vocabulary)
+    return frozenset(e.sample_id for e in found)
 
 
 def _usable(
@@ -273,7 +285,8 @@ def _account(
 ) -> UpdateStats:
     fresh = {experience.sample_id for experience in batch.fresh}
     debts = {debt.experience.sample_id for debt in batch.owed}
-    imputed = {e.sample_id: e.imputed == BASELINE for e in batch.imputed}
+    silent = {e.sample_id for e in batch.imputed}
+    imputed = {e.sample_id for e in batch.imputed if e.imputed != BASELINE}
     ids = [one.experience.sample_id for one in objective.scored]
     rewards = [experience.reward for experience in batch.fresh]
     return UpdateStats(
@@ -284,9 +297,9 @@ def _account(
         practice_reward=mean_reward(objective.practised),
         reward_mean=sum(rewards) / max(len(rewards), 1),
         used=sum(1 for sample_id in ids if sample_id in fresh),
-        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | set(imputed)),
-        imputed=sum(1 for sample_id in ids if imputed.get(sample_id) is False),
-        priced=sum(1 for sample_id in ids if imputed.get(sample_id)),
+        replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | silent),
+        imputed=sum(1 for sample_id in ids if sample_id in imputed),
+        priced=sum(1 for outcome in outcomes if outcome.outcome == PRICED),
         revised=sum(1 for sample_id in ids if sample_id in debts),
         dropped=dict(Counter(o.outcome for o in outcomes if o.outcome not in (*TAUGHT, NO_REWARD))),
     )

@@ -36,6 +36,7 @@ LEDGER = [
         "reward": reward,
         "violation": n == 1,
         "coefficient": coefficient,
+        "correction": {1: "safe-answer", 3: "safe-answer", 5: "person"}.get(n, ""),
     }
     for n, (outcome, action, reward, coefficient) in enumerate(FATES)
 ]
@@ -74,6 +75,7 @@ def test_a_version_is_shown_with_its_offsets_samples_users_and_sound_files(
     assert view["outcomes"] == {"used": 3, "judge": 1, "stale": 1, "superseded": 1}
     assert view["manifest"]["users"] == 3
     assert [(file["name"], file["state"]) for file in view["files"]] == [("ledger.jsonl", "sound")]
+    assert view["corrections"] == {"safe-answer": 2, "person": 1}
     assert view["ledger"] == []
 
     rows = _run(state_dir, "show", version[:6], "--samples").output.splitlines()
@@ -81,8 +83,10 @@ def test_a_version_is_shown_with_its_offsets_samples_users_and_sound_files(
     assert ["offsets", "of", "samples/0", "0", "to", "63"] in words
     assert ["judge", "1"] in words
     assert ["read", "in", "all", "6"] in words
+    assert ["corrected", "to", "the", "safe", "answer", "2"] in words
     assert ["users", "who", "taught", "it", "3"] in words
-    assert ["13", "s-3", "d-3", "stale", "-"] in words
+    assert ["13", "s-3", "d-3", "stale", "safe-answer", "-"] in words
+    assert ["12", "s-2", "d-2", "judge", "-", "-"] in words
     assert "id, files and signature are sound" in rows
     assert "it did not come before the gate yet" in rows
 

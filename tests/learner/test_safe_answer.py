@@ -178,6 +178,39 @@ def test_a_learner_does_not_begin_with_one_that_cannot_be_taught(
         run(priced, clock, new_id, Event(), lambda given: [None for _ in given])
 
 
+@pytest.mark.parametrize("weights", [{}, {"correction_weight": 0.0, "preference_weight": 0.0}])
+def test_the_ledger_says_whose_correction_is_in_the_weights(
+    priced: Settings, make_sample: MakeSample, weights: dict[str, float]
+) -> None:
+    """Also where the answer taught nothing else: one that is stale, or priced at 0 by now."""
+    constraint = msgspec.structs.replace(PRICE, limit=0.9, multiplier=0.3)
+    learner = msgspec.structs.replace(priced.learner, constraint=constraint, **weights)
+    last = msgspec.structs.replace(priced, learner=learner)
+    rated = [_experience(make_sample, n, violation=n in {0, 2}) for n in range(8)]
+    rated[1] = msgspec.structs.replace(rated[1], correction_ids=(9, 3))
+    rated[2] = msgspec.structs.replace(rated[2], behaviour_sequence=-99)
+    silent = [_silent(make_sample, 20 + n, violation=n == 0) for n in range(2)]
+    train, progress = _start(last)
+    given = impute(silent, None, last)
+    progress = advance(train, progress, rated, last, unrewarded=given)
+    assert progress.multiplier == 0.0
+    found = {o.sample_id: (o.outcome, o.correction) for o in progress.ledger}
+    told = [found[e.sample_id] for e in (*rated[:4], *silent)]
+    if weights:
+        assert [by for _, by in told] == [""] * 6
+        assert (progress.priced, progress.unrewarded) == (0, 2)
+        return
+    assert told == [
+        ("used", "safe-answer"),
+        ("used", "person"),
+        ("stale", "safe-answer"),
+        ("used", ""),
+        ("priced", "safe-answer"),
+        ("no-reward", ""),
+    ]
+    assert (progress.priced, progress.unrewarded) == (1, 1)
+
+
 def test_a_restart_goes_on_with_the_same_bits(priced: Settings, make_sample: MakeSample) -> None:
     def read(train: TrainState, progress: Progress, first: int) -> Progress:
         rated = [_experience(make_sample, first + n, violation=n == 0) for n in range(8)]
