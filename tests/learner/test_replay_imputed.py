@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from contracts.clock import ManualClock
 from contracts.codec import Record, encode
 from contracts.ids import NewId
-from contracts.settings import Kafka, Settings
+from contracts.settings import Constraint, Kafka, Settings
 from contracts.topics import SAMPLES
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
@@ -94,6 +94,33 @@ def test_what_a_reward_model_imputed_is_imputed_again(
     assert any(one.outcome == "imputed" for one in imputed)
     again = replay(versions[-1], settings)
     assert again.same
+    assert [version.version for version in again.versions] == versions
+
+
+def test_what_was_corrected_to_the_safe_answer_is_again(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+) -> None:
+    """Rated and silent, while violations have a price and after it, as the settings were then."""
+    price = Constraint(limit=0.2, multiplier=1.0, rate=2.0, safe_answer="w1 w2")
+    first = replace(settings, learner=replace(settings.learner, constraint=price))
+    said: dict[str, object] = {"violation": True, "correction": None}
+    broken = [make_sample(700 + n, **said) for n in range(4)]
+    broken += [make_sample(800 + n, **said, status="censored", reward=0.0) for n in range(12)]
+    there = [encode(SAMPLES, sample, source="test") for sample in broken]
+    learn(first, [*there, *pieces[:48]])
+    other = replace(price, safe_answer="w3")
+    last = replace(settings, learner=replace(settings.learner, constraint=other))
+    versions = learn(last, pieces[48:])
+    lines = [one for link in line_of(last, versions[-1]) for one in link.ledger()]
+    told = Counter(one.outcome for one in lines if one.correction == "safe-answer")
+    assert told["used"] > 0
+    assert told["priced"] > 0
+    again = replay(versions[-1], last)
+    assert again.same, again.why
     assert [version.version for version in again.versions] == versions
 
 
