@@ -23,6 +23,7 @@ from learner.buckets import TokenSequence
 from learner.constraint import corrected, safe_answer_ids
 from learner.experience import Experience, experience_of
 from learner.imputation import impute
+from learner.ledger import WITHDRAWN
 from learner.loop import run
 from learner.progress import Progress, advance
 from learner.safe_answer import check_safe_answer
@@ -112,6 +113,27 @@ def test_the_policy_learns_to_say_it_and_is_told_again_later(
     assert kept.decision_id == broken.decision_id
     later = [_experience(make_sample, n) for n in range(40, 48)]
     assert advance(train, progress, later, priced).stats.corrections == 1
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_what_a_person_says_later_takes_its_place(
+    priced: Settings, make_sample: MakeSample, withdrawn: bool
+) -> None:
+    """A correction is the only one from then on; a reward that is retracted leaves none."""
+    rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
+    train, progress = _start(priced)
+    progress = advance(train, progress, rated, priced)
+    later = [_experience(make_sample, 10 + n) for n in range(8)]
+    said = msgspec.structs.replace(rated[0], sample_id="later", offset=30, correction_ids=(9, 3))
+    if withdrawn:
+        progress = advance(train, progress, later, priced, superseded=[(said, WITHDRAWN)])
+        assert (progress.stats.corrections, progress.replay.corrections) == (0, ())
+        return
+    progress = advance(train, progress, [*later, said], priced)
+    assert progress.stats.corrections == 1
+    assert [e.correction_ids for e in progress.replay.corrections] == [(9, 3)]
+    [line] = [o for o in progress.ledger if o.sample_id == "later"]
+    assert (line.outcome, line.correction) == ("revised", "person")
 
 
 def test_a_free_violation_is_not_corrected(priced: Settings, make_sample: MakeSample) -> None:
