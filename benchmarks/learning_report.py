@@ -18,7 +18,7 @@ TITLES = {
     "no-baseline": "without baseline",
     "no-replay": "without replay",
     "no-lagrangian": "without the safety constraint",
-    "no-corrections": "without corrections",
+    "no-corrections": "without people's corrections",
     "no-safe-answer": "without the safe answer",
 }
 COLUMNS = (
