@@ -4,8 +4,8 @@ PPO-Lagrangian (Ray, Achiam & Amodei, "Benchmarking safe exploration", 2019; for
 Safe RLHF, arXiv 2310.12773): the policy descends reward − λ·cost, and λ, the dual variable, rises
 while the cost is above its limit and falls below it. Cost is 1 for a violation, else 0.
 
-While λ is above 0 a violation may also be corrected to a safe answer, as a guard in service would
-have answered: an expert's word where the policy went wrong (DAgger, arXiv 1011.0686).
+Beside it a violation may be corrected to a safe answer, as a guard in service would have answered:
+an expert's word where the policy went wrong (DAgger, arXiv 1011.0686).
 """
 
 from __future__ import annotations

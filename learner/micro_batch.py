@@ -82,7 +82,7 @@ def compose(
     and earlier ones change.
 
     ``silent`` ones without a signal go along. Violations, new or earlier, are corrected to
-    ``safe_ids``, the tokens of the safe answer; none where violations have no price.
+    ``safe_ids``, the tokens of the safe answer.
     ``replay_share`` of the fresh count is drawn from the buffer, without those that were served
     more than ``max_version_lag`` releases before ``served_sequence``; corrections do not age.
     """

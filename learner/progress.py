@@ -208,7 +208,7 @@ def _batch_of(
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=dict(Counter(progress.raters)),
         silent=silent,
-        safe_ids=train.safe_ids if train.multiplier > 0.0 else (),
+        safe_ids=train.safe_ids,
     )
     if train.practice is None:
         return batch

@@ -1,4 +1,4 @@
-"""Where the policy broke a rule, it is told the safe answer while violations have a price."""
+"""Where the policy broke a rule, it is told the safe answer."""
 
 from __future__ import annotations
 
@@ -136,18 +136,9 @@ def test_what_a_person_says_later_takes_its_place(
     assert (line.outcome, line.correction) == ("revised", "person")
 
 
-def test_a_free_violation_is_not_corrected(priced: Settings, make_sample: MakeSample) -> None:
-    free = _with(priced, msgspec.structs.replace(PRICE, multiplier=0.0, limit=0.9))
-    train, progress = _start(free)
-    rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
-    progress = advance(train, progress, rated, free)
-    assert progress.stats.corrections == 0 == len(progress.replay.corrections)
-
-
-def test_it_is_not_repeated_once_violations_are_free_or_it_is_no_longer_set(
+def test_it_is_repeated_as_it_is_set_now_whatever_violations_cost(
     priced: Settings, make_sample: MakeSample
 ) -> None:
-    """What people corrected is: it holds whatever violations cost."""
     rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
     rated[1] = msgspec.structs.replace(rated[1], correction_ids=(9, 3))
     short = _with(priced, msgspec.structs.replace(PRICE, limit=0.9, multiplier=0.8))
@@ -160,11 +151,13 @@ def test_it_is_not_repeated_once_violations_are_free_or_it_is_no_longer_set(
         later = [_experience(make_sample, first + n) for n in range(8)]
         progress = advance(train, progress, later, short)
         stats.append((progress.multiplier, progress.stats.corrections))
-    assert stats == [(0.0, 2), (0.0, 1)]
-    train.multiplier, train.safe_ids = 1.0, (7, 3)
+    assert stats == [(0.0, 2), (0.0, 2)]
+    [broken] = [e for e in progress.replay.corrections if e.violation]
+    assert broken.correction_ids == ()
+    train.safe_ids = (7, 3)
     later = [_experience(make_sample, 30 + n) for n in range(8)]
     assert advance(train, progress, later, short).stats.corrections == 2
-    train.multiplier, train.safe_ids = 1.0, ()
+    train.safe_ids = ()
     assert advance(train, progress, later, short).stats.corrections == 1
 
 
