@@ -26,7 +26,7 @@ PRICED = "priced"
 price or by the safe answer."""
 
 PERSON, SAFE_ANSWER = "person", "safe-answer"
-"""Whose correction of an answer was imitated, see `learner.constraint`."""
+"""Whose correction of an answer was imitated, see `learner.safe_answer`."""
 
 TAUGHT = (USED, REVISED, IMPUTED, PRICED)
 """Outcomes of samples that are in the weights."""

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from contracts.settings import Learner
-from learner.constraint import corrected
 from learner.experience import Experience
 from learner.practice import Practised
 from learner.revision import Debt
+from learner.safe_answer import corrected
 
 CORRECTIONS_KEPT = 512
 """So many of people's corrections are kept, and as many violations corrected to the safe answer:

@@ -1,20 +1,50 @@
-"""Whether the safe answer of the settings can be taught to this policy, and keeps the rules itself.
+"""The safe answer: what a violation is corrected to, as a guard in service would have answered.
 
-Settings alone cannot tell: it takes the tokenizer, and lists that lie in files.
+An expert's word where the policy went wrong (DAgger, arXiv 1011.0686). Whether a policy can be
+taught it, and whether it keeps the rules itself, the settings alone cannot tell: that takes the
+tokenizer, and lists that lie in files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
+
 from contracts.errors import SettingsError
-from contracts.settings import Settings
+from contracts.events import Message
+from contracts.settings import Constraint, Settings
 from contracts.tool_calls import answer_in
 from guard.layers import answered_by, asked_in, check_answer
 from guard.risk import is_violation
 from guard.rules import compile_rules
-from learner.constraint import safe_answer_ids
+from learner.assistant_turn import correction_ids
+from learner.experience import Experience
 from learner.policy import Policy
 
 _PLACE = "at `$.learner.constraint.safe_answer`"
+
+
+def safe_answer_ids(tokenizer: Any, config: Constraint) -> tuple[int, ...]:
+    """Return the tokens of the safe answer, none where there is no constraint or no such answer."""
+    if config.mode == "off" or not config.safe_answer:
+        return ()
+    return correction_ids(tokenizer, Message(role="assistant", content=config.safe_answer))
+
+
+def corrected(
+    experiences: Sequence[Experience], safe_ids: tuple[int, ...]
+) -> tuple[Experience, ...]:
+    """Return those with a correction: a person's as it is, and what broke a rule with the safe
+    answer, where there is one; without tokens nothing was written that could be corrected."""
+    told = (
+        replace(e, correction_ids=safe_ids)
+        if e.violation and e.token_ids and not e.correction_ids
+        else e
+        for e in experiences
+    )
+    return tuple(e for e in told if e.correction_ids)
 
 
 def check_safe_answer(policy: Policy, settings: Settings) -> None:

@@ -6,10 +6,11 @@ import torch
 
 from contracts.settings import Learner
 from learner.anchor import Anchor
-from learner.constraint import first_multiplier, safe_answer_ids
+from learner.constraint import first_multiplier
 from learner.device import adam
 from learner.policy import Policy
 from learner.practice import Practice
+from learner.safe_answer import safe_answer_ids
 from learner.value import Spread, ValueHead
 
 USER_FEATURES = 1

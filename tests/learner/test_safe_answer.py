@@ -20,13 +20,12 @@ from learner import checkpoint
 from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
-from learner.constraint import corrected, safe_answer_ids
 from learner.experience import Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import WITHDRAWN
 from learner.loop import run
 from learner.progress import Progress, advance
-from learner.safe_answer import check_safe_answer
+from learner.safe_answer import check_safe_answer, corrected, safe_answer_ids
 from learner.train_state import TrainState, new_train_state
 from tests.learner.test_priced import PEOPLE
 
