@@ -1,4 +1,4 @@
-"""Fresher weights are better under drift, and the document shows the kept results."""
+"""The freshest weights are better than the stalest under drift; the document shows the results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "learning.md").read_text(encodi
 KEPT = msgspec.json.decode((RESULTS / "freshness.json").read_bytes())
 
 
-def test_weights_that_are_renewed_oftener_are_right_oftener_on_every_seed() -> None:
+def test_weights_renewed_most_often_beat_those_renewed_least_often_on_every_seed() -> None:
     runs = msgspec.convert(KEPT["drift"]["runs"], list[DriftRun])
     right = {(run.seed, run.sync_every): run.right for run in runs}
     seeds = {seed for seed, _ in right}

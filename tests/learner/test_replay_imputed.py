@@ -104,7 +104,7 @@ def test_what_was_corrected_to_the_safe_answer_is_again(
     pieces: list[Record],
     make_sample: MakeSample,
 ) -> None:
-    """Rated and silent, while violations have a price and after it, as the settings were then."""
+    """Rated and silent, by the settings of each version."""
     price = Constraint(limit=0.2, multiplier=1.0, rate=2.0, safe_answer="w1 w2")
     first = replace(settings, learner=replace(settings.learner, constraint=price))
     said: dict[str, object] = {"violation": True, "correction": None}
