@@ -15,6 +15,7 @@ class Drawn(Struct):
     """An answer while it is drawn."""
 
     prompt_ids: list[int]
+    sampling: Sampling = Sampling()
     text: str = ""
     token_ids: list[int] = []
     logprobs: list[float] = []
@@ -36,8 +37,8 @@ def draw(
     drawn, jobs = [], []
     for text, sampling in asked:
         ids, room = model.render([{"role": "user", "content": text}], [])
-        answer = Drawn(ids)
         within = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        answer = Drawn(ids, within)
         jobs.append(Job(ids, within, answer.emit, lambda: False))
         drawn.append(answer)
     for first in range(0, len(jobs), rows):

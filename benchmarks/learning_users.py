@@ -23,7 +23,6 @@ from contracts.events import (
     Feedback,
     Message,
     Sample,
-    Sampling,
     Timings,
 )
 from contracts.settings import Settings, Streams
@@ -135,7 +134,7 @@ class Crowd:
             prompt_token_ids=tuple(drawn.prompt_ids),
             token_ids=tuple(drawn.token_ids),
             logprobs=tuple(drawn.logprobs),
-            sampling=Sampling(max_tokens=len(drawn.token_ids)),
+            sampling=drawn.sampling,
             finish_reason="stop",
             features={USER_REWARD_MEAN: FeatureValue(value=fmean(given) if given else None)},
             timings=Timings(),
