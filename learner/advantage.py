@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
 from learner.constraint import constrained, next_multiplier, share_of_reward
 from learner.experience import BASELINE, Experience
 from learner.micro_batch import MicroBatch
-from learner.revision import Lesson
+from learner.revision import Curve, Lesson
 from learner.scoring import Scored
 from learner.value import LARGEST_ADVANTAGE, Spread, ValueHead, advantages
 
@@ -36,35 +37,43 @@ class Baseline(Protocol):
 class Weighed(Struct, frozen=True):
     """Experiences with their weights, which add up to 1, and their advantages.
 
-    ``gain_b`` is how far the coefficient, weight times advantage, moves with one unit of reward;
     ``debt_b`` marks those whose advantage is what is owed. ``rewards`` is what each was taught for,
-    ``shares`` how much each kind of ``imputed`` counts beside an observed reward.
+    ``curves`` what it would have been taught for any other, ``shares`` how much each kind of
+    ``imputed`` counts beside an observed reward.
     """
 
     scored: tuple[Scored, ...]
     advantage_b: Tensor
     weight_b: Tensor
-    gain_b: Tensor
     debt_b: Tensor
     rewards: tuple[float, ...]
+    curves: tuple[Curve, ...]
     shares: dict[str, float] = {}
     value_loss: float = 0.0
 
-    def lessons(self) -> tuple[Lesson, ...]:
-        """Return what a step on these teaches."""
-        coefficients = (self.weight_b * self.advantage_b).tolist()
+    def lessons(self, pushes: Sequence[tuple[float, float]]) -> tuple[Lesson, ...]:
+        """Return what a step on these teaches, of which each got such a push, and has such odds."""
         return tuple(
-            Lesson(e.decision_id, reward, coefficient, gain, debt, self.shares.get(e.imputed, 1.0))
-            for e, reward, coefficient, gain, debt in zip(
+            Lesson(
+                e.decision_id,
+                reward,
+                weight * push,
+                weight,
+                replace(curve, odds=odds),
+                debt,
+                self.shares.get(e.imputed, 1.0),
+            )
+            for e, (push, odds), reward, weight, curve, debt in zip(
                 (one.experience for one in self.scored),
-                *(self.rewards, coefficients, self.gain_b.tolist(), self.debt_b.tolist()),
+                pushes,
+                *(self.rewards, self.weight_b.tolist(), self.curves, self.debt_b.tolist()),
                 strict=True,
             )
         )
 
 
 _NONE = torch.zeros(0)
-NOTHING = Weighed((), _NONE, _NONE, _NONE, _NONE.bool(), ())
+NOTHING = Weighed((), _NONE, _NONE, _NONE.bool(), (), ())
 
 
 def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[float]:
@@ -135,16 +144,15 @@ def weigh(
     owed_b = torch.tensor([owed.get(one.experience.decision_id, 0.0) for one in scored])
     weights, shares = _weights([one.experience for one in scored], activity, config)
     weight_b = torch.tensor(weights)
-    advantage_b, rewards, value_loss = _advantages(state, scored, debt_b, weight_b, config)
+    advantage_b, rewards, curves, value_loss = _advantages(state, scored, debt_b, weight_b, config)
     paid_b = torch.clamp(owed_b / weight_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
-    gain = 1.0 / (state.spread.scale() * share_of_reward(state.multiplier))
     return Weighed(
         tuple(scored),
         torch.where(debt_b, paid_b, advantage_b),
         weight_b,
-        torch.where(debt_b, 0.0, gain * weight_b),
         debt_b,
         rewards,
+        curves,
         shares,
         value_loss,
     )
@@ -181,9 +189,9 @@ def _weights(
 
 def _advantages(
     state: Baseline, scored: Sequence[Scored], debt_b: Tensor, weight_b: Tensor, config: Learner
-) -> tuple[Tensor, tuple[float, ...], float]:
-    """Return the constrained advantage of each, the reward it is of, and the loss of the baseline's
-    lesson.
+) -> tuple[Tensor, tuple[float, ...], tuple[Curve, ...], float]:
+    """Return the constrained advantage of each, the reward it is of, that of any other reward, and
+    the loss of the baseline's lesson.
 
     A debt says nothing about a prompt: what was retracted has no reward, what was revised is
     repeated later. Nor does a reward that was imputed; that of `BASELINE` is found here.
@@ -216,4 +224,12 @@ def _advantages(
     reward_b = advantages(residual_bk[:, 0], state.spread)
     cost_b = advantages(residual_bk[:, 1], state.spread)
     whole_b = constrained(reward_b, cost_b, state.multiplier)
-    return torch.clamp(whole_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE), rewards, value_loss
+    advantage_b = torch.clamp(whole_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
+    share = share_of_reward(state.multiplier)
+    slope, reach = 1.0 / (state.spread.scale() * share), LARGEST_ADVANTAGE / share
+    prices = constrained(torch.zeros_like(cost_b), cost_b, state.multiplier).tolist()
+    curves = tuple(
+        Curve(slope, expected, reach, price)
+        for expected, price in zip(expected_bk[:, 0].tolist(), prices, strict=True)
+    )
+    return advantage_b, rewards, curves, value_loss

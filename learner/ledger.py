@@ -38,7 +38,8 @@ UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, NO_REWARD)
 class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a sample: one of the outcomes above, or why the weights did not learn from it.
 
-    ``coefficient`` is what it had in the loss, weight times advantage; 0 for what taught nothing.
+    ``coefficient`` is what it had in the loss: weight times what that makes of the advantage, which
+    most take as it is (`learner.losses.push`); 0 for what taught nothing.
     ``reward_model`` is the version that imputed ``reward``, "" for an observed one. ``correction``
     says whose was imitated, "" if none was: that needs no log-probabilities, and does not age.
     """

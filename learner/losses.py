@@ -8,6 +8,7 @@ Shape suffixes: b sequences, t response tokens (padded; the mask tells). Logarit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -226,6 +227,24 @@ IMITATE = frozenset({"awr", "likelihood"})
 
 OTHERWISE = "kto"
 """What such an answer is learned by instead: bounded whether it is encouraged or discouraged."""
+
+
+def push(loss: str, bounds: Bounds, advantage: float, odds: float) -> float:
+    """Return −dloss/dΣ_t log pi of an answer at the start of an update, but for importance weights.
+
+    ``odds`` are pi/(1 − pi) of the whole answer.
+    """
+    if loss == "awr":
+        return min(math.exp(advantage / bounds.awr_temperature), LARGEST_AWR_WEIGHT)
+    if loss == "likelihood" and advantage < 0.0:
+        return advantage * odds
+    return advantage
+
+
+def odds_of(logp: float) -> float:
+    """Return pi/(1 − pi) of an answer's log-probability, the bound of `likelihood` kept."""
+    said = min(math.exp(logp), SUREST)
+    return said / (1.0 - said)
 
 
 def importance_weights(prox_bt: Tensor, mu_bt: Tensor, cap: float) -> Tensor:

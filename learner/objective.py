@@ -24,6 +24,8 @@ from learner.losses import (
     LossValue,
     Terms,
     anchor_penalty,
+    odds_of,
+    push,
 )
 from learner.pairs import Correction, add_gradients
 from learner.policy import Policy
@@ -162,6 +164,21 @@ def needs_prox(experiences: Sequence[Experience], owed: frozenset[str], config: 
     If not, the passes of the first step can tell it at once.
     """
     return config.loss == OTHERWISE or any(_is_unfit(one, owed, config) for one in experiences)
+
+
+def pushes(objective: Objective, config: Learner) -> list[tuple[float, float]]:
+    """Return how far a step pushes each answer per unit of its weight, and the answer's odds.
+
+    The answers have been scored: what the policy said of each before the step is known.
+    """
+    found = []
+    bounds = bounds_of(config)
+    for one, advantage in zip(objective.scored, objective.advantage_b.tolist(), strict=True):
+        odds = odds_of(sum(one.prox))
+        unfit = _is_unfit(one.experience, objective.owed, config)
+        pushed = advantage if unfit else push(config.loss, bounds, advantage, odds)
+        found.append((pushed, odds))
+    return found
 
 
 class _Part(Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,7 +21,9 @@ from learner.anchor import refreshed
 from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import JUDGE, NO_REWARD, REVISED, USED, WITHDRAWN, Outcome, outcome_of
+from learner.losses import push
 from learner.micro_batch import MicroBatch, Replay, compose, remember, without
+from learner.objective import bounds_of
 from learner.practice import practise
 from learner.revision import Memory, Taught, debts, paid_at_once, retract, revise
 from learner.revision import remember as remember_lessons
@@ -166,7 +169,7 @@ def _heard(
             changed[experience.decision_id] = experience
     for experience in fresh:
         if experience.decision_id in memory:
-            memory = revise(memory, experience)
+            memory = revise(memory, experience, partial(push, config.loss, bounds_of(config)))
             changed[experience.decision_id] = experience
     gone = frozenset(e.decision_id for e in withdrawn)
     moments = [e.feedback_time for e in fresh]
@@ -226,9 +229,10 @@ def _learned(
     used = sum(1 for o in result.outcomes if o.outcome == USED)
     memory = remember_lessons(progress.taught, result.lessons, config.revision_memory)
     paid = frozenset(lesson.decision_id for lesson in result.lessons)
-    owed = frozenset(debt.experience.decision_id for debt in batch.owed)
-    refused = frozenset() if stats.skipped else owed - paid
-    changed = [e for e in progress.owed if e.decision_id not in refused]
+    given_up = {e.decision_id for e in batch.revised if e.sample_id not in learned}
+    tried = frozenset(debt.experience.decision_id for debt in batch.owed) - paid
+    changed = [e for e in progress.owed if stats.skipped or e.decision_id not in given_up]
+    changed.sort(key=lambda e: e.decision_id in tried)  # what was refused must not block the others
     teachers = [e for e in fresh if e.sample_id in learned]
     heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
     told = frozenset(e.decision_id for e in batch.corrections)

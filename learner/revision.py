@@ -1,33 +1,64 @@
 """What was taught of each decision: a revised reward corrects it, a retracted one undoes it.
 
-Of every lesson the loss's own coefficient is kept, weight times advantage. A reward that changes by
-d should have been taught with d·gain more, where gain is the sum of weight/scale over the lessons;
-the baseline cancels. What is owed is taught by the next updates as a clipped advantage of its own,
-what the clip cuts off by those after them, so that all of it arrives. This is Retroactive Advantage
-Correction (arXiv 2606.27580) with the whole residual given back at the next step; as there, it is
-exact to first order where the importance weight is, and a decision is never counted twice.
+Of every lesson the loss's own coefficient is kept, and the advantage as a function of the reward.
+Where that says a for the reward before and b for the new one, b − a of the lesson's weight is owed.
+It is taught by the next updates as a clipped advantage of its own, what the clip cuts off by those
+after them, so that all of it arrives. This is Retroactive Advantage Correction (arXiv 2606.27580)
+with the whole residual given back at the next step; as there, it is exact to first order where the
+importance weight is, and a decision is never counted twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from learner.experience import Experience
+from learner.value import LARGEST_ADVANTAGE
 
 SETTLED = 1e-9
 """Coefficients below this are rounding."""
 
 
+Push = Callable[[float, float], float]
+"""What a loss makes of an advantage, and of an answer's odds: see `learner.losses.push`."""
+
+
+class Curve(Struct, frozen=True, array_like=True):
+    """What advantage a lesson would have given to any reward, both bounds of it included.
+
+    ``slope`` is per unit of reward, ``expected`` the baseline, ``reach`` the bound of the reward's
+    part; ``price`` is the part of a violation, ``odds`` those of the answer, pi/(1 − pi).
+    """
+
+    slope: float = 1.0
+    expected: float = 0.0
+    reach: float = LARGEST_ADVANTAGE
+    price: float = 0.0
+    odds: float = 1.0
+
+    def advantage(self, reward: float) -> float:
+        """Return the advantage of a reward."""
+        told = _within(self.slope * (reward - self.expected), self.reach)
+        return _within(self.price + told, LARGEST_ADVANTAGE)
+
+    def joined(self, weight: float, other: Curve, its_weight: float) -> Curve:
+        """Return the mean of two curves: exact for their sum where no bound cuts one of them."""
+        share = its_weight / max(weight + its_weight, SETTLED)
+        pairs = zip(structs.astuple(self), structs.astuple(other), strict=True)
+        return Curve(*(mine + share * (its - mine) for mine, its in pairs))
+
+
 class Lesson(Struct, frozen=True):
-    """One teaching of a decision: its coefficient in the loss, and that of one unit of reward."""
+    """One teaching of a decision: its coefficient in the loss, its weight, and its curve."""
 
     decision_id: str
     reward: float
     coefficient: float
-    gain: float
+    weight: float
+    curve: Curve = Curve()
     correction: bool = False
     """Whether it paid a debt; then it changes what was taught, not what should have been."""
     share: float = 1.0
@@ -35,7 +66,8 @@ class Lesson(Struct, frozen=True):
 
 
 class Taught(Struct, frozen=True, array_like=True):
-    """All lessons of a decision. ``wanted`` is the coefficient they should add up to by now.
+    """All lessons of a decision. ``wanted`` is the coefficient they should add up to by now,
+    ``weight`` and ``curve`` are those of all together.
 
     ``share`` is below 1 while the reward is an imputed one, which counts less than an observed one.
     ``retracted`` is what was wanted before ``reward`` was retracted, None while it stands.
@@ -44,9 +76,10 @@ class Taught(Struct, frozen=True, array_like=True):
     reward: float
     coefficient: float = 0.0
     wanted: float = 0.0
-    gain: float = 0.0
+    weight: float = 0.0
     share: float = 1.0
     retracted: float | None = None
+    curve: Curve = Curve()
 
     @property
     def owed(self) -> float:
@@ -79,12 +112,20 @@ def paid_at_once(batch_samples: int) -> int:
     return max(1, batch_samples // 4)
 
 
-def revise(memory: Memory, experience: Experience) -> dict[str, Taught]:
+def revise(memory: Memory, experience: Experience, push: Push) -> dict[str, Taught]:
     """Return the memory after a newer reward of a decision in it, which is an observed one."""
     before = memory[experience.decision_id]
-    gain = before.gain / before.share
-    wanted = before.standing / before.share + (experience.reward - before.reward) * gain
-    after = Taught(experience.reward, before.coefficient, wanted, gain)
+    curve, weight = before.curve, before.weight / before.share
+    was, now = (
+        push(curve.advantage(reward), curve.odds) for reward in (before.reward, experience.reward)
+    )
+    after = Taught(
+        experience.reward,
+        before.coefficient,
+        before.standing / before.share + weight * (now - was),
+        weight,
+        curve=curve,
+    )
     return {**memory, experience.decision_id: after}
 
 
@@ -103,13 +144,17 @@ def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str,
     found = dict(memory)
     for lesson in lessons:
         before = found.pop(lesson.decision_id, Taught(lesson.reward, share=lesson.share))
-        found[lesson.decision_id] = Taught(
-            before.reward if lesson.correction else lesson.reward,
-            before.coefficient + lesson.coefficient,
-            before.wanted + (0.0 if lesson.correction else lesson.coefficient),
-            before.gain + (0.0 if lesson.correction else lesson.gain),
-            before.share,
-            before.retracted,
+        coefficient = before.coefficient + lesson.coefficient
+        if lesson.correction:
+            found[lesson.decision_id] = replace(before, coefficient=coefficient)
+            continue
+        found[lesson.decision_id] = replace(
+            before,
+            reward=lesson.reward,
+            coefficient=coefficient,
+            wanted=before.wanted + lesson.coefficient,
+            weight=before.weight + lesson.weight,
+            curve=before.curve.joined(before.weight, lesson.curve, lesson.weight),
         )
     surplus = len(found) - limit
     return dict(list(found.items())[surplus:]) if surplus > 0 else found
@@ -119,3 +164,7 @@ def debts(memory: Memory, revised: Sequence[Experience]) -> tuple[Debt, ...]:
     """Return what is owed for these experiences, without those where nothing is."""
     known = [(e, memory.get(e.decision_id)) for e in revised]
     return tuple(Debt(e, t.owed) for e, t in known if t is not None and abs(t.owed) > SETTLED)
+
+
+def _within(value: float, bound: float) -> float:
+    return min(max(value, -bound), bound)

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 import torch
@@ -57,7 +57,15 @@ from learner.ledger import (
     outcome_of,
 )
 from learner.micro_batch import MicroBatch
-from learner.objective import Objective, Passed, StepStats, add_passes, descend, needs_prox
+from learner.objective import (
+    Objective,
+    Passed,
+    StepStats,
+    add_passes,
+    descend,
+    needs_prox,
+    pushes,
+)
 from learner.pairs import anchored, corrections_of, teachable
 from learner.practice import mean_reward
 from learner.revision import Lesson
@@ -120,7 +128,7 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     step, learned = _descend(state, objective, config, passed)
     if not learned:
         weighed, objective = NOTHING, _NOTHING
-    lessons = weighed.lessons()
+    lessons = weighed.lessons(pushes(objective, config))
     taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}
     told = (
         _told(batch, config, max_tokens, state.policy.vocabulary_size) if learned else frozenset()
@@ -168,7 +176,8 @@ def _usable(
 ) -> list[Experience]:
     """Return what can be scored and teaches; ``reasons`` gets the others.
 
-    A debt does not grow stale: what an old answer taught is corrected however late.
+    A debt does not grow stale: what an old answer taught is corrected however late. A new reward
+    whose turn has not come yet is looked at, too, since its line in the ledger is written now.
     """
     usable = []
     for experience in (*batch.fresh, *batch.replayed, *batch.imputed):
@@ -179,7 +188,7 @@ def _usable(
         else:
             usable.append(experience)
     usable += [debt.experience for debt in batch.owed]
-    for experience in usable:
+    for experience in (*usable, *batch.revised):
         reason = unusable(experience, max_tokens, state.policy.vocabulary_size)
         if reason:
             reasons[experience.sample_id] = reason
@@ -212,30 +221,42 @@ def _begun(
 
     at_once = not needs_prox(usable, frozenset(owed), config)
     found = score(policy, state.anchor, usable, config.bucket_tokens, with_prox=not at_once)
-    scored = _sound(found, reasons, config)
+    scored = _sound(found, reasons, owed, config)
     before = baseline_of(state)
     weighed, objective = weighed_of(scored)
     if not at_once or not scored:
         return weighed, objective, None
     passed = add_passes(policy, objective, config)
     told = [replace(one, prox=passed.prox[place]) for place, one in enumerate(scored)]
-    sound = _sound(told, reasons, config)
-    if len(sound) < len(told):
+    sound = _sound(told, reasons, owed, config)
+    if [*map(id, sound)] != [*map(id, told)]:
         put_back(state, before)
         return *weighed_of(sound), None
     return weighed, replace(objective, scored=tuple(told)), passed
 
 
-def _sound(found: Sequence[Scored], reasons: dict[str, str], config: Learner) -> list[Scored]:
-    """Return what has finite numbers and the engine's agreement; ``reasons`` gets the others."""
+def _sound(
+    found: Sequence[Scored],
+    reasons: dict[str, str],
+    owed: Collection[str],
+    config: Learner,
+) -> list[Scored]:
+    """Return what has finite numbers and the engine's agreement; ``reasons`` gets the others.
+
+    What is owed needs no agreement: what taught most has moved furthest since, and is taken back
+    without the probabilities of whoever drew it.
+    """
     sound = []
     for one in found:
+        far = bool(one.prox) and not _log_ratio(one) <= config.max_log_ratio
         if not _is_finite(one):
             reasons[one.experience.sample_id] = "not-finite"
-        elif one.prox and not _log_ratio(one) <= config.max_log_ratio:
-            reasons[one.experience.sample_id] = "log-ratio"
-        else:
+        elif not far:
             sound.append(one)
+        elif one.experience.decision_id in owed:
+            sound.append(replace(one, experience=replace(one.experience, logprobs=())))
+        else:
+            reasons[one.experience.sample_id] = "log-ratio"
     return sound
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from threading import Event
@@ -28,6 +29,7 @@ from learner.experience import Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import Outcome
 from learner.loop import Learner
+from learner.losses import Bounds, push
 from learner.outlet import Outlet
 from learner.progress import Progress, advance
 from learner.pulse import Pulse
@@ -40,6 +42,7 @@ from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import publish
 
 MakeSample = Callable[..., Sample]
+PPO = partial(push, "ppo", Bounds())
 PEOPLE = [name for name in (f"u{n}" for n in range(99)) if not is_judge("assistant", name, 0.2)]
 
 
@@ -144,13 +147,13 @@ def test_imputed_answers_teach_at_a_part_of_the_weight_and_leave_the_baseline_al
     assert any(moved)
     # Nine weights in all: eight of one, and four of a quarter.
     ratios = {
-        e.decision_id: after.taught[e.decision_id].gain / without.taught[e.decision_id].gain
+        e.decision_id: after.taught[e.decision_id].weight / without.taught[e.decision_id].weight
         for e in fresh
     }
     assert list(ratios.values()) == pytest.approx([8.0 / 9.0] * 8)
     shares = {after.taught[e.decision_id].share for e in silent}
     assert shares == {0.25}
-    gains = [after.taught[e.decision_id].gain for e in (*fresh, *silent)]
+    gains = [after.taught[e.decision_id].weight for e in (*fresh, *silent)]
     assert gains[8:] == pytest.approx([gains[0] * 0.25] * 4)
 
 
@@ -163,7 +166,7 @@ def test_people_who_never_rate_do_not_outweigh_those_who_rate_all_day(
     train, before = _start(settings)
     before = msgspec.structs.replace(before, raters=tuple(PEOPLE[:8] * 50))
     after = advance(train, before, fresh, settings, (), (), imputed)
-    gains = [after.taught[e.decision_id].gain for e in (*fresh, *imputed)]
+    gains = [after.taught[e.decision_id].weight for e in (*fresh, *imputed)]
     assert sum(gains[8:]) == pytest.approx(0.25 * sum(gains[:8]))
     # At its full weight each would be the first of its user, and count like 51 of the others.
     share = after.taught[imputed[0].decision_id].share
@@ -204,11 +207,11 @@ def test_an_observed_reward_takes_the_place_of_an_imputed_one_at_its_full_weight
     lesson = Lesson(one.decision_id, guess, coefficient, 0.25 * weight / scale, share=0.25)
     taught = remember({}, [lesson], 10)
     assert debts(taught, [one]) == ()
-    memory = revise(taught, one)
+    memory = revise(taught, one, PPO)
     [debt] = debts(memory, [one])
     wanted = weight * (one.reward - baseline) / scale
     assert coefficient + debt.coefficient == pytest.approx(wanted)
-    again = revise(memory, msgspec.structs.replace(one, reward=-1.0))
+    again = revise(memory, msgspec.structs.replace(one, reward=-1.0), PPO)
     change = debts(again, [one])[0].coefficient - debt.coefficient
     assert change == pytest.approx(-2.0 * weight / scale)
 
@@ -280,7 +283,7 @@ def test_a_reward_that_comes_later_is_a_revision_of_what_was_imputed(
     assert (outcomes["told"], outcomes["silent-again"]) == ("revised", "superseded")
     after = learner.progress.taught[silent.decision_id]
     assert (after.reward, after.share) == (-1.0, 1.0)
-    assert after.gain == pytest.approx(before.gain / before.share)
+    assert after.weight == pytest.approx(before.weight / before.share)
 
 
 def test_without_a_reward_model_silent_samples_stand_in_the_ledger_and_teach_nothing(

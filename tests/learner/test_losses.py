@@ -20,6 +20,8 @@ from learner.losses import (
     group_relative,
     importance_weights,
     leave_one_out,
+    odds_of,
+    push,
 )
 
 BOUNDS = Bounds(clip_low=0.2, clip_high=0.28, importance_cap=1.5, awr_temperature=0.7, beta=0.3)
@@ -302,3 +304,17 @@ def test_group_advantages_are_those_written_out_and_nothing_for_equal_rewards() 
             assert float(left_out[row, place]) == pytest.approx(r - sum(others) / 3)
     assert not relative[2].any()
     assert not left_out[2].any()
+
+
+@pytest.mark.parametrize("name", ["ppo", "topr", "cispo", "awr", "likelihood"])
+def test_a_push_is_the_derivative_of_the_loss_on_the_policy_s_own_answers(name: str) -> None:
+    rng = random.Random(7)
+    own = [replace(a, prox=a.logp, mu=a.logp, anchor=a.logp) for a in _answers(rng)]
+    terms = _terms(own)
+
+    LOSSES[name](terms, BOUNDS).loss_b.sum().backward()
+
+    assert terms.logp_bt.grad is not None
+    for answer, gradient_t in zip(own, terms.logp_bt.grad.tolist(), strict=True):
+        pushed = push(name, BOUNDS, answer.advantage, odds_of(sum(answer.logp)))
+        assert gradient_t[: len(answer.logp)] == pytest.approx([-pushed] * len(answer.logp))

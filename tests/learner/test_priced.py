@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from learner.adapters import load_policy
 from learner.experience import BASELINE, Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import Outcome
+from learner.losses import Bounds, push
 from learner.progress import Progress, advance
 from learner.revision import debts, revise
 from learner.reward_model import load_reward_model
@@ -24,6 +26,7 @@ from learner.train_state import TrainState, new_train_state
 from tests.learner.small_reward_model import small_reward_model
 
 MakeSample = Callable[..., Sample]
+PPO = partial(push, "ppo", Bounds())
 PEOPLE = [name for name in (f"u{n}" for n in range(99)) if not is_judge("assistant", name, 0.2)]
 PRICE = Constraint(limit=0.1, multiplier=2.0, rate=1.0)
 
@@ -129,8 +132,8 @@ def test_silent_users_move_the_price_like_others_however_much_they_ask(
     assert after.stats.cost_mean == pytest.approx(2 / 12)
     assert after.multiplier == pytest.approx(PRICE.multiplier + 2 / 12 - PRICE.limit)
     taught = after.taught
-    rated = sum(taught[e.decision_id].gain for e in _fresh(make_sample))
-    broken = sum(taught[e.decision_id].gain for e in given if e.imputed)
+    rated = sum(taught[e.decision_id].weight for e in _fresh(make_sample))
+    broken = sum(taught[e.decision_id].weight for e in given if e.imputed)
     assert broken == pytest.approx(rated * 2 / 8)
 
 
@@ -188,6 +191,8 @@ def test_a_reward_that_comes_later_teaches_what_it_would_have_besides_the_violat
     taught = after.taught[broken.decision_id]
     assert taught.share == 1.0
     told = msgspec.structs.replace(broken, reward=1.0, imputed="", censored=False)
-    [debt] = debts(revise(after.taught, told), [told])
-    assert debt.coefficient == pytest.approx((told.reward - taught.reward) * taught.gain)
+    [debt] = debts(revise(after.taught, told, PPO), [told])
+    assert debt.coefficient == pytest.approx(
+        (told.reward - taught.reward) * taught.weight * taught.curve.slope
+    )
     assert taught.coefficient + debt.coefficient > taught.coefficient

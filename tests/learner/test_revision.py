@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from functools import partial
 
-import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.settings import Settings
 from learner.adapters import load_policy
+from learner.advantage import weigh
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.ledger import WITHDRAWN
+from learner.losses import Bounds, push
 from learner.progress import Progress, advance
-from learner.revision import Lesson, Taught, debts, remember, retract, revise
+from learner.revision import Curve, Lesson, Taught, debts, remember, retract, revise
+from learner.scoring import Scored, score
 from learner.train_state import TrainState, new_train_state
+from learner.value import Spread
 
 MakeSample = Callable[..., Sample]
 PROMPT, ANSWER = (10, 11, 12), (20, 3)
+PPO = partial(push, "ppo", Bounds())
 WARM_UP = 20
 """Batches before it begins: Adam's first steps are long whatever the gradient, and not undone."""
 
@@ -35,7 +42,7 @@ def test_a_revision_owes_the_change_of_reward_times_what_a_unit_of_reward_taught
     one = _one(make_sample, 1, reward=-1.0)
     taught = remember({}, [Lesson(one.decision_id, 1.0, 0.05, 0.04)] * 3, 10)
 
-    memory = revise(taught, one)
+    memory = revise(taught, one, PPO)
 
     [debt] = debts(memory, [one])
     assert debt.experience == one
@@ -50,7 +57,7 @@ def test_a_retraction_owes_all_that_was_taught_and_a_second_one_no_more(
     taught = remember({}, [Lesson(one.decision_id, 1.0, 0.05, 0.04)] * 2, 10)
 
     once = retract(taught, one.decision_id)
-    paid = remember(once, [Lesson(one.decision_id, 0.0, -0.1, 0.0, True)], 10)
+    paid = remember(once, [Lesson(one.decision_id, 0.0, -0.1, 0.0, correction=True)], 10)
 
     [debt] = debts(once, [one])
     assert debt.coefficient == pytest.approx(-0.1)
@@ -62,13 +69,13 @@ def test_a_reward_after_a_retraction_is_taught_as_if_there_had_been_none(
 ) -> None:
     one = _one(make_sample, 1, reward=-1.0)
     taught = remember({}, [Lesson(one.decision_id, 1.0, 0.05, 0.04)] * 3, 10)
-    at_once = revise(taught, one)[one.decision_id]
+    at_once = revise(taught, one, PPO)[one.decision_id]
     back = retract(taught, one.decision_id)
-    paid = remember(back, [Lesson(one.decision_id, 0.0, -0.1, 0.0, True)], 10)
+    paid = remember(back, [Lesson(one.decision_id, 0.0, -0.1, 0.0, correction=True)], 10)
     twice = retract(paid, one.decision_id)
     for memory in (back, paid, twice):
-        after = revise(memory, one)[one.decision_id]
-        assert (after.reward, after.wanted, after.gain) == (-1.0, at_once.wanted, at_once.gain)
+        after = revise(memory, one, PPO)[one.decision_id]
+        assert (after.reward, after.wanted, after.weight) == (-1.0, at_once.wanted, at_once.weight)
         assert after.wanted == pytest.approx(0.15 - 2.0 * 0.12)
         assert debts(retract({one.decision_id: after}, one.decision_id), [one])
 
@@ -78,6 +85,50 @@ def test_what_was_taught_is_remembered_of_the_newest_decisions() -> None:
 
     assert list(remember({}, lessons, 2)) == ["d3", "d1"]
     assert remember({}, lessons, 2)["d1"] == Taught(1.0, 0.2, 0.2, 0.2)
+
+
+def test_many_lessons_of_a_decision_move_with_its_reward_as_each_alone() -> None:
+    """Where no bound cuts one of them; where one does, one lesson alone is exact."""
+    lessons = [
+        Lesson("d", 1.0, 0.1 * n, 0.02 * n, Curve(1.0 / n, 0.2 * n, 2.5, -0.1 * n, 0.5))
+        for n in (1, 2, 3)
+    ]
+    apart = [
+        lesson.weight * (lesson.curve.advantage(-1.0) - lesson.curve.advantage(1.0))
+        for lesson in lessons
+    ]
+
+    taught = remember({}, lessons, 10)["d"]
+
+    moved = taught.curve.advantage(-1.0) - taught.curve.advantage(1.0)
+    assert taught.weight * moved == pytest.approx(sum(apart))
+
+
+@pytest.mark.parametrize("multiplier", [0.0, 2.0])
+@pytest.mark.parametrize("violation", [False, True])
+@pytest.mark.parametrize("newer", [0.5, 0.0, -1.0])
+def test_a_revision_owes_what_the_new_reward_would_have_taught_at_once(
+    settings: Settings, make_sample: MakeSample, multiplier: float, violation: bool, newer: float
+) -> None:
+    """Also where the first reward stood out so far that its advantage was cut to the bound."""
+
+    def taught(reward: float) -> Lesson:
+        state, _ = _start(settings)
+        state.multiplier, state.spread = multiplier, Spread(0.04, 1.0)
+        given = [_one(make_sample, n, reward=0.0, user_id=f"u{n}") for n in range(64)]
+        given[0] = replace(given[0], reward=reward, violation=violation)
+        end_h = torch.zeros(state.policy.hidden_size)
+        scored = [Scored(one, [0.0], [0.0], end_h) for one in given]
+        weighed = weigh(state, scored, {}, {}, settings.learner)
+        return weighed.lessons([(push, 1.0) for push in weighed.advantage_b.tolist()])[0]
+
+    first, at_once = taught(1.0), taught(newer)
+    one = _one(make_sample, 0, reward=newer)
+
+    after = revise(remember({}, [first], 10), one, PPO)[one.decision_id]
+
+    assert first.curve.slope > 3.0  # a reward of 1 is beyond the bound
+    assert after.wanted == pytest.approx(at_once.coefficient, abs=2e-3 * abs(first.coefficient))
 
 
 def _start(settings: Settings) -> tuple[TrainState, Progress]:
@@ -93,8 +144,8 @@ def test_a_revised_decision_has_taught_what_its_last_reward_should_have(
     settings: Settings, make_sample: MakeSample
 ) -> None:
     """However often it was repeated in between, and although the clip cuts the debt in pieces."""
-    learner = msgspec.structs.replace(settings.learner, replay_share=1.0)
-    settings = msgspec.structs.replace(settings, learner=learner)
+    learner = replace(settings.learner, replay_share=1.0)
+    settings = replace(settings, learner=learner)
     state, progress = _start(settings)
     first = _one(make_sample, 0, reward=1.0, user_id="u")
     newer = _one(make_sample, 9000, decision_id=first.decision_id, reward=-1.0, user_id="u")
@@ -141,7 +192,7 @@ def _served(state: TrainState, make_sample: MakeSample, number: int) -> Experien
 
 
 def _taken_back(one: Experience) -> tuple[Experience, str]:
-    return msgspec.structs.replace(one, sample_id=f"back-{one.sample_id}", reward=0.0), WITHDRAWN
+    return replace(one, sample_id=f"back-{one.sample_id}", reward=0.0), WITHDRAWN
 
 
 def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: bool) -> float:
@@ -190,21 +241,91 @@ def test_a_decision_that_was_never_learned_owes_nothing_when_it_is_withdrawn(
     assert gone.decision_id not in progress.taught
 
 
-def test_a_debt_that_cannot_be_scored_is_given_up_and_named(
+def test_what_the_policy_has_moved_far_from_is_taken_back_without_its_log_probabilities(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """What taught most moved furthest: a bound on the log-ratio would keep just that."""
+    state, progress = _start(settings)
+    first, other = (_one(make_sample, n, reward=1.0, user_id=f"u{n}") for n in (0, 1))
+    progress = advance(state, progress, [first, other, *_filler(make_sample, 1)], settings)
+    far = tuple(-30.0 for _ in first.token_ids)
+    newer = replace(first, sample_id="newer", reward=-1.0, logprobs=far, offset=900)
+    gone = replace(other, sample_id="gone", logprobs=far, offset=901)
+
+    fresh, back = [newer, *_filler(make_sample, 2)], [(gone, WITHDRAWN)]
+    progress = advance(state, progress, fresh, settings, superseded=back)
+    for batch in range(3, 9):
+        progress = advance(state, progress, _filler(make_sample, batch), settings)
+
+    assert progress.owed == ()
+    assert progress.taught[first.decision_id].coefficient < 0.0
+    assert progress.taught[other.decision_id].coefficient == pytest.approx(0.0, abs=1e-8)
+    [line] = [line for line in progress.ledger if line.sample_id == "newer"]
+    assert line.outcome == "revised"
+
+
+def test_new_rewards_that_cannot_be_scored_are_named_and_hold_up_no_others(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """Also those whose turn to be paid would have come later: their line is written now."""
+    state, progress = _start(settings)
+    first = [_one(make_sample, n, reward=1.0, user_id=f"u{n}") for n in range(8)]
+    progress = advance(state, progress, first, settings)
+    newer = [replace(e, sample_id=f"newer-{e.sample_id}", reward=-1.0) for e in first]
+    newer = [replace(e, token_ids=(99_999,)) if n < 6 else e for n, e in enumerate(newer)]
+
+    progress = advance(state, progress, newer, settings)
+    while progress.owed and progress.batches < 20:
+        progress = advance(state, progress, _filler(make_sample, progress.batches), settings)
+
+    outcomes = {line.sample_id: line.outcome for line in progress.ledger}
+    assert [outcomes[e.sample_id] for e in newer] == ["unknown-token"] * 6 + ["revised"] * 2
+    assert progress.owed == ()
+    paid = [progress.taught[e.decision_id] for e in newer[6:]]
+    assert [one.coefficient for one in paid] == pytest.approx([one.wanted for one in paid])
+
+
+def test_a_retraction_that_cannot_be_scored_stays_owed_and_holds_up_no_others(
     settings: Settings, make_sample: MakeSample
 ) -> None:
     state, progress = _start(settings)
-    first = _one(make_sample, 0, reward=1.0)
-    far = tuple(-30.0 for _ in first.token_ids)
-    newer = _one(make_sample, 900, decision_id=first.decision_id, reward=-1.0)
-    newer = msgspec.structs.replace(newer, token_ids=first.token_ids, logprobs=far)
+    first = [_one(make_sample, n, reward=1.0, user_id=f"u{n}") for n in range(8)]
+    progress = advance(state, progress, first, settings)
+    back = [_taken_back(e) for e in first]
+    back = [(replace(e, token_ids=(99_999,)) if n < 6 else e, o) for n, (e, o) in enumerate(back)]
+
+    progress = advance(state, progress, _filler(make_sample, 1), settings, superseded=back)
+    for batch in range(2, 14):
+        progress = advance(state, progress, _filler(make_sample, batch), settings)
+
+    left = [progress.taught[e.decision_id].owed for e in first]
+    assert left[6:] == pytest.approx([0.0, 0.0], abs=1e-8)
+    assert {e.decision_id for e in progress.owed} == {e.decision_id for e in first[:6]}
+
+
+@pytest.mark.parametrize("loss", ["awr", "likelihood"])
+@pytest.mark.parametrize("reward", [1.0, 0.0, -1.0])
+def test_what_imitation_taught_is_what_is_taken_back(
+    settings: Settings, make_sample: MakeSample, loss: str, reward: float
+) -> None:
+    """`awr` imitates what it blames, too, if little; of an unlikely answer `likelihood` teaches no
+    blame at all."""
+    settings = replace(settings, learner=replace(settings.learner, loss=loss))
+    state, progress = _start(settings)
+    first = _one(make_sample, 0, reward=reward)
+    said = math.exp(sum(score(state.policy, state.anchor, [first], 64)[0].prox))
+
     progress = advance(state, progress, [first, *_filler(make_sample, 1)], settings)
 
-    progress = advance(state, progress, [newer, *_filler(make_sample, 2)], settings)
-
-    [line] = [line for line in progress.ledger if line.sample_id == newer.sample_id]
-    assert line.outcome == "log-ratio"
-    assert progress.owed == ()
+    taught = progress.taught[first.decision_id]
+    advantage = taught.curve.advantage(reward)
+    if loss == "awr":
+        advantage = min(math.exp(advantage), 20.0)
+    elif advantage < 0.0:
+        advantage *= said / (1.0 - said)
+    assert taught.coefficient == pytest.approx(taught.weight * advantage, rel=1e-4)
+    back = retract(progress.taught, first.decision_id)[first.decision_id]
+    assert back.owed == -taught.coefficient
 
 
 def test_any_history_of_rewards_ends_as_if_only_the_last_of_each_had_been_taught(
@@ -227,7 +348,7 @@ def test_any_history_of_rewards_ends_as_if_only_the_last_of_each_had_been_taught
             old = draw.choice(known) if known and draw.random() < 0.3 else None
             one = _one(make_sample, number, reward=draw.choice((-1.0, 0.0, 1.0)))
             if old is not None:
-                one = msgspec.structs.replace(one, decision_id=old)
+                one = replace(one, decision_id=old)
             if old is not None and draw.random() < 0.3:
                 gone.append((one, WITHDRAWN))
                 last[old] = None
