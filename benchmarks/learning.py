@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.learning --model DIR`` lets a policy of 135 million parameters answer the
 questions of BANKING77 and CLINC150 for 10,000 interactions: the full loop, the loop without each of
-its parts, a contextual bandit that gets the same kind of feedback, and the same policy told as many
-right answers. Each run, one variant with one seed, is kept as soon as it ends in ``learning.json``
-of ``benchmarks/results``, and is not made again; ``--table`` prints what is there and draws it.
+its parts (for 3,584), a contextual bandit that gets the same kind of feedback, and the same policy
+told as many right answers. Each run, one variant with one seed, is kept as soon as it ends in
+``learning.json`` of ``benchmarks/results``, and is not made again; ``--table`` prints what is there
+and draws it.
 
 DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of it.
 The held-out questions are the same for every seed, and the depth of the base was chosen by how many
@@ -26,18 +27,21 @@ from typing import Any
 import msgspec
 
 from benchmarks.learning_questions import SETS, read_questions
-from benchmarks.learning_report import TITLES, plot, table
+from benchmarks.learning_report import TITLES, WHOLE, plot, table
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.settings import load_settings
 
 SEEDS, INTERACTIONS = 3, 10_000
+WITHOUT_A_PART = 3_584
+"""Interactions of the loop without one of its parts: past those after which it is compared."""
+
 BANDIT, SKYLINE = "bandit", "skyline"
 Cell = tuple[str, str, int]
 """A run: the set of questions, the variant, the seed."""
 
 
-def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> dict[str, Any]:
-    """Return what one run came to."""
+def run(cell: Cell, base: Path, data: Path, interactions: int | None, place: int) -> dict[str, Any]:
+    """Return what one run came to, over the interactions of its kind where none are given."""
     import torch
 
     from benchmarks.learning_live import VARIANTS, live
@@ -46,6 +50,7 @@ def run(cell: Cell, base: Path, data: Path, interactions: int, place: int) -> di
     torch.set_num_threads(1)
     name, variant, seed = cell
     questions = read_questions(name, data)
+    interactions = interactions or (INTERACTIONS if variant in WHOLE else WITHOUT_A_PART)
     given: dict[str, Any] = {"seed": seed, "interactions": interactions, "place": place}
     origin = {"set": name, "variant": variant, "seed": seed, "commit": commit()}
     began = time.process_time()
@@ -85,7 +90,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         bases[name] = make_base(str(options.model), questions, work / name)
         found.setdefault("monitor", {})[name] = questions.monitor_rates()
     origin = {"machine": machine(), "model": options.model.name}
-    found |= {**origin, "interactions": options.interactions}
+    found |= {**origin, "interactions": options.interactions or INTERACTIONS}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting: list[Future[dict[str, Any]]] = [
@@ -115,7 +120,11 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--variants", nargs="+", choices=list(TITLES), default=list(TITLES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)))
-    parser.add_argument("--interactions", type=int, default=INTERACTIONS)
+    parser.add_argument(
+        "--interactions",
+        type=int,
+        help=f"default: {INTERACTIONS}, and {WITHOUT_A_PART} without one of the loop's parts",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("--out", type=Path, default=RESULTS / "learning.json", metavar="FILE")
     parser.add_argument("--table", action="store_true", help="print what is there only")

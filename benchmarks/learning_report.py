@@ -26,6 +26,14 @@ COLUMNS = (
     *("live, last 2,000", "beyond all topics: handed over", "violations since the shift"),
     "seen by the monitor",
 )
+WHOLE = ("full", "bandit", "skyline")
+COMPARED_AT = 3_500
+"""Interactions after which the loop without a part is compared with the whole one."""
+
+WITHOUT = (
+    *("", "seeds", "right", "of topics", "restricted: handed over"),
+    *("beyond all topics: handed over", "right, live", "violations, live"),
+)
 OVER_TIME = (
     *("interactions", "right", "within topics: handed over"),
     *("beyond all topics: handed over", "answered all the same", "violations, live"),
@@ -53,11 +61,12 @@ def table(found: dict[str, Any]) -> str:
             "|---" * len(COLUMNS) + "|",
         ]
         sky = [run["points"][-1]["right"] for run in runs_of(found, name, "skyline")]
-        for variant, title in TITLES.items():
+        for variant in WHOLE:
             runs = runs_of(found, name, variant)
             if runs:
-                lines.append(_row(title, runs, fmean(sky) if sky else None))
+                lines.append(_row(TITLES[variant], runs, fmean(sky) if sky else None))
         parts.append("\n".join(lines))
+        parts += _without_parts(found, name)
         parts += [_over_time(found, name)] if runs_of(found, name, "full") else []
     return "\n\n".join(parts)
 
@@ -65,6 +74,35 @@ def table(found: dict[str, Any]) -> str:
 def _sets(found: dict[str, Any]) -> list[str]:
     there = {run["set"] for run in found.get("runs", [])}
     return [name for name in SETS if name in there]
+
+
+def _without_parts(found: dict[str, Any], name: str) -> list[str]:
+    """Return a table of the loop without each of its parts, none where no such run is kept."""
+    rows = [
+        _without(title, runs)
+        for variant, title in TITLES.items()
+        if variant not in ("bandit", "skyline") and (runs := runs_of(found, name, variant))
+    ]
+    if len(rows) < 2:
+        return []
+    title = f"{name}, the loop without a part, after {COMPARED_AT:,} interactions\n"
+    return ["\n".join([title, f"| {' | '.join(WITHOUT)} |", "|---" * len(WITHOUT) + "|", *rows])]
+
+
+def _without(title: str, runs: Sequence[Run]) -> str:
+    reached = [
+        next(one for one in run["points"] if one["interactions"] >= COMPARED_AT) for run in runs
+    ]
+    until = [[part for part in run["live"] if part["interactions"] <= COMPARED_AT] for run in runs]
+    held = ("right", "topic: right", "restricted: right", BEYOND)
+    cells = [
+        *([one[what] for one in reached if what in one] for what in held),
+        *(
+            [fmean(one[what] for one in parts) for parts in until]
+            for what in ("right", "violations")
+        ),
+    ]
+    return f"| {title} | {len(runs)} | {' | '.join(map(_span, cells))} |"
 
 
 def _over_time(found: dict[str, Any], name: str) -> str:

@@ -191,5 +191,34 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
         *(f"{x} [{x}, {x}]" for x in ("0.800", "0.100", "0.750", "0.250", "0.040")),
     ]
     assert f"| {' | '.join(over_time)} |" in text
+    assert "without a part" not in text
     plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1_000
+
+
+def test_the_loop_without_a_part_is_compared_where_both_have_been() -> None:
+    def run(variant: str, seed: int, right: float) -> dict[str, object]:
+        points = [
+            {"interactions": at, "right": right, "topic: right": right, "restricted: right": 0.5}
+            for at in (0, 3_520, 3_584 if variant == "no-replay" else 10_000)
+        ]
+        points[-1]["right"] = 0.99
+        for point in points:
+            point |= {"topic: handed over": 0.1}
+        lived = [
+            {"interactions": at, "right": 0.6, "violations": 0.02 if at <= 3_500 else 0.9}
+            for at in (500, 3_500, 3_584)
+        ]
+        return {
+            "set": "banking77",
+            "variant": variant,
+            "seed": seed,
+            "points": points,
+            "live": lived,
+        }
+
+    runs = [run("full", 0, 0.8), run("full", 1, 0.9), run("no-replay", 0, 0.7)]
+    text = table({"interactions": 10_000, "runs": runs})
+    same = "0.500 [0.500, 0.500] | - | 0.600 [0.600, 0.600] | 0.020 [0.020, 0.020]"
+    assert f"| full loop | 2 | {' | '.join(['0.850 [0.800, 0.900]'] * 2)} | {same} |" in text
+    assert f"| without replay | 1 | {' | '.join(['0.700 [0.700, 0.700]'] * 2)} | {same} |" in text
