@@ -219,6 +219,8 @@ def _advantages(
             error_bk = state.value(ends_bh[new_b], features_bf[new_b]) - seen_bk[new_b]
             loss = (weight_b1 * error_bk.pow(2)).sum()
             loss.backward()
+            if not _is_finite(state.value):
+                break
             state.value_optimizer.step()
             value_loss = float(loss.detach())
     reward_b = advantages(residual_bk[:, 0], state.spread)
@@ -233,3 +235,8 @@ def _advantages(
         for expected, price in zip(expected_bk[:, 0].tolist(), prices, strict=True)
     )
     return advantage_b, rewards, curves, value_loss
+
+
+def _is_finite(value: ValueHead) -> bool:
+    gradients = [one.grad for one in value.parameters() if one.grad is not None]
+    return all(bool(gradient.isfinite().all()) for gradient in gradients)

@@ -34,7 +34,8 @@ class Experience(Struct, frozen=True, kw_only=True):
     has no probabilities of its own.
     ``behaviour_sequence`` is the release number of the version that served it, 0 for the base and
     for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
-    ``user_reward_mean`` is what the gateway had for the decision; None when there was none.
+    ``user_reward_mean`` is what the gateway had for the decision; None when there was none, or what
+    is no mean reward.
     Where the gateway did not log it (``features_logged``), it comes from the feature store as of
     ``decided_at``. ``tool_alone``: that a tool worked is all that speaks for the answer.
     ``censored``: nobody said anything, and ``reward`` says nothing unless it is ``imputed``, by the
@@ -94,7 +95,7 @@ def experience_of(
         decided_at=sample.decided_at,
         feedback_time=sample.feedback_time,
         correction_ids=correction_ids,
-        user_reward_mean=_number(logged.value) if logged else None,
+        user_reward_mean=known_mean(logged.value) if logged else None,
         features_logged=logged is not None,
         action=sample.action,
         violation=sample.violation,
@@ -103,5 +104,11 @@ def experience_of(
     )
 
 
-def _number(value: float | int | str | None) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+def known_mean(value: float | int | str | None) -> float | None:
+    """Return a user's mean reward, None for what cannot be one: rewards are from -1 to 1.
+
+    Clamped, a value that means something else would pass for a user who says nothing but good.
+    """
+    if not isinstance(value, int | float) or not -1.0 <= value <= 1.0:
+        return None
+    return float(value)

@@ -124,9 +124,11 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     reasons: dict[str, str] = {}
     cost_mean = observe_costs(state, batch, config)
     usable = _usable(state, batch, reasons, config, max_tokens)
+    before = baseline_of(state)
     weighed, objective, passed = _begun(state, batch, usable, reasons, config, max_tokens)
     step, learned = _descend(state, objective, config, passed)
     if not learned:
+        put_back(state, before)
         weighed, objective = NOTHING, _NOTHING
     lessons = weighed.lessons(pushes(objective, config))
     taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}

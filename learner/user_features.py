@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from contracts.settings import Settings
 from feature_store.history import Moment, OfflineReader
-from learner.experience import USER_REWARD_MEAN, Experience
+from learner.experience import USER_REWARD_MEAN, Experience, known_mean
 
 RewardMeans = Callable[[Sequence[Experience]], list[float | None]]
 """Give each experience's user reward mean as of its decision; None where it was not known."""
@@ -54,7 +54,8 @@ def with_reward_means(
     unknown = [one for one in experiences if not (one.features_logged or _teaches_nothing(one))]
     if not unknown:
         return list(experiences)
-    means = dict(zip((e.sample_id for e in unknown), reward_means(unknown), strict=True))
+    found = map(known_mean, reward_means(unknown))
+    means = dict(zip((e.sample_id for e in unknown), found, strict=True))
     return [
         replace(one, user_reward_mean=means[one.sample_id]) if one.sample_id in means else one
         for one in experiences
