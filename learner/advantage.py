@@ -89,8 +89,9 @@ def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[floa
     return [one / total for one in raw]
 
 
-def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float:
-    """Move λ by the costs of fresh decisions; return their mean, each user weighing alike.
+def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float | None:
+    """Move λ by the costs of fresh decisions; return their mean, each user weighing alike, None
+    where there are none.
 
     So do those that nobody said anything about: who breaks a rule and keeps silent broke it. They
     are weighed among themselves, for the activity of their users is not known.
@@ -101,6 +102,8 @@ def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float:
     weights += [(1.0 - share) * one for one in user_weights(silent, {})]
     costs = [float(e.violation) for e in (*batch.fresh, *batch.silent)]
     state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
+    if not costs:
+        return None
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
 
 

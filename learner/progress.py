@@ -110,13 +110,16 @@ def advance(
     ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
     those ``superseded``, with their outcome; what is withdrawn is not learned from again. Of those
     ``unrewarded``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does,
-    and none may be imputed: the weights stay as they are, and what was read is accounted for.
+    and none may be imputed: the weights stay as they are, what was read is accounted for, and the
+    costs of silent ones move λ.
     """
     config = settings.learner
     withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
     progress = _heard(progress, fresh, withdrawn, config)
+    silent = _silent(unrewarded, settings)
+    batch = MicroBatch(fresh=(), silent=silent)
     if fresh:
-        batch = _batch_of(train, progress, fresh, unrewarded, settings)
+        batch = _batch_of(train, progress, fresh, silent, settings)
         train.anchor = refreshed(
             train.anchor,
             progress.versions,
@@ -124,10 +127,7 @@ def advance(
             versions_directory(settings),
             config.anchor_refresh_releases,
         )
-        result = update(train, batch, config, settings.engine.max_model_len)
-    else:
-        batch = MicroBatch(fresh=())
-        result = UpdateResult(UpdateStats(skipped=True, multiplier=train.multiplier), ())
+    result = update(train, batch, config, settings.engine.max_model_len)
     untaught = (
         *(outcome_of(e, JUDGE, {}) for e in judged),
         *(outcome_of(e, outcome, {}) for e, outcome in superseded),
@@ -186,21 +186,26 @@ def _heard(
     )
 
 
-def _batch_of(
-    train: TrainState,
-    progress: Progress,
-    fresh: Sequence[Experience],
-    unrewarded: Sequence[Experience],
-    settings: Settings,
-) -> MicroBatch:
-    """Return what the next update learns from; silent answers that teach nothing have no tokens."""
-    config, policy = settings.learner, settings.policy
-    owed = debts(progress.taught, progress.owed)
-    silent = tuple(
+def _silent(unrewarded: Sequence[Experience], settings: Settings) -> tuple[Experience, ...]:
+    """Return those whose costs count, none of judges; what teaches nothing has no tokens."""
+    policy = settings.policy
+    return tuple(
         e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=())
         for e in unrewarded
         if not is_judge(policy.name, e.user_id, policy.judge_share)
     )
+
+
+def _batch_of(
+    train: TrainState,
+    progress: Progress,
+    fresh: Sequence[Experience],
+    silent: tuple[Experience, ...],
+    settings: Settings,
+) -> MicroBatch:
+    """Return what the next update learns from."""
+    config = settings.learner
+    owed = debts(progress.taught, progress.owed)
     batch = compose(
         fresh,
         progress.replay,

@@ -37,6 +37,7 @@ from learner.adapters import save_adapter
 from learner.directory import CrashPoint, appear, clear_partial, no_crash, versions_directory
 from learner.policy import Policy
 from learner.progress import Progress
+from learner.telemetry import release_figures
 
 LEDGER = "ledger.jsonl"
 OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states", "reward_model"})
@@ -94,7 +95,7 @@ def release_event(
     settings: Settings, published: Published, progress: Progress, clock: Clock
 ) -> Release:
     """Return the announcement of a version; its id follows from the version's."""
-    manifest, stats = published.manifest, progress.stats
+    manifest = published.manifest
     return Release(
         id=derived_id(published.version),
         time=clock.now(),
@@ -105,16 +106,7 @@ def release_event(
         form="lora",
         location=str(published.directory.resolve()),
         newest_feedback_time=manifest.newest_feedback_time,
-        metrics={
-            "samples": float(manifest.samples),
-            "reward_mean": stats.reward_mean,
-            "policy_loss": stats.policy_loss,
-            "kl": stats.kl,
-            "clip_share": stats.clip_share,
-            "mean_weight": stats.mean_weight,
-            "cost_mean": stats.cost_mean,
-            "multiplier": stats.multiplier,
-        },
+        metrics={"samples": float(manifest.samples), **release_figures(progress.stats)},
     )
 
 

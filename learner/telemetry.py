@@ -14,6 +14,7 @@ from learner.intake import Intake
 from learner.ledger import UNTAUGHT
 from learner.outlet import Output
 from learner.progress import Progress
+from learner.update import UpdateStats
 
 _log = logging.getLogger("learner")
 
@@ -102,16 +103,33 @@ def tell_batch(outlet: Output, progress: Progress, intake: Intake, seconds: floa
         {"first_offset": first, "next_offset": following, **_figures(progress, intake)},
     )
     _log.info(
-        "batch %d: offsets %d to %d, %d of %d used (+%d replayed), reward %+.2f, "
-        "violations %.1f%% (price %.2f), kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
+        "batch %d: offsets %d to %d, %d of %d used (+%d replayed), reward %s, "
+        "violations %s (price %.2f), kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
         *(progress.batches, first, following - 1, stats.used, len(intake.pending), stats.replayed),
-        *(stats.reward_mean, 100 * stats.cost_mean, stats.multiplier),
+        "-" if stats.reward_mean is None else f"{stats.reward_mean:+.2f}",
+        "-" if stats.cost_mean is None else f"{stats.cost_mean:.1%}",
+        stats.multiplier,
         *(stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
     )
 
 
+def release_figures(stats: UpdateStats) -> dict[str, float]:
+    """Return what a release tells of its newest batch; what that had none of is left out."""
+    means = {"reward_mean": stats.reward_mean, "cost_mean": stats.cost_mean}
+    found = {name: mean for name, mean in means.items() if mean is not None}
+    if stats.tokens and not stats.skipped:
+        found |= {
+            "policy_loss": stats.policy_loss,
+            "kl": stats.kl,
+            "clip_share": stats.clip_share,
+            "mean_weight": stats.mean_weight,
+        }
+    return {**found, "multiplier": stats.multiplier}
+
+
 def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
     stats = progress.stats
+    told = release_figures(stats)
     known = sum(
         1
         for one in progress.ledger[-len(intake.arrivals) :]
@@ -134,8 +152,8 @@ def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
         "practised": stats.practised,
         "practice_reward": stats.practice_reward,
         "users_with_features": known,
-        "policy_loss": stats.policy_loss,
-        "kl": stats.kl,
+        "policy_loss": told.get("policy_loss"),
+        "kl": told.get("kl"),
         "anchor": progress.anchor,
         "version_sequence": progress.sequence,
     }

@@ -76,16 +76,20 @@ _NOTHING = Objective((), torch.zeros(0), torch.zeros(0))
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
-    """Figures of one update; those of the step are of the last inner epoch."""
+    """Figures of one update; those of the step are of the last inner epoch.
+
+    ``reward_mean`` is of fresh rated samples, ``cost_mean`` of the silent ones, too; None where
+    there are none.
+    """
 
     value_loss: float = 0.0
-    reward_mean: float = 0.0
+    reward_mean: float | None = None
     advantage_scale: float = 1.0
     used: int = 0
     replayed: int = 0
     revised: int = 0
     corrections: int = 0
-    cost_mean: float = 0.0
+    cost_mean: float | None = None
     multiplier: float = 0.0
     pairs: int = 0
     imputed: int = 0
@@ -318,7 +322,7 @@ def _account(
         pairs=sum(1 for one in objective.corrections if one.given),
         practised=len(objective.practised),
         practice_reward=mean_reward(objective.practised),
-        reward_mean=sum(rewards) / max(len(rewards), 1),
+        reward_mean=sum(rewards) / len(rewards) if rewards else None,
         used=sum(1 for sample_id in ids if sample_id in fresh),
         replayed=sum(1 for sample_id in ids if sample_id not in fresh | debts | silent),
         imputed=sum(1 for sample_id in ids if sample_id in imputed),

@@ -22,6 +22,7 @@ from learner.progress import Progress, advance
 from learner.revision import debts, revise
 from learner.reward_model import load_reward_model
 from learner.scoring import score
+from learner.telemetry import release_figures
 from learner.train_state import TrainState, new_train_state
 from tests.learner.small_reward_model import small_reward_model
 
@@ -135,6 +136,36 @@ def test_silent_users_move_the_price_like_others_however_much_they_ask(
     rated = sum(taught[e.decision_id].weight for e in _fresh(make_sample))
     broken = sum(taught[e.decision_id].weight for e in given if e.imputed)
     assert broken == pytest.approx(rated * 2 / 8)
+
+
+def test_silent_violations_move_the_price_where_nobody_rated_anything(
+    priced: Settings, make_sample: MakeSample
+) -> None:
+    """One of three users breaks a rule; the weights and all that is owed stay as they are."""
+    silent = [
+        _silent(make_sample, 20 + n, user_id=PEOPLE[20 + n], violation=n == 0) for n in range(3)
+    ]
+    judges = [_silent(make_sample, 300 + n, user_id="user-4", violation=True) for n in range(9)]
+    train, before = _start(priced)
+    adapters = {name: one.detach().clone() for name, one in train.policy.adapters().items()}
+    after = advance(train, before, [], priced, unrewarded=[*silent, *judges])
+    assert after.stats.cost_mean == pytest.approx(1 / 3)
+    moved = PRICE.multiplier + 1 / 3 - PRICE.limit
+    assert after.multiplier == after.stats.multiplier == pytest.approx(moved)
+    assert all(torch.equal(one, adapters[name]) for name, one in train.policy.adapters().items())
+    assert train.optimizer.state == {}
+    assert {line.outcome for line in after.ledger} == {"no-reward"}
+    assert (after.unrewarded, after.priced, after.replay) == (12, 0, before.replay)
+
+
+def test_where_nothing_was_seen_no_mean_is_told(priced: Settings, make_sample: MakeSample) -> None:
+    judge = _silent(make_sample, 300, user_id="user-4", violation=True)
+    train, before = _start(priced)
+    stats = advance(train, before, [], priced, unrewarded=[judge]).stats
+    assert (stats.reward_mean, stats.cost_mean) == (None, None)
+    assert release_figures(stats) == {"multiplier": PRICE.multiplier}
+    told = release_figures(advance(train, before, _fresh(make_sample), priced).stats)
+    assert told.keys() > {"reward_mean", "cost_mean", "policy_loss", "kl", "multiplier"}
 
 
 def test_while_violations_have_no_price_they_teach_nothing(

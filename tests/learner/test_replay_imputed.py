@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from contracts.clock import ManualClock
 from contracts.codec import Record, encode
+from contracts.events import Release
 from contracts.ids import NewId
 from contracts.settings import Constraint, Kafka, Settings
-from contracts.topics import SAMPLES
+from contracts.topics import RELEASES, SAMPLES
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
 from learner.experience import Experience
@@ -30,7 +31,7 @@ from learner.version_line import line_of
 from tests.learner.kill_plan import MakeSample
 from tests.learner.reading import read_on
 from tests.learner.small_reward_model import small_reward_model
-from tests.topic_log import write
+from tests.topic_log import events, write
 
 Learn = Callable[[Settings, Sequence[Record]], list[str]]
 Replay = Callable[[str, Settings], ReplayReport]
@@ -135,22 +136,32 @@ def test_a_long_silence_is_accounted_for_without_a_step_and_replays_to_the_same(
     version can come; one rated sample with silent ones around it; silent ones alone again."""
     room = READ_PER_PLACE * settings.learner.batch_samples
     silent = [
-        encode(SAMPLES, make_sample(2_000 + n, status="censored", correction=None), source="test")
+        encode(
+            SAMPLES,
+            make_sample(2_000 + n, status="censored", correction=None, violation=n % 2 == 0),
+            source="test",
+        )
         for n in range(3 * room - 1)
     ]
     settings = replace(settings, learner=replace(settings.learner, publish_every=1))
     log = [*silent[: room + 5], pieces[0], *silent[room + 5 :], *pieces[1:9]]
     versions = learn(settings, log)
+    priced = settings.learner.batch_samples
     ledgers = [list(link.ledger()) for link in line_of(settings, versions[-1])]
     assert [line.offset for ledger in ledgers[:2] for line in ledger] == list(range(3 * room))
     assert [Counter(line.outcome for line in ledger) for ledger in ledgers[:2]] == [
-        {"used": 1, "no-reward": 2 * room - 1},
+        {"used": 1, "no-reward": 2 * room - 1 - priced, "priced": priced},
         {"no-reward": room},
     ]
     first, second, *_ = (
         load_file(versions_directory(settings) / version / ADAPTER_WEIGHTS) for version in versions
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
+    told = [release.metrics for release in events(settings.kafka, RELEASES, Release)]
+    assert told[1].keys() == {"samples", "cost_mean", "multiplier"}
+    rule = settings.learner.constraint
+    risen = rule.rate * (told[1]["cost_mean"] - rule.limit)
+    assert told[1]["multiplier"] - told[0]["multiplier"] == pytest.approx(risen)
     again = replay(versions[-1], settings)
     assert again.same
     assert [version.version for version in again.versions] == versions
