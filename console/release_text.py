@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from console.gate_report import report_text
 from console.release_view import ActionRow, ReleaseView
 from console.table import table
 from contracts.manifest import Manifest
+from learner.ledger import NO_REWARD, PRICED, TAUGHT, WITHDRAWN
 
 SHOWN = 12
 MOST_ACTIONS = 20
 """Actions shown; ``--json`` has them all."""
 
-_LEDGER = ("offset", "sample_id", "decision_id", "outcome", "correction", "user_reward_mean")
-_LEDGER_HEAD = ("offset", "sample", "decision", "outcome", "correction", "user mean")
+_LEDGER = ("offset", "sample_id", "decision_id", "user_id", "action", "outcome")
+_LEDGER_HEAD = (
+    *("offset", "sample", "decision", "user", "action", "outcome"),
+    *("reward", "coefficient", "correction", "user mean"),
+)
+_SAYS_NOTHING = frozenset({NO_REWARD, PRICED, WITHDRAWN})
+"""Outcomes of samples whose reward stands for none."""
+
 _CORRECTIONS = {"person": "corrected by a person", "safe-answer": "corrected to the safe answer"}
 
 
@@ -34,10 +41,18 @@ def view_text(view: ReleaseView) -> str:
     parts.append(f"NOT SOUND: {view.fault}" if view.fault else "id, files and signature are sound")
     parts.append(report_text(view.gate) if view.gate else "it did not come before the gate yet")
     if view.ledger:
-        lines = [[line.get(name) for name in _LEDGER] for line in view.ledger]
-        rows_ = [tuple(None if cell == "" else cell for cell in line) for line in lines]
-        parts.append(table(_LEDGER_HEAD, rows_))
+        parts.append(table(_LEDGER_HEAD, [_line(line) for line in view.ledger]))
     return "\n\n".join(parts)
+
+
+def _line(line: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the cells of a sample: what it got, and what that counted in the loss."""
+    outcome = line.get("outcome")
+    reward = None if outcome in _SAYS_NOTHING else f"{line.get('reward', 0.0):+.3f}"
+    taught = f"{line.get('coefficient', 0.0):+.4f}" if outcome in TAUGHT else None
+    ids = [line.get(name) for name in _LEDGER]
+    cells = (*ids, reward, taught, line.get("correction"), line.get("user_reward_mean"))
+    return tuple(None if cell == "" else cell for cell in cells)
 
 
 def _facts(view: ReleaseView, manifest: Manifest) -> list[tuple[str, object]]:
@@ -76,13 +91,14 @@ def _actions(rows: Sequence[ActionRow]) -> str:
         (
             row.action,
             row.samples,
-            f"{row.reward_mean:+.3f}",
+            None if row.reward_mean is None else f"{row.reward_mean:+.3f}",
+            row.decisions,
             f"{row.violation_rate:.1%}",
             f"{row.taught:+.3f}",
         )
         for row in rows[:MOST_ACTIONS]
     ]
-    return table(("action", "samples", "mean reward", "violations", "taught"), cells)
+    return table(("action", "samples", "mean reward", "decisions", "violations", "taught"), cells)
 
 
 def _config(config: dict[str, Any], indent: str = "  ") -> list[str]:

@@ -41,13 +41,16 @@ class FileRow(Struct, frozen=True, kw_only=True):
 class ActionRow(Struct, frozen=True, kw_only=True):
     """What the samples of one action said, and what was taught of them.
 
-    ``reward_mean`` and ``violation_rate`` are over samples with an observed reward; ``taught`` is
-    the sum of coefficients in the loss: above 0 the action was encouraged.
+    ``reward_mean`` is over ``samples`` with an observed reward, None where there are none.
+    ``violation_rate`` is over all ``decisions``, each once: what the monitor saw does not depend on
+    whether somebody rated it. ``taught`` is the sum of coefficients in the loss: above 0 the action
+    was encouraged.
     """
 
     action: str
     samples: int
-    reward_mean: float
+    reward_mean: float | None
+    decisions: int
     violation_rate: float
     taught: float
 
@@ -158,17 +161,26 @@ def _actions(ledger: Sequence[Mapping[str, Any]]) -> tuple[ActionRow, ...]:
     """Return the rows of actions; a mean over all would hide what one of them came to."""
     by_action: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for line in ledger:
-        if line.get("outcome") not in UNREWARDED and not line.get("reward_model"):
-            by_action[str(line.get("action") or "-")].append(line)
-    return tuple(
-        ActionRow(
-            action=action,
-            samples=len(lines),
-            reward_mean=fmean(float(line.get("reward", 0.0)) for line in lines),
-            violation_rate=fmean(float(bool(line.get("violation"))) for line in lines),
-            taught=sum(float(line.get("coefficient", 0.0)) for line in lines),
-        )
-        for action, lines in sorted(by_action.items(), key=lambda item: (-len(item[1]), item[0]))
+        by_action[str(line.get("action") or "-")].append(line)
+    rows = [_action(action, lines) for action, lines in by_action.items()]
+    return tuple(sorted(rows, key=lambda row: (-row.decisions, row.action)))
+
+
+def _action(action: str, lines: Sequence[Mapping[str, Any]]) -> ActionRow:
+    rewards = [
+        float(line.get("reward", 0.0))
+        for line in lines
+        if line.get("outcome") not in UNREWARDED and not line.get("reward_model")
+    ]
+    # Of several samples of a decision the newest holds.
+    broken = {line.get("decision_id"): bool(line.get("violation")) for line in lines}
+    return ActionRow(
+        action=action,
+        samples=len(rewards),
+        reward_mean=fmean(rewards) if rewards else None,
+        decisions=len(broken),
+        violation_rate=fmean(broken.values()),
+        taught=sum(float(line.get("coefficient", 0.0)) for line in lines),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ class Story(msgspec.Struct, frozen=True):
     events: tuple[tuple[Topic, Event], ...]
 
 
-def write_version(versions: Path, sequence: int, parent: str, ledger: list[dict[str, str]]) -> str:
+def write_version(
+    versions: Path, sequence: int, parent: str, ledger: Sequence[Mapping[str, object]]
+) -> str:
     partial = versions / "assistant" / f"partial-{sequence}"
     partial.mkdir(parents=True)
     (partial / "ledger.jsonl").write_bytes(b"".join(to_json(line) + b"\n" for line in ledger))

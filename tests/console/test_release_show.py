@@ -29,7 +29,8 @@ FATES = (
 LEDGER = [
     {
         "sample_id": f"s-{n}",
-        "decision_id": f"d-{n}",
+        "decision_id": "d-0" if outcome == "superseded" else f"d-{n}",
+        "user_id": f"u-{n}",
         "offset": 10 + n,
         "outcome": outcome,
         "action": action,
@@ -50,8 +51,12 @@ def _run(state_dir: Path, *words: str, **environment: str) -> Result:
 @pytest.fixture
 def version(state_dir: Path) -> str:
     """A signed version with a ledger, as the learner writes it."""
+    return _signed(state_dir, LEDGER)
+
+
+def _signed(state_dir: Path, ledger: list[dict[str, Any]]) -> str:
     key = signing_key(new_key(state_dir))
-    made = write_version(state_dir / "versions", 4, "base", LEDGER)  # type: ignore[arg-type] # offsets are numbers
+    made = write_version(state_dir / "versions", 4, "base", ledger)
     directory = state_dir / "versions" / "assistant" / made
     _, manifest = read_manifest(directory)
     again = msgspec.structs.replace(manifest, users=3, oldest_feedback_time=START)
@@ -85,8 +90,12 @@ def test_a_version_is_shown_with_its_offsets_samples_users_and_sound_files(
     assert ["read", "in", "all", "6"] in words
     assert ["corrected", "to", "the", "safe", "answer", "2"] in words
     assert ["users", "who", "taught", "it", "3"] in words
-    assert ["13", "s-3", "d-3", "stale", "safe-answer", "-"] in words
-    assert ["12", "s-2", "d-2", "judge", "-", "-"] in words
+    beginning = ["offset", "sample", "decision", "user", "action", "outcome", "reward"]
+    assert [*beginning, "coefficient", "correction", "user", "mean"] in words
+    used = ["10", "s-0", "d-0", "u-0", "search", "used", "+1.000", "+0.3000", "-", "-"]
+    stale = ["13", "s-3", "d-3", "u-3", "refuse", "stale", "+0.500", "-", "safe-answer", "-"]
+    judge = ["12", "s-2", "d-2", "u-2", "search", "judge", "+0.400", "-", "-", "-"]
+    assert all(row in words for row in (used, stale, judge))
     assert "id, files and signature are sound" in rows
     assert "it did not come before the gate yet" in rows
 
@@ -98,12 +107,43 @@ def test_rewards_violations_and_what_was_taught_are_told_action_by_action(
     search, refuse = view["actions"]
     assert (search["action"], search["samples"]) == ("search", 3)  # superseded: it holds no more
     assert search["reward_mean"] == pytest.approx(0.3)
-    assert search["violation_rate"] == pytest.approx(1 / 3)
+    assert (search["decisions"], search["violation_rate"]) == (3, pytest.approx(1 / 3))
     assert search["taught"] == pytest.approx(0.1)
     assert (refuse["samples"], refuse["violation_rate"]) == (2, 0.0)
 
     words = [row.split() for row in _run(state_dir, "show", version).output.splitlines()]
-    assert ["search", "3", "+0.300", "33.3%", "+0.100"] in words
+    assert ["search", "3", "+0.300", "3", "33.3%", "+0.100"] in words
+
+
+def test_violations_that_nobody_rated_are_counted_and_what_they_taught(state_dir: Path) -> None:
+    kinds = ["used"] * 5 + ["priced"] * 2 + ["no-reward"] * 3
+    answers: list[dict[str, Any]] = [
+        {
+            "sample_id": f"s-{n}",
+            "decision_id": f"d-{n}",
+            "offset": n,
+            "outcome": outcome,
+            "action": "answer",
+            "reward": 1.0 if outcome == "used" else 0.0,
+            "violation": outcome != "used",
+            "coefficient": {"used": 0.1, "priced": -0.2}.get(outcome, 0.0),
+        }
+        for n, outcome in enumerate(kinds)
+    ]
+    silent = {**answers[-1], "decision_id": "d-10", "action": "refuse", "violation": False}
+    version = _signed(state_dir, [*answers, silent])
+    _, view = _view(state_dir, version)
+    answer, refuse = view["actions"]
+    assert (answer["samples"], answer["reward_mean"], answer["decisions"]) == (5, 1.0, 10)
+    assert (answer["violation_rate"], answer["taught"]) == (0.5, pytest.approx(0.1))
+    assert (refuse["samples"], refuse["reward_mean"], refuse["decisions"]) == (0, None, 1)
+
+    shown = _run(state_dir, "show", version, "--samples").output.splitlines()
+    words = [row.split() for row in shown]
+    assert ["answer", "5", "+1.000", "10", "50.0%", "+0.100"] in words
+    assert ["refuse", "0", "-", "1", "0.0%", "+0.000"] in words
+    assert ["5", "s-5", "d-5", "-", "answer", "priced", "-", "-0.2000", "-", "-"] in words
+    assert ["7", "s-7", "d-7", "-", "answer", "no-reward", "-", "-", "-", "-"] in words
 
 
 def test_a_changed_a_missing_and_an_added_file_are_told_apart(
