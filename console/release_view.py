@@ -20,11 +20,9 @@ from contracts.evidence import GateReport, read_report, reports_of
 from contracts.manifest import Manifest, hash_files, read_manifest, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
-from learner.ledger import NO_REWARD, PRICED, SUPERSEDED, WITHDRAWN
+from learner.ledger import UNRATED
 
 MOST_NAMED = 5
-UNREWARDED = frozenset({SUPERSEDED, WITHDRAWN, NO_REWARD, PRICED})
-"""Outcomes of samples that say no reward that holds."""
 
 STATES = "states"
 FileState = Literal["sound", "differs", "missing", "unexpected"]
@@ -170,7 +168,7 @@ def _action(action: str, lines: Sequence[Mapping[str, Any]]) -> ActionRow:
     rewards = [
         float(line.get("reward", 0.0))
         for line in lines
-        if line.get("outcome") not in UNREWARDED and not line.get("reward_model")
+        if line.get("outcome") not in UNRATED and not line.get("reward_model")
     ]
     # Of several samples of a decision the newest holds.
     broken = {line.get("decision_id"): bool(line.get("violation")) for line in lines}

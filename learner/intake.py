@@ -18,7 +18,7 @@ from contracts.judges import is_judge
 from contracts.settings import Settings
 from learner.assistant_turn import correction_ids
 from learner.experience import Experience, experience_of
-from learner.ledger import SUPERSEDED, WITHDRAWN
+from learner.ledger import SUPERSEDED, UNRATED, WITHDRAWN, Outcome
 
 if TYPE_CHECKING:  # it brings torch
     from learner.progress import Progress
@@ -58,6 +58,7 @@ class Intake:
         self._full = settings.learner.batch_samples
         self._tokenizer = tokenizer
         self._seen = set(seen)
+        self._rated: tuple[tuple[Outcome, ...], frozenset[str]] = ((), frozenset())
 
     @property
     def is_full(self) -> bool:
@@ -131,9 +132,22 @@ class Intake:
             self.pending[experience.decision_id] = arrival
 
     def _is_known(self, decision_id: str, progress: Progress) -> bool:
-        """Tell whether a decision has a reward or taught: a sample without one changes nothing."""
+        """Tell whether a decision has a reward or taught: a sample without one changes nothing.
+
+        What was rated and not learned from is known as long as the ledger has it.
+        """
         waiting = decision_id in self.pending or decision_id in self.judged
-        return waiting or decision_id in progress.taught
+        return waiting or decision_id in progress.taught or decision_id in self._rated_in(progress)
+
+    def _rated_in(self, progress: Progress) -> frozenset[str]:
+        """Return the decisions with an observed reward in the ledger, gone over once a commit."""
+        ledger, rated = self._rated
+        if ledger is not progress.ledger:
+            ledger = progress.ledger
+            observed = (o for o in ledger if o.outcome not in UNRATED and not o.reward_model)
+            rated = frozenset(o.decision_id for o in observed)
+            self._rated = ledger, rated
+        return rated
 
     def _supersede(self, decision_id: str) -> None:
         """Put aside what was read of a decision and not learned yet: a newer sample holds."""

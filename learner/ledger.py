@@ -35,6 +35,10 @@ UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, NO_REWARD)
 """Outcomes that follow from whose the sample is, and what came after it."""
 
 
+UNRATED = frozenset({SUPERSEDED, WITHDRAWN, IMPUTED, NO_REWARD, PRICED})
+"""Outcomes of samples that say no observed reward that holds."""
+
+
 class Outcome(Struct, frozen=True, kw_only=True):
     """What became of a sample: one of the outcomes above, or why the weights did not learn from it.
 

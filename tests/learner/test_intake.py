@@ -10,7 +10,9 @@ from contracts.codec import encode
 from contracts.events import Assignment, Sample
 from contracts.settings import Learner, Policy, Settings
 from contracts.topics import SAMPLES
+from learner.experience import experience_of
 from learner.intake import Intake
+from learner.ledger import outcome_of
 from learner.progress import Progress
 from tests.learner.conftest import MakeSample
 
@@ -60,6 +62,29 @@ def test_a_sample_without_a_signal_takes_no_place(intake: Intake, make_sample: M
         ("silent", "superseded")
     ]
     assert [arrival.experience.sample_id for arrival in intake.unrewarded.values()] == ["alone"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "known"),
+    [
+        *[("stale", True), ("log-ratio", True), ("step-skipped", True), ("judge", True)],
+        *[("no-reward", False), ("imputed", False), ("withdrawn", False)],
+    ],
+)
+def test_what_was_rated_and_not_learned_from_is_not_taken_for_silent(
+    intake: Intake, make_sample: MakeSample, outcome: str, known: bool
+) -> None:
+    one = experience_of(make_sample(1))
+    guessed = msgspec.structs.replace(experience_of(make_sample(2)), imputed="a-model")
+    lines = (outcome_of(one, outcome, {}), outcome_of(guessed, "stale", {}))
+    progress = msgspec.structs.replace(PROGRESS, ledger=lines)
+    for number in (1, 2):
+        silent = make_sample(number, id=f"silent-{number}", revision=1, status="censored")
+        _take(intake, silent, progress)
+    taken = [arrival.experience.sample_id for arrival in intake.unrewarded.values()]
+    assert taken == (["silent-2"] if known else ["silent-1", "silent-2"])
+    _take(intake, make_sample(1, id="again", revision=2, status="censored"), PROGRESS)
+    assert "again" in [one.experience.sample_id for one in intake.unrewarded.values()]
 
 
 def test_a_commit_leaves_the_ids_that_it_remembers_and_nothing_else(
