@@ -76,7 +76,7 @@ _NOTHING = Objective((), torch.zeros(0), torch.zeros(0))
 
 
 class UpdateStats(StepStats, frozen=True, kw_only=True):
-    """Figures of one update; those of the step are of the last inner epoch.
+    """Figures of one update; those of the step are of the last one taken.
 
     ``reward_mean`` is of fresh rated samples, ``cost_mean`` of the silent ones, too; None where
     there are none.
@@ -271,16 +271,17 @@ def _descend(
 ) -> tuple[StepStats, bool]:
     """Take the inner epochs, up to a step that has to be skipped; ``passed`` is for the first.
 
-    Return the figures of the last one and whether the weights learned: a batch whose first step
-    was taken is in them, even when its second was skipped.
+    Return the figures of the last one taken and whether the weights learned: a batch whose first
+    step was taken is in them, even when its second was skipped.
     """
-    step = StepStats()
+    taken = StepStats()
     for epoch in range(config.inner_epochs):
         first = passed if epoch == 0 else None
         step = descend(state.policy, state.optimizer, objective, config, first)
         if step.skipped:
-            return step, epoch > 0
-    return step, True
+            return (taken, True) if epoch else (step, False)
+        taken = step
+    return taken, True
 
 
 def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:

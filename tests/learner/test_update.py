@@ -432,6 +432,25 @@ def test_a_batch_whose_step_is_skipped_is_not_called_used_nor_repeated(
         assert torch.equal(parameter, before[name])
 
 
+def test_a_batch_whose_second_step_is_skipped_has_taught_and_is_repeated(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """At first the policy is its anchor, and the largest penalty is none."""
+    settings, state = _state(settings, kl_weight=1e30, inner_epochs=2)
+    before = {name: p.detach().clone() for name, p in state.policy.adapters().items()}
+    progress = Progress(policy="assistant", base=state.policy.base)
+    fresh = _batch(make_sample).fresh
+
+    progress = advance(state, progress, fresh, settings)
+
+    assert any(not torch.equal(p, before[name]) for name, p in state.policy.adapters().items())
+    assert {float(one["step"]) for one in state.optimizer.state.values()} == {1.0}
+    assert {entry.outcome for entry in progress.ledger} == {"used"}
+    assert [e.sample_id for e in progress.replay.recent] == [e.sample_id for e in fresh]
+    assert not progress.stats.skipped
+    assert progress.stats.policy_loss != 0.0
+
+
 @pytest.mark.parametrize("loss", ["ppo", "topr", "cispo", "awr", "likelihood"])
 @pytest.mark.parametrize("unlikely", [(), (2, 5)])
 def test_the_first_steps_own_passes_tell_what_passes_before_it_would(
