@@ -72,6 +72,9 @@ def _check_finite(value: Any, place: str) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             _check_finite(inner, f"{place}.{name}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _check_finite(inner, f"{place}[{number}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"{value} - at `{place}`; give a finite number")
 

@@ -312,3 +312,9 @@ def test_a_segments_policy_has_its_own_name_and_plan_and_an_unknown_one_is_refus
     assert (german.policy.name, german.rollout) == ("assistant-de", plan)
     with pytest.raises(SettingsError, match=r"'desk' is not one of assistant, assistant-de"):
         settings_for(settings, "desk")
+
+
+def test_a_number_in_a_list_is_finite_too(tmp_path: Path) -> None:
+    step = "rollout: {steps: [{weight: 0.5}, {weight: 0.6, max_wait_seconds: .inf}]}"
+    with pytest.raises(SettingsError, match=r"\$\.rollout\.steps\[1\]\.max_wait_seconds"):
+        load_settings(written(tmp_path, step), {})
