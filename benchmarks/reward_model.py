@@ -131,7 +131,7 @@ def ensemble(scores: Scores, calibration: Calibration) -> dict[str, Any]:
     calm_n = discord_n <= np.median(discord_n)
     right_n = mean_n > 0.0
     return {
-        "members": [one.accuracy.value for one in alone],
+        "members": [one.accuracy.value for one in alone if one.accuracy],
         "member_brier": float(np.mean([one.brier for one in alone])),
         "together_brier": errors_on_pairs(calibration, mean_n, nothing).brier,
         "calm_half": proportion(float(right_n[calm_n].sum()), int(calm_n.sum())),

@@ -79,9 +79,9 @@ on the newest slice, which it never saw ("before" calibration):
 def _cells(errors: Errors) -> tuple[object, ...]:
     right = errors.accuracy
     return (
-        right.count,
-        f"{right.value:.3f}",
-        f"{right.lower:.3f} to {right.upper:.3f}",
+        right.count if right else None,
+        f"{right.value:.3f}" if right else None,
+        f"{right.lower:.3f} to {right.upper:.3f}" if right else None,
         f"{errors.ece:.3f}",
         f"{errors.raw_ece:.3f}",
         f"{errors.brier:.3f}",

@@ -53,12 +53,13 @@ class Proportion(Struct, frozen=True):
 class Errors(Struct, frozen=True, kw_only=True):
     """How a model does on answers or pairs it was neither trained nor calibrated on.
 
-    ``accuracy``: how often the better of a pair, or the sign of a reward, was told. ``ece`` and
-    ``brier`` are the errors of its probabilities, ``raw_*`` those before the calibration.
+    ``accuracy``: how often the better of a pair, or the sign of a reward, was told; None where no
+    reward has one. ``ece`` and ``brier`` are the errors of its probabilities, ``raw_*`` those
+    before the calibration.
     ``spread`` is the mean standard deviation among the members, of values in [-1, 1].
     """
 
-    accuracy: Proportion
+    accuracy: Proportion | None
     ece: float
     brier: float
     raw_ece: float
@@ -166,7 +167,7 @@ def errors_on_rewards(
     right_n = (told_n[signed_n] > 0.5) == (rewards_n[signed_n] > 0.0)
     raw_n = sigmoid(scores_n)
     return Errors(
-        accuracy=proportion(float(right_n.sum()), max(len(right_n), 1)),
+        accuracy=proportion(float(right_n.sum()), len(right_n)) if len(right_n) else None,
         ece=expected_calibration_error(told_n, good_n),
         brier=brier(told_n, good_n),
         raw_ece=expected_calibration_error(raw_n, good_n),

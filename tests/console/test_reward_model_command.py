@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from console.main import main
+from console.reward_model import RewardModelView, reward_model_text
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.manifest import OffsetRange as Offsets
 from contracts.signing import signing_key
@@ -91,3 +93,19 @@ def test_one_that_is_not_there_or_not_what_was_signed_is_told(
     assert "differ from the manifest" in changed.output
     card.unlink()
     assert "no reward model's card" in _run(state_dir, str(directory)).output
+
+
+def test_an_accuracy_that_was_not_measured_is_no_number() -> None:
+    card = msgspec.structs.replace(CARD, on_rewards=msgspec.structs.replace(ERRORS, accuracy=None))
+    view = RewardModelView(
+        version="v" * 64,
+        number=1,
+        parent="base",
+        policy="assistant",
+        as_of=START,
+        first_offset=0,
+        next_offset=9,
+        card=card,
+    )
+    [row] = [line for line in reward_model_text(view).splitlines() if "rewarded answers  " in line]
+    assert row.split()[:6] == ["rewarded", "answers", "-", "-", "-", "0.031"]

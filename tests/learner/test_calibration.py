@@ -68,10 +68,18 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
 
 def test_of_a_pair_the_better_one_counts_and_of_a_reward_its_sign() -> None:
     pairs = errors_on_pairs(Calibration(2.0, 0.0), np.array([1.0, -1.0, 3.0, 0.0]), [0.1, 0.3])
+    assert pairs.accuracy is not None
     assert pairs.accuracy.value == pytest.approx(2.5 / 4)
     assert pairs.spread == pytest.approx(0.2)
     rewards = errors_on_rewards(
         Calibration(1.0, 1.0), np.array([0.0, -2.0, 5.0]), np.array([1.0, 0.5, 0.0]), [0.0]
     )
+    assert rewards.accuracy is not None
     assert (rewards.accuracy.value, rewards.accuracy.count) == (0.5, 2)
     assert rewards.raw_brier > rewards.brier > 0.0
+
+
+def test_where_no_reward_has_a_sign_how_often_it_was_told_is_not_measured() -> None:
+    found = errors_on_rewards(Calibration(), np.array([0.3, -2.0]), np.zeros(2), [0.1, 0.2])
+    assert found.accuracy is None
+    assert found.brier > 0.0

@@ -86,6 +86,8 @@ def test_what_was_liked_is_told_on_the_newest_slice_of_both_kinds(
     found = fitted[1]
     assert found.on_rewards is not None
     assert found.on_pairs is not None
+    assert found.on_rewards.accuracy is not None
+    assert found.on_pairs.accuracy is not None
     assert found.on_rewards.accuracy.lower > 0.6
     assert found.on_pairs.accuracy.lower > 0.6
     assert found.on_rewards.brier < 0.25  # what one half for everything would have
