@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 from contracts.clock import Clock
-from contracts.errors import ManifestError
+from contracts.errors import ManifestError, SettingsError
 from contracts.events import BASE_VERSION
 from contracts.manifest import (
     Manifest,
@@ -30,7 +30,7 @@ from learner.policy import Policy
 from learner.publish import code_version
 from learner.reward_card import Recipe, RewardModelCard, write_card
 from learner.reward_fitting import Fitted, fit, sliced
-from learner.reward_lessons import Read, read_lessons
+from learner.reward_lessons import LEAST_LESSONS, Read, read_lessons
 from learner.reward_model import FORM, save_weights
 
 LEAST_BLOCKS = 4
@@ -45,8 +45,10 @@ def make_reward_model(
     """Train on the newest ``limit`` lessons in the log; return the directory of the new version.
 
     Raises UnavailableError when too little was rated, DeadlineError when the broker goes away,
-    SettingsError without a key to sign with or for a base that takes no adapters.
+    SettingsError without a key to sign with, for a base that takes no adapters, and for options
+    that leave nothing to learn.
     """
+    _check_options(recipe, limit)
     signing_key(settings)  # a missing key is told before the work
     torch.set_num_threads(recipe.threads)
     trunk = new_trunk(settings.policy.model, recipe)
@@ -57,6 +59,19 @@ def make_reward_model(
     deadline = clock.monotonic() + recipe.seconds
     fitted = fit(trunk, sliced(read.lessons, recipe), recipe, lambda: deadline - clock.monotonic())
     return write_version(settings, out, trunk, fitted, read, recipe)
+
+
+def _check_options(recipe: Recipe, limit: int) -> None:
+    """Raise SettingsError for an option of the command with which no model can be made."""
+    if limit < LEAST_LESSONS:
+        raise SettingsError(
+            f"--lessons is {limit}; give {LEAST_LESSONS} or more, for with fewer there is too "
+            "little to calibrate on"
+        )
+    if recipe.epochs < 1:
+        raise SettingsError(f"--epochs is {recipe.epochs}; give 1 or more")
+    if not 0.0 < recipe.seconds < math.inf:
+        raise SettingsError(f"--seconds is {recipe.seconds}; give a finite number above 0")
 
 
 def new_trunk(model: str, recipe: Recipe) -> Policy:

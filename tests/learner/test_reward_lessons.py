@@ -141,5 +141,28 @@ def test_the_command_trains_on_the_topic_and_leaves_a_signed_version(
     assert card.lessons.trained_rewards == manifest.samples == 56
     assert card.on_rewards is not None
 
-    assert main(["reward-model", "--out", str(tmp_path / "models"), "--lessons", "30"]) == 1
-    assert "at least 60 needed" in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("option", "given", "allowed"),
+    [
+        *[("--lessons", given, "60 or more") for given in ("0", "-5", "59")],
+        *[("--epochs", given, "1 or more") for given in ("0", "-1")],
+        *[("--seconds", given, "a finite number above 0") for given in ("0", "-1", "nan", "inf")],
+    ],
+)
+def test_an_option_that_leaves_nothing_to_learn_from_is_named(
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    given: str,
+    allowed: str,
+) -> None:
+    for name, value in to_environment(settings).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert main(["reward-model", "--out", "models", f"{option}={given}"]) == 1
+    said = capsys.readouterr().err
+    assert f"{option} is {given}" in said or f"{option} is {float(given)}" in said
+    assert f"give {allowed}" in said
