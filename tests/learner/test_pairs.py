@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+import torch
 
 from contracts.events import Sample
 from contracts.settings import Settings
@@ -14,7 +15,8 @@ from learner.anchor import Anchor
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.micro_batch import MicroBatch
-from learner.pairs import Correction, anchored, corrections_of
+from learner.objective import bounds_of
+from learner.pairs import Correction, add_gradients, anchored, corrections_of
 from learner.train_state import TrainState, new_train_state
 from learner.update import update
 
@@ -114,3 +116,42 @@ def test_the_anchor_scores_pairs_alone_and_nothing_where_preferences_have_no_wei
     assert pair.given_anchor == pytest.approx(scored[1], abs=1e-5)
     off = msgspec.structs.replace(settings.learner, preference_weight=0.0)
     assert anchored(state.policy, Anchor(), corrections, off) == (corrections[0], corrections[0])
+
+
+@pytest.mark.parametrize("tokens", [1, 10_000])
+def test_imitation_is_the_sum_of_minus_log_probabilities_of_the_wanted_tokens(
+    settings: Settings, tokens: int
+) -> None:
+    """Written out: token by token, each answer alone, by the model's own logits."""
+    settings, state = _state(
+        settings, bucket_tokens=tokens, correction_weight=0.7, preference_weight=0.0
+    )
+    generator = torch.Generator().manual_seed(3)
+    parameters = state.policy.adapters()
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    wanted = [
+        TokenSequence(PROMPT, WANTED),
+        TokenSequence((13,), (22, 23, 24, 25, 3)),
+        TokenSequence((14, 15, 16, 17, 18), (26, 3)),
+    ]
+    given = TokenSequence(PROMPT, (*GIVEN[:-1], 27, 28, 3))
+    pair = Correction(wanted[0], given, (-1.0,) * 3, (-1.0,) * 5)
+    corrections = (pair, *(Correction(one) for one in wanted[1:]))
+
+    found = add_gradients(state.policy, corrections, settings.learner, bounds_of(settings.learner))
+    gradients = [one.grad for one in parameters.values()]
+
+    total = torch.zeros(())
+    for one in wanted:
+        for place, token in enumerate(one.response_ids):
+            seen = torch.tensor([[*one.prompt_ids, *one.response_ids[:place]]])
+            logits = state.policy.model(input_ids=seen).logits[0, -1]
+            total = total - (logits[token] - logits.exp().sum().log())
+    mean = total / (len(wanted) * settings.learner.length_scale)
+    assert found.imitation == pytest.approx(float(mean.detach()), rel=1e-5)
+    by_hand = torch.autograd.grad(0.7 * mean, list(parameters.values()))
+    for gradient, expected in zip(gradients, by_hand, strict=True):
+        assert gradient is not None
+        assert float((gradient - expected).norm()) <= 1e-4 * float(expected.norm())

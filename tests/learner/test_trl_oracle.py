@@ -16,6 +16,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from learner import pairs
+from learner.buckets import Bucket, TokenSequence
 from learner.losses import (
     Bounds,
     Terms,
@@ -29,6 +31,7 @@ from learner.losses import (
     ppo,
     rloo,
 )
+from learner.pairs import Correction
 
 trl = pytest.importorskip("trl", reason="trl is in the dev extra alone: pip install -e .[dev]")
 datasets = pytest.importorskip("datasets", reason="comes with trl")
@@ -283,6 +286,44 @@ def test_dpo_is_trls(case: Case, tmp_path: Path) -> None:
     theirs = trainer._compute_loss(case.model, _whole(ROWS), return_outputs=False)
 
     _agree(case, theirs, dpo(case.terms, BOUNDS).loss_b.sum() / (len(ROWS) // 2))
+
+
+class _Plain:
+    """Stands for the policy: what the trainers' own model says of a bucket."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def score(self, bucket: Bucket) -> tuple[torch.Tensor, None]:
+        logp_blv = self._model(input_ids=bucket.ids_bl).logits.log_softmax(-1)
+        rows_btv = logp_blv[torch.arange(len(bucket.members))[:, None], bucket.rows_bt]
+        return rows_btv.gather(2, bucket.targets_bt[:, :, None])[:, :, 0], None
+
+
+def test_imitation_is_trls_supervised_fine_tuning(case: Case, tmp_path: Path) -> None:
+    """Theirs is the mean over tokens, ours the sum; the given answers of pairs are not imitated."""
+    trainer = trl.SFTTrainer(
+        model=case.model,
+        args=trl.SFTConfig(**_arguments(tmp_path), completion_only_loss=True),
+        train_dataset=datasets.Dataset.from_dict(
+            {"prompt": ["w1", "w2"], "completion": ["w3", "w4"]}
+        ),
+        processing_class=case.tokenizer,
+    )
+    trainer.model.eval()
+    asked = _whole(ROWS)
+    labels = asked["input_ids"].masked_fill(asked.pop("completion_mask") == 0, -100)
+    theirs = trainer.compute_loss(case.model, {**asked, "labels": labels})
+
+    given = TokenSequence((10, 11, 12), (40, 3))
+    corrections = [Correction(TokenSequence(*row)) for row in ROWS]
+    corrections[0] = replace(
+        corrections[0], given=given, wanted_anchor=(-1.0,) * 4, given_anchor=(-1.0,) * 2
+    )
+    policy: Any = _Plain(case.model)
+    groups = [corrections[:1], corrections[1:]]
+    imitated = sum(pairs._losses(policy, group, BOUNDS)[0] for group in groups)
+    _agree(case, theirs, imitated / case.terms.mask_bt.sum())
 
 
 @pytest.mark.parametrize("drift", ["above", "below"])
