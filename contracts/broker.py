@@ -112,6 +112,11 @@ class Reader:
     ``positions`` maps ``"topic/partition"`` (without prefix) to the next offset; what is missing
     starts at the beginning, or at the end with ``from_end``. ``pause_seconds`` lie between two
     fetches while nothing comes.
+
+    A position before the log's beginning begins there. One that the log does not hold later, as
+    when it was cut short or made anew, begins at its beginning, too: right for those who know again
+    what they have read. For others ``begin_again`` is False, and `poll` raises
+    OffsetOutOfRangeError, a KafkaError.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class Reader:
         *,
         from_end: bool = False,
         pause_seconds: float = _PAUSE_SECONDS,
+        begin_again: bool = True,
     ) -> None:
         self._pause = pause_seconds
         self._topics = {topic.full_name(kafka.prefix): topic for topic in topics}
@@ -131,7 +137,7 @@ class Reader:
             client_id=client_id,
             group_id=None,
             enable_auto_commit=False,
-            auto_offset_reset="earliest",
+            auto_offset_reset="earliest" if begin_again else "none",
             max_poll_records=1000,
             **_PATIENCE,
         )

@@ -160,6 +160,17 @@ class Learner:
         else:
             self.release_if_due()
 
+    def check_log(self, ends: int) -> None:
+        """Raise UnavailableError when the log ends at ``ends``, before what was learned from."""
+        learned = self.progress.next_offset
+        if ends < learned:
+            raise UnavailableError(
+                f"{SAMPLES.name} at {self.settings.kafka.bootstrap} ends at offset {ends}, but "
+                f"those before {learned} were learned from ({self.root}): the broker has lost "
+                "records, or this is another log; restore the topic, name the broker that has it "
+                "in kafka.bootstrap and kafka.prefix, or begin anew with another state_dir"
+            )
+
     def tell_what_is_lost(self, begins: int) -> None:
         """Say so when the broker has removed samples that were never read: ``begins`` is the next
         offset there is."""
@@ -224,7 +235,8 @@ def run(
     """Learn until ``stop`` is set; return how far it came.
 
     A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
-    SettingsError for what cannot be learned with. Among several processes this is rank 0; the
+    SettingsError for what cannot be learned with, UnavailableError for a log that is shorter than
+    what was learned from. Among several processes this is rank 0; the
     others `learner.following.follow`.
     """
     outlet = Outlet(settings.kafka, clock, new_id, stop)
@@ -240,7 +252,7 @@ def run(
                 try:
                     _follow(learner, reader, stop)
                 except KafkaError as error:
-                    _log.warning("lost the broker (%s); connecting again", error)
+                    _log.warning("lost the broker or its log (%s); connecting again", error)
                 finally:
                     reader.close()
             return learner.progress
@@ -257,7 +269,7 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
     while True:
         try:
             positions = {_PLACE: learner.progress.next_offset}
-            return Reader(kafka, (SAMPLES,), "headrace-learner", positions)
+            return Reader(kafka, (SAMPLES,), "headrace-learner", positions, begin_again=False)
         except (KafkaError, UnavailableError) as error:
             if time.monotonic() > deadline:
                 raise DeadlineError(
@@ -271,6 +283,7 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
 
 
 def _follow(learner: Learner, reader: Reader, stop: Flag) -> None:
+    learner.check_log(reader.ends()[_PLACE])
     learner.tell_what_is_lost(reader.positions()[_PLACE])
     learner.pulse.ready = True
     while not stop.is_set():

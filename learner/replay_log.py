@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+from kafka.errors import OffsetOutOfRangeError
+
 from contracts.broker import Reader, Received
 from contracts.errors import CodecError, DeadlineError, UnavailableError
 from contracts.events import Preference, Sample
@@ -30,7 +32,7 @@ class LogPart:
 
     def records(self) -> Iterator[Received]:
         """Yield the records; DeadlineError when nothing comes for 60 s."""
-        reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, {PLACE: self.first})
+        reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, {PLACE: self.first}, begin_again=False)
         try:
             end = reader.ends()[PLACE]
             if end < self.next:
@@ -50,6 +52,12 @@ class LogPart:
                         f"{self.kafka.bootstrap} for {SILENCE_SECONDS} s; see 'headrace doctor'"
                     )
                 yield from (record for record in found if record.offset < self.next)
+        except OffsetOutOfRangeError as error:
+            raise UnavailableError(
+                f"{SAMPLES.name} at {self.kafka.bootstrap} no longer has what was to be read next "
+                f"({error}): retention removed it meanwhile, or the topic was made anew; set a "
+                f"longer retention.ms for {SAMPLES.name}, and try again"
+            ) from error
         finally:
             reader.close()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka.errors import OffsetOutOfRangeError
 
 from console.local_broker import LocalBroker, free_port
 from contracts.broker import (
@@ -106,6 +107,23 @@ def test_reader_from_the_end_sees_only_what_comes_after(kafka: Kafka) -> None:
     write(kafka, range(5, 8))
     assert sorted(read_ids(late, 3)) == ["f5", "f6", "f7"]
     late.close()
+
+
+@pytest.mark.parametrize("begin_again", [True, False])
+def test_a_position_behind_the_end_begins_again_or_is_refused(
+    kafka: Kafka, begin_again: bool
+) -> None:
+    topic_log.publish(kafka, FEEDBACK, rating(0))
+    ends = {f"feedback/{number}": 25 for number in range(kafka.partitions)}
+    opened = Reader(kafka, (FEEDBACK,), "test-reader", ends, begin_again=begin_again)
+    try:
+        if begin_again:
+            assert read_ids(opened, 1) == ["f0"]
+        else:
+            with pytest.raises(OffsetOutOfRangeError):
+                read(opened, 1)
+    finally:
+        opened.close()
 
 
 def test_reading_to_the_end_stops_there(kafka: Kafka) -> None:

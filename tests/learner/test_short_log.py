@@ -1,0 +1,96 @@
+"""A log that ends before what was learned from stops the learner and is not read anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+from msgspec.structs import replace
+
+from contracts.broker import create_topics
+from contracts.clock import ManualClock
+from contracts.errors import UnavailableError
+from contracts.events import AuditRecord
+from contracts.ids import NewId
+from contracts.settings import Kafka, Settings
+from contracts.topics import AUDIT, SAMPLES
+from learner.experience import Experience
+from learner.loop import run
+from learner.progress import Progress
+from tests.broker_contract.clients import admin_client
+from tests.topic_log import events
+from tests.until import until
+
+SendSamples = Callable[[Kafka, int, int], None]
+Run = Callable[[Event], Progress]
+SECONDS = 120.0
+
+
+def _means(experiences: Sequence[Experience]) -> list[float | None]:
+    return [None] * len(experiences)
+
+
+@pytest.fixture
+def learn(settings: Settings, kafka: Kafka, clock: ManualClock, new_id: NewId) -> Run:
+    mine = replace(settings, kafka=kafka)
+    return lambda stop: run(mine, clock, new_id, stop, _means)
+
+
+def _await_batches(kafka: Kafka, batches: int) -> None:
+    def learned() -> bool:
+        found = events(kafka, AUDIT, AuditRecord)
+        return sum(one.action == "batch.learned" for one in found) >= batches
+
+    until(f"{batches} batches", learned, SECONDS)
+
+
+def _make_anew(kafka: Kafka) -> None:
+    with admin_client(kafka) as admin:
+        admin.delete_topics([SAMPLES.full_name(kafka.prefix)])
+    create_topics(kafka)
+
+
+def test_a_topic_made_anew_stops_a_learner_that_starts_and_says_what_to_do(
+    learn: Run, kafka: Kafka, send_samples: SendSamples
+) -> None:
+    send_samples(kafka, 0, 16)
+    with ThreadPoolExecutor(1) as pool:
+        stop = Event()
+        first = pool.submit(learn, stop)
+        _await_batches(kafka, 2)
+        stop.set()
+        assert first.result(SECONDS).next_offset == 16
+    _make_anew(kafka)
+    send_samples(kafka, 20, 32)
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            again = pool.submit(learn, stop)
+            with pytest.raises(UnavailableError) as error:
+                again.result(SECONDS)
+        finally:
+            stop.set()
+    said = str(error.value)
+    assert "ends at offset 12" in said
+    assert "before 16 were learned from" in said
+    assert "restore the topic" in said
+    assert "another state_dir" in said
+
+
+def test_a_topic_made_anew_stops_a_learner_that_reads_it(
+    learn: Run, kafka: Kafka, send_samples: SendSamples
+) -> None:
+    send_samples(kafka, 0, 16)
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(learn, stop)
+        try:
+            _await_batches(kafka, 2)
+            _make_anew(kafka)
+            send_samples(kafka, 20, 32)
+            with pytest.raises(UnavailableError, match="before 16 were learned from"):
+                running.result(SECONDS)
+        finally:
+            stop.set()
