@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -18,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from contracts.codec import to_json
-from contracts.errors import SettingsError
+from contracts.errors import SettingsError, UnavailableError
 from contracts.manifest import file_sha256
 from learner.adapters import restore_adapters
 from learner.anchor import Anchor
-from learner.directory import CrashPoint, appear, clear_partial, no_crash
+from learner.directory import PARTIAL_PREFIX, CrashPoint, appear, clear_partial, no_crash
 from learner.progress import Progress
 from learner.train_state import TrainState
 
@@ -34,6 +36,10 @@ _log = logging.getLogger("learner")
 class _Saved(Struct, frozen=True):
     tensors_sha256: str
     progress: Progress
+
+
+class _TornError(Exception):
+    """A crash has left a checkpoint without a file, or with one cut off or changed."""
 
 
 def save(
@@ -67,18 +73,15 @@ def save(
 def restore(root: Path, train: TrainState) -> Progress | None:
     """Set ``train`` to the newest sound checkpoint; return its progress, None when none is there.
 
-    Torn directories are passed over with a warning; when all are, learning begins anew.
-    SettingsError when the checkpoint belongs to another base model.
+    Torn directories are passed over with a warning. UnavailableError for one that cannot be read,
+    which may be sound; SettingsError for one of another base model or of another release.
     """
     root.mkdir(parents=True, exist_ok=True)
     clear_partial(root)
     for path in _checkpoints(root):
         try:
-            saved = msgspec.json.decode((path / STATE).read_bytes(), type=_Saved)
-            if file_sha256(path / TENSORS) != saved.tensors_sha256:
-                raise ValueError(f"{TENSORS} differs from its hash")  # noqa: TRY301 - one place names every tear
-            tensors = load_file(path / TENSORS)
-        except (OSError, ValueError, SafetensorError) as error:
+            saved, tensors = _read_whole(path)
+        except _TornError as error:
             _log.warning("checkpoint %s is torn (%s); trying the one before", path.name, error)
             continue
         if saved.progress.base != train.policy.base:
@@ -88,11 +91,73 @@ def restore(root: Path, train: TrainState) -> Progress | None:
             )
         take(train, tensors, saved.progress)
         return saved.progress
-    if _checkpoints(root):
-        _log.error(
-            "no checkpoint in %s is sound: learning begins anew at the log's beginning", root
-        )
     return None
+
+
+def newest_first(root: Path) -> list[Path]:
+    """Return the directories below ``root`` that hold a checkpoint, by how far each came.
+
+    Torn ones are left out. UnavailableError and SettingsError as `restore` says.
+    """
+    found = {}
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.name.startswith(PARTIAL_PREFIX):
+            continue
+        try:
+            with _reading(path):
+                found[path] = _decoded(path).progress.batches
+        except _TornError as error:
+            _log.warning("state %s is torn (%s)", path.name, error)
+    return sorted(found, key=lambda path: found[path], reverse=True)
+
+
+def _read_whole(path: Path) -> tuple[_Saved, dict[str, Tensor]]:
+    with _reading(path):
+        saved = _decoded(path)
+        if file_sha256(path / TENSORS) != saved.tensors_sha256:
+            raise _TornError(f"{TENSORS} differs from its hash")
+        return saved, load_file(path / TENSORS)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Tell what is torn and stays so from what cannot be read now."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _TornError(str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise UnavailableError(
+            f"checkpoint {path} cannot be read ({error}), and may be sound; let this user read it, "
+            "raise the limit of open files, or mend the disk, and start again; to go on without "
+            "it, move it elsewhere"
+        ) from error
+
+
+def _decoded(path: Path) -> _Saved:
+    raw = (path / STATE).read_bytes()
+    try:
+        return msgspec.json.decode(raw, type=_Saved)
+    except ValueError as error:
+        try:
+            msgspec.json.decode(raw)
+        except ValueError:
+            raise _TornError(f"{STATE}: {error}") from error
+        raise SettingsError(
+            f"checkpoint {path} has a state that this release does not know ({error}); start the "
+            "release that wrote it, or give policy.name another value to start anew"
+        ) from error
+
+
+def bring_back(root: Path, state: Path) -> None:
+    """Put a copy of a checkpoint, kept elsewhere, among those below ``root``."""
+
+    def fill(directory: Path) -> str:
+        for name in (STATE, TENSORS):
+            shutil.copyfile(state / name, directory / name)
+        return place(root, read(directory)).name
+
+    appear(root, fill, no_crash)
 
 
 def take(train: TrainState, tensors: dict[str, Tensor], progress: Progress) -> None:
@@ -158,7 +223,7 @@ def _apply(train: TrainState, tensors: dict[str, Tensor]) -> None:
     restore_adapters(train.policy, _of_group(tensors, "adapter"))
     with torch.no_grad():
         for name, parameter in train.value.named_parameters():
-            kept = tensors[f"value/{name}"]
+            kept = tensors.get(f"value/{name}", torch.empty(0))
             if kept.shape != parameter.shape:
                 raise SettingsError(
                     f"the checkpoint's baseline has {name} of shape {tuple(kept.shape)}, this "

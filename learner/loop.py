@@ -30,6 +30,7 @@ from learner.directory import CrashPoint, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.following import lead
+from learner.going_on import check_log, restored
 from learner.imputation import impute
 from learner.intake import Arrival, Intake
 from learner.outlet import Outlet, Output
@@ -83,7 +84,7 @@ class Learner:
         signing_key(settings)  # a missing key is told at the start, not at the first version
         self.train: TrainState = new_train_state(load_policy(settings, ranks), settings.learner)
         self.train.practice = read_practice(settings, self.train.policy.tokenizer)
-        self.progress = checkpoint.restore(self.root, self.train) or Progress(
+        self.progress = restored(settings, self.root, self.train) or Progress(
             policy=settings.policy.name, base=self.train.policy.base
         )
         lead(self.train, self.progress)
@@ -160,17 +161,6 @@ class Learner:
         else:
             self.release_if_due()
 
-    def check_log(self, ends: int) -> None:
-        """Raise UnavailableError when the log ends at ``ends``, before what was learned from."""
-        learned = self.progress.next_offset
-        if ends < learned:
-            raise UnavailableError(
-                f"{SAMPLES.name} at {self.settings.kafka.bootstrap} ends at offset {ends}, but "
-                f"those before {learned} were learned from ({self.root}): the broker has lost "
-                "records, or this is another log; restore the topic, name the broker that has it "
-                "in kafka.bootstrap and kafka.prefix, or begin anew with another state_dir"
-            )
-
     def tell_what_is_lost(self, begins: int) -> None:
         """Say so when the broker has removed samples that were never read: ``begins`` is the next
         offset there is."""
@@ -235,9 +225,9 @@ def run(
     """Learn until ``stop`` is set; return how far it came.
 
     A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
-    SettingsError for what cannot be learned with, UnavailableError for a log that is shorter than
-    what was learned from. Among several processes this is rank 0; the
-    others `learner.following.follow`.
+    SettingsError for what cannot be learned with, UnavailableError for a checkpoint that cannot be
+    read and a log that does not fit it. Among several processes this is rank 0; the others
+    `learner.following.follow`.
     """
     outlet = Outlet(settings.kafka, clock, new_id, stop)
     with Pulse(settings, clock, process) as pulse:
@@ -283,8 +273,9 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
 
 
 def _follow(learner: Learner, reader: Reader, stop: Flag) -> None:
-    learner.check_log(reader.ends()[_PLACE])
-    learner.tell_what_is_lost(reader.positions()[_PLACE])
+    begins, ends = reader.positions()[_PLACE], reader.ends()[_PLACE]
+    check_log(learner.settings, learner.root, learner.progress, begins, ends)
+    learner.tell_what_is_lost(begins)
     learner.pulse.ready = True
     while not stop.is_set():
         for record in reader.poll(POLL_SECONDS):

@@ -28,6 +28,7 @@ from learner.outlet import Outlet
 from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
 from learner.train_state import new_train_state
+from learner.version_state import states_directory
 from tests.learner.reading import read_on
 from tests.messages import calls
 from tests.topic_log import events, publish, write
@@ -320,6 +321,27 @@ def test_a_torn_checkpoint_is_passed_over_and_only_the_newest_are_kept(
     saved = load_file(learner.root / "000000004" / checkpoint.TENSORS)
     for name, parameter in train.policy.adapters().items():
         assert parameter.equal(saved[f"adapter/{name}"])
+
+
+def test_with_every_checkpoint_torn_the_newest_sound_state_is_gone_on_from(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    send_samples: SendSamples,
+    open_learner: OpenLearner,
+) -> None:
+    send_samples(kafka, 0, 56)
+    whole = read_on(open_learner(settings))
+    wanted = (whole.root / "000000007" / checkpoint.TENSORS).read_bytes()
+    for path in whole.root.glob("*"):
+        (path / checkpoint.TENSORS).write_bytes(b"")
+    *_, before, newest = whole.progress.versions
+    (states_directory(settings) / newest / checkpoint.TENSORS).write_bytes(b"")
+
+    again = open_learner(settings)
+    assert (again.progress.batches, before in again.progress.versions) == (4, False)
+    assert read_on(again).progress == whole.progress
+    assert (again.root / "000000007" / checkpoint.TENSORS).read_bytes() == wanted
 
 
 def test_a_checkpoint_of_another_base_is_refused(settings: Settings, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""A log that ends before what was learned from stops the learner and is not read anew."""
+"""A log that lacks what the learner needs to go on stops it, and is not read as if it were new."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
+from kafka import TopicPartition
 from msgspec.structs import replace
 
 from contracts.broker import create_topics
@@ -33,9 +35,36 @@ def _means(experiences: Sequence[Experience]) -> list[float | None]:
 
 
 @pytest.fixture
-def learn(settings: Settings, kafka: Kafka, clock: ManualClock, new_id: NewId) -> Run:
-    mine = replace(settings, kafka=kafka)
-    return lambda stop: run(mine, clock, new_id, stop, _means)
+def settings(settings: Settings, kafka: Kafka) -> Settings:
+    return replace(settings, kafka=kafka)
+
+
+@pytest.fixture
+def learn(settings: Settings, clock: ManualClock, new_id: NewId) -> Run:
+    return lambda stop: run(settings, clock, new_id, stop, _means)
+
+
+def _learn_two_batches(learn: Run, kafka: Kafka) -> None:
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(learn, stop)
+        try:
+            _await_batches(kafka, 2)
+        finally:
+            stop.set()
+        assert running.result(SECONDS).next_offset == 16
+
+
+def _refusal(learn: Run) -> str:
+    stop = Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(learn, stop)
+        try:
+            with pytest.raises(UnavailableError) as error:
+                running.result(SECONDS)
+        finally:
+            stop.set()
+    return str(error.value)
 
 
 def _await_batches(kafka: Kafka, batches: int) -> None:
@@ -56,23 +85,10 @@ def test_a_topic_made_anew_stops_a_learner_that_starts_and_says_what_to_do(
     learn: Run, kafka: Kafka, send_samples: SendSamples
 ) -> None:
     send_samples(kafka, 0, 16)
-    with ThreadPoolExecutor(1) as pool:
-        stop = Event()
-        first = pool.submit(learn, stop)
-        _await_batches(kafka, 2)
-        stop.set()
-        assert first.result(SECONDS).next_offset == 16
+    _learn_two_batches(learn, kafka)
     _make_anew(kafka)
     send_samples(kafka, 20, 32)
-    stop = Event()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            again = pool.submit(learn, stop)
-            with pytest.raises(UnavailableError) as error:
-                again.result(SECONDS)
-        finally:
-            stop.set()
-    said = str(error.value)
+    said = _refusal(learn)
     assert "ends at offset 12" in said
     assert "before 16 were learned from" in said
     assert "restore the topic" in said
@@ -94,3 +110,17 @@ def test_a_topic_made_anew_stops_a_learner_that_reads_it(
                 running.result(SECONDS)
         finally:
             stop.set()
+
+
+def test_versions_that_cannot_be_made_again_stop_a_learner_that_lost_its_checkpoints(
+    learn: Run, settings: Settings, kafka: Kafka, send_samples: SendSamples
+) -> None:
+    send_samples(kafka, 0, 16)
+    _learn_two_batches(learn, kafka)
+    for kind in ("checkpoints", "states"):
+        shutil.rmtree(settings.state_dir / kind)
+    with admin_client(kafka) as admin:
+        admin.delete_records({TopicPartition(SAMPLES.full_name(kafka.prefix), 0): 4})
+    said = _refusal(learn)
+    assert "begins at offset 4" in said
+    assert "published 0 versions, but there are 1" in said

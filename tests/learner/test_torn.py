@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from contracts.errors import SettingsError, UnavailableError
 from contracts.events import Sample
 from contracts.manifest import file_sha256, verify, verify_signed
 from contracts.settings import Settings
@@ -17,6 +19,7 @@ from learner.adapters import ADAPTER_WEIGHTS, load_policy
 from learner.directory import appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
+from learner.going_on import restored
 from learner.progress import Progress, advance, released
 from learner.publish import publish
 from learner.train_state import TrainState, new_train_state
@@ -45,11 +48,43 @@ def test_a_torn_checkpoint_is_replaced_when_its_batch_is_learned_again(
         (root / name / checkpoint.STATE).write_bytes(state[:100])
 
     again, relearned = _learned(settings, make_sample)
-    assert checkpoint.restore(root, again) is None
+    assert restored(settings, root, again) is None
     assert "learning begins anew" in caplog.text
     checkpoint.save(root, again, relearned, keep=1)
     assert [path.name for path in root.iterdir()] == ["000000001"]
     assert checkpoint.restore(root, again) == progress
+
+
+@pytest.mark.parametrize("name", [checkpoint.STATE, checkpoint.TENSORS])
+def test_a_checkpoint_that_cannot_be_read_stops_the_learner_and_stays(
+    settings: Settings, make_sample: MakeSample, tmp_path: Path, name: str
+) -> None:
+    root = tmp_path / "checkpoints"
+    train, progress = _learned(settings, make_sample)
+    saved = checkpoint.save(root, train, progress, keep=2)
+    whole = (saved / name).read_bytes()
+    (saved / name).unlink()
+    (saved / name).mkdir()  # root may read any file, but nobody reads a folder
+    with pytest.raises(UnavailableError, match="may be sound"):
+        restored(settings, root, train)
+    (saved / name).rmdir()
+    (saved / name).write_bytes(whole)
+    assert restored(settings, root, train) == progress
+
+
+def test_a_checkpoint_of_another_release_stops_the_learner_and_stays(
+    settings: Settings, make_sample: MakeSample, tmp_path: Path
+) -> None:
+    root = tmp_path / "checkpoints"
+    train, progress = _learned(settings, make_sample)
+    path = checkpoint.save(root, train, progress, keep=1) / checkpoint.STATE
+    state = msgspec.json.decode(path.read_bytes())
+    state["progress"]["batches"] = "one"
+    path.write_bytes(msgspec.json.encode(state))
+    with pytest.raises(SettingsError, match="start the release that wrote it"):
+        restored(settings, root, train)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert restored(settings, root, train) is None
 
 
 def test_a_torn_version_is_replaced_by_the_same_version(

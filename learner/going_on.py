@@ -1,0 +1,71 @@
+"""Where a learner goes on from, and whether the log still has what comes next."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from contracts.errors import ManifestError, UnavailableError
+from contracts.manifest import read_manifest
+from contracts.settings import Settings
+from contracts.topics import SAMPLES
+from learner import checkpoint
+from learner.directory import versions_directory
+from learner.progress import Progress
+from learner.train_state import TrainState
+from learner.version_state import states_directory
+
+_log = logging.getLogger("learner")
+
+
+def restored(settings: Settings, root: Path, train: TrainState) -> Progress | None:
+    """Set ``train`` to the newest sound checkpoint, or else to the newest sound state of a version.
+
+    None when there is neither: learning begins at the beginning of the log.
+    """
+    if (found := checkpoint.restore(root, train)) is not None:
+        return found
+    for state in checkpoint.newest_first(states_directory(settings)):
+        checkpoint.bring_back(root, state)
+        if (found := checkpoint.restore(root, train)) is not None:
+            _log.warning("no checkpoint is sound: going on from version %s", state.name[:12])
+            return found
+    if any(root.iterdir()):
+        _log.error("no checkpoint in %s is sound: learning begins anew with the log", root)
+    return None
+
+
+def check_log(settings: Settings, root: Path, progress: Progress, begins: int, ends: int) -> None:
+    """Raise UnavailableError unless the log, from ``begins`` to before ``ends``, fits the progress.
+
+    It may not end before what was learned from, nor begin behind what versions need that were
+    published and that the progress does not know of: they could not be made again.
+    """
+    where, learned = f"{SAMPLES.name} at {settings.kafka.bootstrap}", progress.next_offset
+    if ends < learned:
+        raise UnavailableError(
+            f"{where} ends at offset {ends}, but those before {learned} were learned from ({root}):"
+            " the broker has lost records, or this is another log; restore the topic, name the "
+            "broker that has it in kafka.bootstrap and kafka.prefix, or begin anew with another "
+            "state_dir"
+        )
+    if begins > learned and (published := _published(settings)) >= progress.sequence:
+        raise UnavailableError(
+            f"{where} begins at offset {begins}, {root} has learned from those before {learned} "
+            f"and published {progress.sequence - 1} versions, but there are {published}: what is "
+            "between is lost; put checkpoints or states back from a copy, or begin anew with "
+            "another state_dir or policy.name"
+        )
+
+
+def _published(settings: Settings) -> int:
+    """Return the number of the newest version that the learner made: a drill's read no log."""
+    newest = 0
+    for directory in versions_directory(settings).glob("*"):
+        try:
+            _, manifest = read_manifest(directory)
+        except ManifestError:
+            continue
+        if manifest.trained_on:
+            newest = max(newest, manifest.sequence)
+    return newest
