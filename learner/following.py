@@ -25,11 +25,12 @@ _log = logging.getLogger("learner")
 
 
 def lead(train: TrainState, progress: Progress) -> None:
-    """Give the other processes the training state that rank 0 begins with."""
+    """Give the other processes the training state that rank 0 begins with, and keep them alive."""
     ranks = train.policy.ranks
     if ranks.size > 1:
         with train.policy.together(TAKE, checkpoint.tensors_of(train), progress):
             train.told_anchor = train.anchor
+        ranks.keep_alive()
 
 
 def follow(settings: Settings, ranks: Ranks) -> None:

@@ -199,8 +199,7 @@ class Learner:
         _log.info("release %d: version %s", event.sequence, published.version[:12])
 
     def show(self, lag: int | None) -> None:
-        """Say in the heartbeat how things stand, and to other processes that this one is there."""
-        self.train.policy.ranks.keep_alive()
+        """Say in the heartbeat how things stand."""
         self.pulse.lag = lag
         self.pulse.counts = counts_of(self.progress, self.intake, self.dead_letters)
         count = len(self.intake.pending)
@@ -267,7 +266,6 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
                     f"({error}); see 'headrace doctor'"
                 ) from error
             _log.warning("waiting for %s: %s", kafka.bootstrap, error)
-            learner.train.policy.ranks.keep_alive()
             if stop.wait(1.0):
                 return None
 

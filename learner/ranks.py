@@ -7,12 +7,13 @@ all of this is nothing. The processes trust each other, as torch's own messages 
 
 from __future__ import annotations
 
+import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
+from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 from contracts.errors import HeadraceError
 
 SECONDS = 900.0
-"""Longest silence of another process, after which a wait for it fails. Rank 0 says that it is there
-every minute while it has nothing to do."""
+"""Longest silence of another process, after which a wait for it fails. Rank 0 says every minute
+that it is there, whatever it does alone."""
 
 SIGN_OF_LIFE = 60.0
+_log = logging.getLogger("learner")
 Item = TypeVar("Item")
 Adapters = Callable[[], Mapping[str, nn.Parameter]]
 
@@ -56,7 +58,8 @@ class Ranks:
         self.sharded = False
         self._inside = False
         self._known = -1
-        self._spoke = time.monotonic()
+        self._turn = Lock()
+        self._over = Event()
 
     @property
     def leads(self) -> bool:
@@ -74,13 +77,14 @@ class Ranks:
         if self.size == 1 or self._inside:
             yield
             return
-        self._send(Order(name, arguments, keywords, self._changed(adapters())))
-        self._inside = True
-        try:
-            yield
-        finally:
-            self._inside = False
-            self._known = _version(adapters())
+        with self._turn:
+            self._exchanged(Order(name, arguments, keywords, self._changed(adapters())))
+            self._inside = True
+            try:
+                yield
+            finally:
+                self._inside = False
+                self._known = _version(adapters())
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -153,7 +157,9 @@ class Ranks:
     def stop(self) -> None:
         """Let the others end, and leave."""
         if self.size > 1 and self.leads:
-            self._send(STOP)
+            with self._turn:
+                self._over.set()
+                self._exchanged(STOP)
         self.leave()
 
     def leave(self) -> None:
@@ -162,13 +168,25 @@ class Ranks:
             dist.destroy_process_group()
 
     def keep_alive(self) -> None:
-        """Tell the others, now and then, that rank 0 is there."""
-        if self.size > 1 and time.monotonic() - self._spoke > SIGN_OF_LIFE:
-            self._send(Order(""))
+        """Tell the others from now on that rank 0 is there, from a thread of its own: what it does
+        alone, such as drawing answers or waiting for the broker, may take long."""
+        if self.size > 1:
+            Thread(target=self._say_so, name="sign of life", daemon=True).start()
 
-    def _send(self, order: Order) -> None:
-        self._exchanged(order)
-        self._spoke = time.monotonic()
+    def _say_so(self) -> None:
+        """Speak now and then while no order is under way, since messages must not cross."""
+        while not self._over.wait(SIGN_OF_LIFE):
+            if not self._turn.acquire(blocking=False):
+                continue
+            try:
+                if self._over.is_set():
+                    return
+                self._exchanged(Order(""))
+            except RanksError as error:
+                _log.warning("%s", error)  # the next order fails and says so
+                return
+            finally:
+                self._turn.release()
 
     def _exchanged(self, order: Order | None) -> Order:
         held: list[Any] = [order]

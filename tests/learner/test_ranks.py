@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from contracts.settings import Policy, Settings
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
-from learner.ranks import ALONE, Ranks
+from learner.ranks import ALONE, Order, Ranks
 from tests.learner import crew
 from tests.learner.families import make_family
+from tests.until import until
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300.0
@@ -153,3 +155,34 @@ def test_shares_are_all_there_is_each_once_and_of_like_size() -> None:
         assert ranks.share(every) == every  # outside of an order a process works alone
 
     assert sorted(parts) == every
+
+
+def test_rank_0_says_that_it_is_there_whatever_it_does_alone_and_never_within_an_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[tuple[str, bool]] = []
+
+    class Telling(Ranks):
+        def _exchanged(self, order: Order | None) -> Order:
+            assert order is not None
+            said.append((order.name, self._inside))
+            return order
+
+    def more_than(before: int) -> Callable[[], bool]:
+        return lambda: sum(name == "" for name, _ in said) > before
+
+    monkeypatch.setattr("learner.ranks.SIGN_OF_LIFE", 0.001)
+    ranks = Telling(0, 2)
+    ranks.keep_alive()
+    for before in range(20):
+        until("a sign of life", more_than(before))
+        with ranks.together(dict, "score"):
+            said.append(("alone", False))
+    ranks.stop()
+    assert said[-1] == ("stop", False)
+    assert not any(inside for _, inside in said)
+    orders = [place for place, (name, _) in enumerate(said) if name == "score"]
+    assert all(said[place + 1][0] == "alone" for place in orders)
+    for thread in [one for one in threading.enumerate() if one.name == "sign of life"]:
+        thread.join(10.0)
+    assert said[-1] == ("stop", False)
