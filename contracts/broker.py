@@ -273,19 +273,19 @@ def read_to_end(
     kafka: Kafka, topics: tuple[Topic, ...], client_id: str, seconds: float = 30.0
 ) -> Iterator[Received]:
     """Yield every record that is in the topics now, then stop; DeadlineError after ``seconds``
-    without progress."""
+    of waiting for one."""
     reader = Reader(kafka, topics, client_id)
     try:
         ends = reader.ends()
         deadline = time.monotonic() + seconds
         while any(at < ends[place] for place, at in reader.positions().items()):
             records = reader.poll(0.2)
-            if records:
-                deadline = time.monotonic() + seconds
-            elif time.monotonic() > deadline:
+            if not records and time.monotonic() > deadline:
                 names = ", ".join(topic.name for topic in topics)
                 raise DeadlineError(f"reading {names} to the end: nothing came for {seconds} s")
-            yield from (record for record in records if _before(record, ends))
+            if records:
+                yield from (record for record in records if _before(record, ends))
+                deadline = time.monotonic() + seconds  # without the time that the caller took
     finally:
         reader.close()
 

@@ -44,14 +44,14 @@ class LogPart:
             deadline = time.monotonic() + SILENCE_SECONDS
             while reader.positions()[PLACE] < self.next:
                 found = reader.poll(0.2)
-                if found:
-                    deadline = time.monotonic() + SILENCE_SECONDS
-                elif time.monotonic() > deadline:
+                if not found and time.monotonic() > deadline:
                     raise DeadlineError(
                         f"{SAMPLES.name}: no record up to offset {self.next} came from "
                         f"{self.kafka.bootstrap} for {SILENCE_SECONDS} s; see 'headrace doctor'"
                     )
-                yield from (record for record in found if record.offset < self.next)
+                if found:
+                    yield from (record for record in found if record.offset < self.next)
+                    deadline = time.monotonic() + SILENCE_SECONDS  # learning them takes its time
         except OffsetOutOfRangeError as error:
             raise UnavailableError(
                 f"{SAMPLES.name} at {self.kafka.bootstrap} no longer has what was to be read next "

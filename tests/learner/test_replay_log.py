@@ -1,0 +1,108 @@
+"""What a replay makes of a log that comes slowly, is learned slowly or goes away meanwhile."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from kafka.errors import OffsetOutOfRangeError
+
+from contracts import broker
+from contracts.errors import DeadlineError, UnavailableError
+from contracts.settings import Kafka
+from contracts.topics import SAMPLES
+from learner import replay_log
+from learner.replay_log import LogPart
+
+LEARNING_SECONDS = 1000.0
+KAFKA = Kafka(bootstrap="kafka-1:9092")
+
+
+class Log:
+    """Three records, the last of which is waited for; stands for the broker's reader."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.polls: list[list[int]] = [[0, 1], [], [2]]
+        self.next = 0
+
+    def positions(self) -> dict[str, int]:
+        return {replay_log.PLACE: self.next}
+
+    def ends(self) -> dict[str, int]:
+        return {replay_log.PLACE: 3}
+
+    def poll(self, seconds: float) -> list[broker.Received]:
+        found = self.polls.pop(0) if self.polls else []
+        self.next += len(found)
+        return [broker.Received(SAMPLES, 0, offset, None, b"", []) for offset in found]
+
+    def close(self) -> None:
+        pass
+
+
+class SilentLog(Log):
+    def poll(self, seconds: float) -> list[broker.Received]:
+        return []
+
+
+class CutLog(Log):
+    def poll(self, seconds: float) -> list[broker.Received]:
+        raise OffsetOutOfRangeError({replay_log.PLACE: self.next})
+
+
+class Hours:
+    """A clock that goes on by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture
+def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
+    found = Hours()
+    for module in (broker, replay_log):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=found.monotonic))
+    return found
+
+
+def _read_from(monkeypatch: pytest.MonkeyPatch, log: type[Log]) -> None:
+    for module in (broker, replay_log):
+        monkeypatch.setattr(module, "Reader", log)
+
+
+def test_the_time_that_learning_takes_is_no_silence_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, hours: Hours
+) -> None:
+    _read_from(monkeypatch, Log)
+    for records in (
+        LogPart(KAFKA, 0, 3).records(),
+        broker.read_to_end(KAFKA, (SAMPLES,), "test-reader"),
+    ):
+        found = []
+        for record in records:
+            found.append(record.offset)
+            hours.now += LEARNING_SECONDS
+        assert found == [0, 1, 2]
+
+
+def test_silence_ends_a_replay_with_the_address_of_the_broker(
+    monkeypatch: pytest.MonkeyPatch, hours: Hours
+) -> None:
+    _read_from(monkeypatch, SilentLog)
+    with pytest.raises(DeadlineError, match=KAFKA.bootstrap):
+        list(LogPart(KAFKA, 0, 3).records())
+    with pytest.raises(DeadlineError, match="reading samples to the end"):
+        list(broker.read_to_end(KAFKA, (SAMPLES,), "test-reader"))
+    assert hours.now < LEARNING_SECONDS
+
+
+def test_a_log_that_is_cut_while_it_is_read_again_is_not_begun_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _read_from(monkeypatch, CutLog)
+    with pytest.raises(UnavailableError, match=r"longer retention\.ms"):
+        list(LogPart(KAFKA, 0, 3).records())
