@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -54,6 +56,15 @@ def compile_rules(settings: Settings) -> Rules:
         max_question_characters=guard.max_question_characters,
         modes={name.replace("_", "-"): mode for name, mode in modes.items()},
     )
+
+
+def digest_of(rules: Rules) -> str:
+    """Return the sha256 of all that the rules look for: equal rules have equal digests."""
+
+    def plain(value: Any) -> Any:
+        return value.rules if isinstance(value, Terms) else (value.pattern, value.flags)
+
+    return sha256(msgspec.json.encode(rules, enc_hook=plain, order="deterministic")).hexdigest()
 
 
 def _canaries(name: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ class Terms:
 
     def __init__(self, rules: Mapping[str, str], *, whole: bool) -> None:
         """``rules`` gives the rule of each term; empty terms and too long ones are the caller's."""
+        self.rules = dict(rules)
         self._whole = whole
         self._sorted = sorted({fold(term): rule for term, rule in rules.items()})
         self._first = frozenset(term[0] for term in self._sorted)

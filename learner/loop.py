@@ -24,6 +24,7 @@ from contracts.manifest import file_sha256
 from contracts.settings import Settings
 from contracts.signing import signing_key
 from contracts.topics import RELEASES, SAMPLES
+from guard.rules import digest_of
 from learner import checkpoint
 from learner.adapters import load_policy
 from learner.directory import CrashPoint, no_crash
@@ -181,8 +182,16 @@ class Learner:
         evidence = release_evidence(
             self.train.policy, self.progress, self.settings, self.reward_model
         )
-        policy, progress = self.train.policy, self.progress
-        return publish(self.settings, policy, progress, evidence, self.crash_point, state=state)
+        practice = self.train.practice
+        return publish(
+            self.settings,
+            self.train.policy,
+            self.progress,
+            evidence,
+            self.crash_point,
+            state=state,
+            practice_rules=digest_of(practice.rules) if practice else "",
+        )
 
     def _release(self, published: Published) -> None:
         """Keep the version's state, announce it and take it for the parent of the next one."""

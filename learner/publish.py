@@ -60,13 +60,15 @@ def publish(
     crash_point: CrashPoint = no_crash,
     *,
     state: str = "",
+    practice_rules: str = "",
 ) -> Published:
     """Write the next version, signed; an equal one that is already there is kept, a torn one is
     written again.
 
     The ledger lists every sample read since the parent, used or dropped and why, and ``evidence``
     lies beside it; see `learner.evaluation`. ``state`` is the hash of the state it is published
-    with, see `learner.version_state`. Raises ManifestError when what lies there is not what
+    with, see `learner.version_state`, ``practice_rules`` that of the guard's rules which rewarded
+    practice, if any was. Raises ManifestError when what lies there is not what
     was written. Crash points: ``inside-version``, ``renamed-version``.
     """
     root, key = versions_directory(settings), signing_key(settings)
@@ -79,7 +81,13 @@ def publish(
         version = write_manifest(
             directory,
             _manifest(
-                settings, policy, progress, state, hash_files(directory), evidence.reward_model
+                settings,
+                policy,
+                progress,
+                state,
+                hash_files(directory),
+                evidence.reward_model,
+                practice_rules if progress.practice else "",
             ),
         )
         sign_manifest(directory, key)
@@ -117,6 +125,7 @@ def _manifest(
     state: str,
     files: dict[str, str],
     reward_model: str,
+    practice_rules: str,
 ) -> Manifest:
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
@@ -151,6 +160,7 @@ def _manifest(
             "clarify_actions": settings.gate.watch.clarify_actions,
             "reward_model": reward_model,
             "max_tokens": settings.gateway.max_tokens,
+            **({"practice_rules": practice_rules} if practice_rules else {}),
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
             "device": policy.device.type,
             "processes": policy.ranks.size,

@@ -16,6 +16,7 @@ from contracts.errors import ManifestError, SettingsError
 from contracts.events import BASE_VERSION
 from contracts.manifest import Manifest, file_sha256, read_manifest, verify
 from contracts.settings import Learner, Practice, Settings
+from guard.rules import compile_rules, digest_of
 from learner.directory import versions_directory
 from learner.ledger import Outcome
 from learner.publish import LEDGER, OF_NO_MATTER
@@ -48,9 +49,19 @@ class Link(Struct, frozen=True):
 
 
 def _practice(settings: Settings, recorded: Practice, link: Link) -> Practice:
-    """Return how a version practised, with the place of the file whose sha256 it has recorded."""
+    """Return how a version practised, with the place of the file whose sha256 it has recorded.
+
+    SettingsError when the file is another, or the guard's rules, which give the rewards.
+    """
     if not recorded.prompts:
         return recorded
+    rules = link.manifest.config.get("practice_rules")
+    if rules is not None and rules != (mine := digest_of(compile_rules(settings))):
+        raise SettingsError(
+            f"version {link.version[:12]} practised by rules of the guard with sha256 {rules}, and "
+            f"those that are set have {mine}; set guard, streams.disallowed_topics and "
+            "streams.safe_actions as they were then, the file of canary strings included"
+        )
     path = settings.learner.practice.prompts
     if not path or not Path(path).is_file() or file_sha256(Path(path)) != recorded.prompts:
         raise SettingsError(

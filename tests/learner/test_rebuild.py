@@ -360,6 +360,9 @@ def test_practice_is_repeated_with_the_same_file_and_with_no_other(
     elsewhere = replace(practice, prompts=str(moved))
     again = replace(mine, learner=replace(mine.learner, practice=elsewhere))
     assert replay(versions[-1], again, start="base").same
+    stricter = replace(again, guard=replace(again.guard, forbidden_tools=("search",)))
+    with pytest.raises(SettingsError, match="practised by rules of the guard with sha256"):
+        replay(versions[-1], stricter, start="base")
     with pytest.raises(SettingsError, match="practised on a file with sha256"):
         replay(versions[-1], settings, start="base")
     moved.write_bytes(moved.read_bytes().replace(b"w3", b"w4"))
