@@ -173,7 +173,10 @@ def save_adapter(policy: Policy, directory: Path) -> None:
 
 
 def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
-    """Set the adapters to weights as `Policy.adapters` names them; the sets must be equal."""
+    """Set the adapters to weights as `Policy.adapters` names them.
+
+    SettingsError for weights of another base or rank; then nothing is set.
+    """
     parameters = policy.adapters()
     if parameters.keys() != weights.keys():
         different = sorted(parameters.keys() ^ weights.keys())[:3]
@@ -181,6 +184,19 @@ def restore_adapters(policy: Policy, weights: dict[str, Tensor]) -> None:
             f"adapter weights do not fit this base ({different}, ...); "
             "use another policy.name for another model or rank"
         )
+    for name, parameter in parameters.items():
+        if weights[name].shape != parameter.shape:
+            raise SettingsError(_of_another_shape(policy, name, weights[name]))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
+
+
+def _of_another_shape(policy: Policy, name: str, weight: Tensor) -> str:
+    found, wanted = tuple(weight.shape), tuple(policy.adapters()[name].shape)
+    rank = found[0] if "lora_A" in name else found[-1]
+    return (
+        f"the adapter weights {name} are {found}, of rank {rank}, and those of learner.lora_rank "
+        f"{policy.rank} are {wanted}; set learner.lora_rank to {rank} again, or use another "
+        "policy.name to start anew"
+    )
