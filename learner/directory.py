@@ -5,12 +5,15 @@ And where those of the policy's versions lie.
 
 from __future__ import annotations
 
+import fcntl
 import filecmp
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from contracts.errors import UnavailableError
 from contracts.settings import Settings
 
 CrashPoint = Callable[[str], None]
@@ -26,6 +29,26 @@ def no_crash(name: str) -> None:
 def versions_directory(settings: Settings) -> Path:
     """Return where the versions of the policy lie."""
     return settings.state_dir / "versions" / settings.policy.name
+
+
+@contextmanager
+def owned(settings: Settings) -> Iterator[None]:
+    """Own the policy's checkpoints, versions and states as long as the block runs.
+
+    UnavailableError when another process does: each would clear what the other writes aside.
+    """
+    path = settings.state_dir / "checkpoints" / f"{settings.policy.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UnavailableError(
+                f"policy {settings.policy.name} in state_dir {settings.state_dir} has a learner "
+                f"that is running (it holds {path.name} in {path.parent}); stop that one first, or "
+                "give this one another state_dir"
+            ) from error
+        yield
 
 
 def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -> Path:

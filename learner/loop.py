@@ -27,7 +27,7 @@ from contracts.topics import RELEASES, SAMPLES
 from guard.rules import digest_of
 from learner import checkpoint
 from learner.adapters import load_policy
-from learner.directory import CrashPoint, no_crash
+from learner.directory import CrashPoint, no_crash, owned
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.following import lead
@@ -234,11 +234,11 @@ def run(
 
     A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
     SettingsError for what cannot be learned with, UnavailableError for a checkpoint that cannot be
-    read and a log that does not fit it. Among several processes this is rank 0; the others
-    `learner.following.follow`.
+    read, a log that does not fit it, and a state directory where another learner is at work. Among
+    several processes this is rank 0; the others `learner.following.follow`.
     """
     outlet = Outlet(settings.kafka, clock, new_id, stop)
-    with Pulse(settings, clock, process) as pulse:
+    with owned(settings), Pulse(settings, clock, process) as pulse:
         try:
             learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point, ranks)
             check_safe_answer(learner.train.policy, settings)
