@@ -13,6 +13,9 @@ from contracts.codec import to_json
 from contracts.manifest import file_sha256
 from learner.device import BaseDtype, computes_in_bfloat16
 
+_WORDS = ("merges.txt", "vocab.txt", "*.model", "*.tiktoken")
+"""What a tokenizer is made of where there is no tokenizer.json."""
+
 
 def load_base(name: str, dtype: BaseDtype, device: torch.device, blocks: int = 0) -> Any:
     """Load a base in the number format that was asked for.
@@ -41,9 +44,10 @@ def base_identity(name: str, model: Any) -> str:
     directory = Path(name)
     if not directory.is_dir():
         return f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
-    files = sorted(
-        [*directory.glob("*.safetensors"), *directory.glob("*.json"), *directory.glob("*.jinja")]
-    )
+    kinds = ["*.safetensors", "*.json", "*.jinja"]
+    if not (directory / "tokenizer.json").is_file():
+        kinds += _WORDS  # with that file they are not read
+    files = sorted(path for kind in kinds for path in directory.glob(kind))
     listing = {path.name: file_sha256(path) for path in files}
     return f"sha256:{sha256(to_json(listing)).hexdigest()}"
 

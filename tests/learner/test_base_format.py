@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from contracts import processor
 from contracts.settings import Policy, Settings
 from learner.adapters import load_policy
+from learner.base_model import base_identity
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,24 @@ def test_the_processor_decides_over_a_base_stored_in_bfloat16_unless_a_format_is
 
     assert policy.model.dtype == wanted
     assert all(weights.dtype == torch.float32 for weights in policy.adapters().values())
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "tokenizer.model"])
+def test_a_base_is_also_the_files_that_its_words_are_made_of(
+    name: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "base"
+    shutil.copytree(tiny_model, directory)
+
+    def identity() -> str:
+        return base_identity(str(directory), None)
+
+    assert identity() == base_identity(str(tiny_model), None)
+    (directory / name).write_text("a b\n")
+    assert identity() == base_identity(str(tiny_model), None)  # tokenizer.json alone is read
+    (directory / "tokenizer.json").unlink()
+    found = {identity()}
+    for words in ("a c\n", None):
+        (directory / name).write_text(words) if words else (directory / name).unlink()
+        found.add(identity())
+    assert len(found) == 3
