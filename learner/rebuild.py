@@ -184,7 +184,12 @@ class Rebuild:
         shutil.copytree(state, checkpoint.place(learner.root, checkpoint.read(state)))
         root = versions_directory(learner.settings)
         shutil.copytree(versions_directory(self.live) / self.start, root / self.start)
-        learner.progress = checkpoint.restore(learner.root, learner.train) or learner.progress
+        progress = checkpoint.restore(learner.root, learner.train)
+        if progress is None:
+            raise UnavailableError(
+                f"the state {state} is torn; put it back from a copy, or start from another version"
+            )
+        learner.progress = progress
         learner.rewind()
         for link in before(self.line, self.start):
             if link.manifest.sequence > learner.progress.versions.get(learner.progress.anchor, 0):

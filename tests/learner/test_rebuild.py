@@ -21,6 +21,7 @@ from contracts.ids import NewId
 from contracts.manifest import read_manifest
 from contracts.settings import Kafka, Practice, Settings
 from contracts.topics import AUDIT, RELEASES, SAMPLES
+from learner.checkpoint import STATE, TENSORS
 from learner.experience import Experience
 from learner.ledger import Outcome, outcome_of
 from learner.loop import Learner
@@ -421,7 +422,13 @@ def test_what_cannot_be_replayed_says_what_can(
     with pytest.raises(ManifestError, match="missing"):
         replay(versions[-1], elsewhere)
 
-    state = settings.state_dir / "states" / "assistant" / versions[3] / "state.json"
+    state = settings.state_dir / "states" / "assistant" / versions[3] / STATE
+    tensors = state.with_name(TENSORS)
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-1])
+    with pytest.raises(UnavailableError, match="is torn"):
+        replay(versions[4])
+    tensors.write_bytes(whole)
     state.write_bytes(state.read_bytes().replace(b'"batches":8', b'"batches":9'))
     with pytest.raises(ManifestError, match="is not the state"):
         replay(versions[4])
