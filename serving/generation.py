@@ -129,7 +129,10 @@ class LocalModel:
 
     @torch.inference_mode()
     def generate(self, model: str, jobs: Sequence[Job]) -> None:
-        """Generate for several jobs of one model together, token by token."""
+        """Generate for several jobs of one model together, token by token.
+
+        A job that has ended takes no part in the passes after it.
+        """
         rows = [_Row(job, self._tokenizer.backend_tokenizer, self._ends) for job in jobs]
         width = max(len(job.prompt) for job in jobs)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -156,8 +159,15 @@ class LocalModel:
                 row.step(logits)
                 for row, logits in zip(rows, out.logits[:, -1].float(), strict=True)
             ]
-            if all(row.done for row in rows):
+            going_on = [place for place, row in enumerate(rows) if not row.done]
+            if not going_on:
                 return
+            if len(going_on) < len(rows) and _may_drop_rows(cache):
+                kept = torch.tensor(going_on)
+                cache.batch_select_indices(kept)
+                rows = [rows[place] for place in going_on]
+                drawn, mask = [drawn[place] for place in going_on], mask[kept]
+                positions = positions[kept]
             ids = torch.tensor(drawn)[:, None]
             positions = positions[:, -1:] + 1
             mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=torch.long)], dim=1)
@@ -171,6 +181,11 @@ class LocalModel:
             self._tuned.base_model.enable_adapter_layers()
             self._tuned.set_adapter(model)
         return self._tuned
+
+
+def _may_drop_rows(cache: Any) -> bool:
+    """Return whether rows can be taken out of a cache: those of linear attention keep all."""
+    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
 
 
 class _Row:
