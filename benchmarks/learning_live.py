@@ -50,11 +50,10 @@ LATEST = 500
 
 
 class Variant(Struct, frozen=True, kw_only=True):
-    """A way of learning: settings of the learner, how answers are drawn, what is taken from it."""
+    """A way of learning: settings of the learner, and what is taken from it."""
 
     name: str
     learner: dict[str, Any] = {}
-    temperature: float = 1.0
     weighted: bool = True
     corrected: bool = True
 
@@ -84,14 +83,9 @@ SHORT_ANSWERS: dict[str, Any] = {
 corrected to the answer that hands over."""
 
 
-LIVE_TEMPERATURE = 0.7
-"""At 1 a policy that is nearly sure still says something else now and then."""
-
-
 def _variant(name: str, **changes: Any) -> Variant:
     kept = {field: changes.pop(field) for field in ("weighted", "corrected") if field in changes}
-    learner = {**SHORT_ANSWERS, **changes}
-    return Variant(name=name, learner=learner, temperature=LIVE_TEMPERATURE, **kept)
+    return Variant(name=name, learner={**SHORT_ANSWERS, **changes}, **kept)
 
 
 VARIANTS = (
@@ -134,7 +128,7 @@ class Server:
         ids, _ = self._model.render([{"role": "user", "content": asked.text}], [])
         return ids
 
-    def answer(self, asked: Sequence[Prompt], seed: int, temperature: float) -> list[Drawn]:
+    def answer(self, asked: Sequence[Prompt], seed: int, temperature: float = 1.0) -> list[Drawn]:
         """Answer questions, each with chance of its own; those of one length go together."""
         order = sorted(range(len(asked)), key=lambda place: len(asked[place].text))
         chances = [
@@ -238,10 +232,12 @@ def live(
             points.append(judged(server, product, first))
         asked = list(islice(questions, min(CHUNK, interactions - first)))
         server.renew(first)
-        drawn = server.answer(asked, seed * 10_007 + first, variant.temperature)
-        for number, (one, given) in enumerate(zip(asked, drawn, strict=True), first):
-            answered.append((one, product.parse(given.text)))
-            open_windows.append(crowd.react(number, one, given, server.version))
+        for at, (one, drawn) in enumerate(
+            zip(asked, server.answer(asked, seed * 10_007 + first), strict=True)
+        ):
+            number = first + at
+            answered.append((one, product.parse(drawn.text)))
+            open_windows.append(crowd.react(number, one, drawn, server.version))
             seen.append(open_windows[-1].evidence.safety.violation)
             while open_windows[0].time <= open_windows[-1].evidence.decision.time:
                 sample = crowd.sample(open_windows.popleft())
@@ -262,7 +258,6 @@ def live(
         "batches": ended.batches,
         "versions": len(ended.versions),
         "dropped": ended.dropped,
-        "temperature": variant.temperature,
     }
 
 

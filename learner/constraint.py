@@ -2,7 +2,7 @@
 
 PPO-Lagrangian (Ray, Achiam & Amodei, "Benchmarking safe exploration", 2019; for language models
 Safe RLHF, arXiv 2310.12773): the policy descends reward − λ·cost, and λ, the dual variable, rises
-while the cost is above its limit and falls below it. Cost is 1 for a violation, else 0.
+while the cost is above what is aimed at, and falls below that. Cost is 1 for a violation, else 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def first_multiplier(config: Constraint) -> float:
 def next_multiplier(
     multiplier: float, costs: Sequence[float], weights: Sequence[float], config: Constraint
 ) -> float:
-    """Return λ after one more batch: moved by ``rate`` times (mean cost − limit), within bounds.
+    """Return λ after one more batch: moved by ``rate`` times (mean cost − aim), within bounds.
+
+    The aim lies below the limit: λ is the sum of what was above it, so whenever λ has to rise, as
+    after a shift, the mean of the costs until then was above.
 
     ``costs`` are of fresh decisions alone: repeated over a replay buffer, old violations would
     drive λ up long after the policy has stopped. ``weights`` add up to 1; 0 when there is no
@@ -39,7 +42,7 @@ def next_multiplier(
     if not costs:
         return multiplier
     mean = sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
-    return min(max(multiplier + config.rate * (mean - config.limit), 0.0), config.largest)
+    return min(max(multiplier + config.rate * (mean - config.aim), 0.0), config.largest)
 
 
 def constrained(reward_b: Tensor, cost_b: Tensor, multiplier: float) -> Tensor:

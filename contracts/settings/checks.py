@@ -121,10 +121,11 @@ def _check_signals(streams: Streams) -> None:
 
 def _check_constraint(constraint: Constraint) -> None:
     """A limit that false alarms alone exceed would only be met by a policy that says nothing."""
-    if constraint.mode != "off" and constraint.limit <= constraint.false_alarms:
+    if constraint.mode != "off" and constraint.aim <= constraint.false_alarms:
         raise SettingsError(
-            f"{constraint.limit:g} - at `$.learner.constraint.limit`; the limit must lie above "
-            f"`false_alarms` ({constraint.false_alarms:g}): raise it, or set the mode to off"
+            f"{constraint.limit:g} - at `$.learner.constraint.limit`; the limit, without its "
+            f"`margin` ({constraint.margin:g} of it), must lie above `false_alarms` "
+            f"({constraint.false_alarms:g}): raise it, or set the mode to off"
         )
     if constraint.multiplier > constraint.largest:
         raise SettingsError(

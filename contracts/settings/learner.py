@@ -12,20 +12,27 @@ from contracts.settings.section import Count, NonNegative, Positive, Section, Sh
 class Constraint(Section, frozen=True):
     """Safety as a constraint of learning; see `learner.constraint`.
 
-    ``limit`` is the share of decisions that may be violations, ``false_alarms`` how often the
-    monitor calls a harmless answer one: a limit at or below that is reached by nothing but silence.
-    λ begins at ``multiplier``, moves by ``rate`` per batch and unit, and stays below ``largest``.
+    ``limit`` is the share of decisions that may be violations, ``margin`` the part of it that λ
+    leaves free, and ``false_alarms`` how often the monitor calls a harmless answer a violation: an
+    aim at or below that is reached by nothing but silence. λ begins at ``multiplier``, moves by
+    ``rate`` per batch and unit, and stays below ``largest``.
     ``safe_answer`` is what the policy should have written where it broke a rule, tool calls in the
     Hermes form; empty: nothing is said to it.
     """
 
     mode: Literal["lagrangian", "off"] = "lagrangian"
     limit: Share = 0.02
+    margin: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.25
     false_alarms: Share = 0.001
     multiplier: NonNegative = 0.5
     rate: Positive = 0.5
     largest: Positive = 5.0
     safe_answer: str = ""
+
+    @property
+    def aim(self) -> float:
+        """Return the share of violations at which λ stands still."""
+        return self.limit * (1.0 - self.margin)
 
 
 class Practice(Section, frozen=True):

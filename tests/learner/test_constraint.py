@@ -28,8 +28,8 @@ def test_the_price_rises_above_the_limit_and_falls_below_it() -> None:
     above = next_multiplier(0.5, [1.0, 0.0], [0.5, 0.5], RULE)
     below = next_multiplier(0.5, [0.0, 0.0], [0.5, 0.5], RULE)
 
-    assert above == pytest.approx(0.5 + RULE.rate * (0.5 - RULE.limit))
-    assert below == pytest.approx(0.5 - RULE.rate * RULE.limit)
+    assert above == pytest.approx(0.5 + RULE.rate * (0.5 - RULE.aim))
+    assert below == pytest.approx(0.5 - RULE.rate * RULE.aim)
 
 
 def test_the_price_stays_within_its_bounds() -> None:
@@ -49,9 +49,11 @@ def test_without_a_constraint_a_violation_costs_nothing() -> None:
 def test_a_limit_that_false_alarms_reach_is_refused() -> None:
     environment = {"HEADRACE_LEARNER__CONSTRAINT__FALSE_ALARMS": "0.02"}
 
-    with pytest.raises(SettingsError, match=r"constraint\.limit`; the limit must lie above"):
+    with pytest.raises(SettingsError, match=r"constraint\.limit`; the limit, without"):
         load_settings(None, environment)
     load_settings(None, {**environment, "HEADRACE_LEARNER__CONSTRAINT__MODE": "off"})
+    with pytest.raises(SettingsError, match=r"its `margin` \(0.96 of it\)"):
+        load_settings(None, {"HEADRACE_LEARNER__CONSTRAINT__MARGIN": "0.96"})
 
 
 def test_a_price_above_the_largest_is_refused() -> None:

@@ -131,7 +131,7 @@ def test_silent_users_move_the_price_like_others_however_much_they_ask(
     train, before = _start(priced)
     after = advance(train, before, _fresh(make_sample), priced, unrewarded=given)
     assert after.stats.cost_mean == pytest.approx(2 / 12)
-    assert after.multiplier == pytest.approx(PRICE.multiplier + 2 / 12 - PRICE.limit)
+    assert after.multiplier == pytest.approx(PRICE.multiplier + 2 / 12 - PRICE.aim)
     taught = after.taught
     rated = sum(taught[e.decision_id].weight for e in _fresh(make_sample))
     broken = sum(taught[e.decision_id].weight for e in given if e.imputed)
@@ -150,7 +150,7 @@ def test_silent_violations_move_the_price_where_nobody_rated_anything(
     adapters = {name: one.detach().clone() for name, one in train.policy.adapters().items()}
     after = advance(train, before, [], priced, unrewarded=[*silent, *judges])
     assert after.stats.cost_mean == pytest.approx(1 / 3)
-    moved = PRICE.multiplier + 1 / 3 - PRICE.limit
+    moved = PRICE.multiplier + 1 / 3 - PRICE.aim
     assert after.multiplier == after.stats.multiplier == pytest.approx(moved)
     assert all(torch.equal(one, adapters[name]) for name, one in train.policy.adapters().items())
     assert train.optimizer.state == {}

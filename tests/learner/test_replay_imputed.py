@@ -160,7 +160,7 @@ def test_a_long_silence_is_accounted_for_without_a_step_and_replays_to_the_same(
     told = [release.metrics for release in events(settings.kafka, RELEASES, Release)]
     assert told[1].keys() == {"samples", "cost_mean", "multiplier"}
     rule = settings.learner.constraint
-    risen = rule.rate * (told[1]["cost_mean"] - rule.limit)
+    risen = rule.rate * (told[1]["cost_mean"] - rule.aim)
     assert told[1]["multiplier"] - told[0]["multiplier"] == pytest.approx(risen)
     again = replay(versions[-1], settings)
     assert again.same

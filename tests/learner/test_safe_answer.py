@@ -140,7 +140,7 @@ def test_it_is_repeated_as_it_is_set_now_whatever_violations_cost(
 ) -> None:
     rated = [_experience(make_sample, n, violation=n == 0) for n in range(8)]
     rated[1] = msgspec.structs.replace(rated[1], correction_ids=(9, 3))
-    short = _with(priced, msgspec.structs.replace(PRICE, limit=0.9, multiplier=0.8))
+    short = _with(priced, msgspec.structs.replace(PRICE, limit=0.9, margin=0.0, multiplier=0.8))
     train, progress = _start(short)
     progress = advance(train, progress, rated, short)
     assert progress.multiplier == pytest.approx(0.025)
@@ -197,7 +197,7 @@ def test_the_ledger_says_whose_correction_is_in_the_weights(
     priced: Settings, make_sample: MakeSample, weights: dict[str, float]
 ) -> None:
     """Also where the answer taught nothing else: one that is stale, or priced at 0 by now."""
-    constraint = msgspec.structs.replace(PRICE, limit=0.9, multiplier=0.3)
+    constraint = msgspec.structs.replace(PRICE, limit=0.9, margin=0.0, multiplier=0.3)
     learner = msgspec.structs.replace(priced.learner, constraint=constraint, **weights)
     last = msgspec.structs.replace(priced, learner=learner)
     rated = [_experience(make_sample, n, violation=n in {0, 2}) for n in range(8)]

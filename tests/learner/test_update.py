@@ -185,7 +185,7 @@ def _gradient_of_the_plain_loss(
     weights = [1.0 / (users.count(user) * len(set(users))) for user in users]
     cost = sum(w for e, w in zip(batch.fresh, weights, strict=True) if e.violation)
     rule = config.constraint
-    price = rule.multiplier + rule.rate * (cost - rule.limit)
+    price = rule.multiplier + rule.rate * (cost - rule.aim)
     total, drift, terms = torch.zeros(()), 0.0, []
     for place, one in enumerate(batch.fresh):
         here, ref = _both(policy, one.prompt_ids, one.token_ids)
