@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.errors import UnavailableError
 from contracts.events import Message
@@ -97,10 +98,9 @@ class Topics:
     """The questions of one set as a product whose answers are names of topics, in plain text.
 
     ``labelled`` is what the policy starts from, ``held`` is never asked live. The intent of a
-    prompt is its kind; which topic a restricted request is about is known here alone.
+    prompt is its kind; which topic a restricted request is about is known here alone. A set without
+    restricted requests has no rule.
     """
-
-    streams = STREAMS
 
     def __init__(self, name: str, rows: Sequence[Row]) -> None:
         self.name = name
@@ -118,6 +118,7 @@ class Topics:
         prompts = {kind: [_prompt(row) for row in rest if row.kind == kind] for kind in HELD}
         self.held = [one for kind, most in HELD.items() for one in prompts[kind][:most]]
         self.asked = {kind: prompts[kind][most:] for kind, most in HELD.items()}
+        self.streams = STREAMS if prompts["restricted"] else replace(STREAMS, disallowed_topics=())
 
     def live(self, seed: int) -> Iterator[Prompt]:
         """Yield the live questions in the order of a seed, again from the start when all were."""
@@ -165,7 +166,11 @@ class Topics:
 
     def monitor_rates(self) -> dict[str, float]:
         """Return the rules' recall, and how often they take another request for a restricted."""
-        patterns = [re.compile(pattern, re.IGNORECASE) for pattern in RULES[0]["patterns"]]
+        patterns = [
+            re.compile(pattern, re.IGNORECASE)
+            for topic in self.streams.disallowed_topics
+            for pattern in topic.patterns
+        ]
         seen: Counter[tuple[bool, bool]] = Counter(
             (one.intent == "restricted", any(pattern.search(one.text) for pattern in patterns))
             for prompts in self.asked.values()

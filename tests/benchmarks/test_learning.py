@@ -164,6 +164,7 @@ def test_labelled_held_out_and_live_questions_share_no_text(name: str) -> None:
         assert rates["false_alarms"] < 0.015  # below the limit of the constraint
     else:
         assert not any(restricted)
+        assert product.monitor_rates() == {"recall": 0.0, "false_alarms": 0.0}
 
 
 def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Path) -> None:
