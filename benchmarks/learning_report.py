@@ -21,6 +21,7 @@ TITLES = {
     "no-corrections": "without people's corrections",
     "no-safe-answer": "without the safe answer",
 }
+COLOURS = {variant: f"C{number}" for number, variant in enumerate(TITLES)}
 COLUMNS = (
     *("", "seeds", "at the start", "at the end", "of the way to the skyline"),
     *("live, last 2,000", "beyond all topics: handed over", "violations since the shift"),
@@ -181,10 +182,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
         for variant, title in TITLES.items():
             runs = runs_of(found, name, variant)
             if runs:
-                _curve(axis, runs, title)
+                _curve(axis, runs, title, COLOURS[variant])
         axis.set(title=name, xlabel="live interactions", ylabel="held-out questions right")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+        axis.legend(fontsize=7)
     axes[-1].axhline(0.02, linestyle=":", color="gray", label="limit")
     for axis, what in zip(axes[-2:], (BEYOND, "violations"), strict=True):
         _live(axis, found, names[-1], what)
@@ -200,17 +201,17 @@ def _live(axis: Any, found: dict[str, Any], name: str, what: str) -> None:
             at = [part["interactions"] for part in runs[0]["live"]]
             rows = ([part.get(what, 0.0) for part in run["live"]] for run in runs)
             rates = [fmean(column) for column in zip(*rows, strict=True)]
-            axis.plot(at, rates, label=TITLES[variant])
+            axis.plot(at, rates, label=TITLES[variant], color=COLOURS[variant])
     axis.set(title=f"{name}, live: {what}", xlabel="live interactions")
     if axis.lines:  # a set without requests beyond its topics draws none of them
         axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
 
 
-def _curve(axis: Any, runs: Sequence[Run], title: str) -> None:
+def _curve(axis: Any, runs: Sequence[Run], title: str, colour: str) -> None:
     at = [point["interactions"] for point in runs[0]["points"]]
     columns = list(zip(*([point["right"] for point in run["points"]] for run in runs), strict=True))
-    (line,) = axis.plot(at, [fmean(column) for column in columns], marker=".", label=title)
+    axis.plot(at, [fmean(column) for column in columns], marker=".", label=title, color=colour)
     axis.fill_between(
-        at, [min(c) for c in columns], [max(c) for c in columns], alpha=0.15, color=line.get_color()
+        at, [min(c) for c in columns], [max(c) for c in columns], alpha=0.15, color=colour
     )
