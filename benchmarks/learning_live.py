@@ -66,6 +66,7 @@ SHARED: dict[str, Any] = {
     "lora_alpha": 64.0,
     "keep_states": 0,
 }
+PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.3}
 SHORT_ANSWERS: dict[str, Any] = {
     "loss": "likelihood",
     "learning_rate": 3e-4,
@@ -76,7 +77,7 @@ SHORT_ANSWERS: dict[str, Any] = {
     "replay_share": 1.0,
     "replay_capacity": 16_384,
     "max_version_lag": 1_000,
-    "constraint": {"rate": 5.0, "safe_answer": ESCALATE},
+    "constraint": {**PRICE, "safe_answer": ESCALATE},
 }
 """For answers of a few words: all that was heard is repeated as often as what is new (decision
 0450), and the price of violations follows the few batches that there are. What broke a rule is
@@ -96,7 +97,7 @@ VARIANTS = (
     _variant("no-replay", replay_share=0.0),
     _variant("no-lagrangian", constraint={"mode": "off"}),
     _variant("no-corrections", corrected=False),
-    _variant("no-safe-answer", constraint={"rate": 5.0}),
+    _variant("no-safe-answer", constraint=PRICE),
 )
 
 
