@@ -40,7 +40,7 @@ from learner.train_state import new_train_state
 from serving.generation import LocalModel
 from simulator.product import Prompt
 
-CHUNK, SAMPLER_ROWS, MAX_TOKENS, MAX_LENGTH = 64, 64, 14, 128
+CHUNK, SAMPLER_ROWS, MAX_TOKENS, MAX_LENGTH = 64, 32, 14, 128
 SERVED_AFTER = 400
 """Interactions between a version's release and its first answer: gate and canary take time."""
 
