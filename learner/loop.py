@@ -31,7 +31,6 @@ from learner.directory import CrashPoint, no_crash, owned
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.following import lead
-from learner.going_on import check_log, restored
 from learner.imputation import impute
 from learner.intake import Arrival, Intake
 from learner.outlet import Outlet, Output
@@ -40,6 +39,7 @@ from learner.progress import Progress, advance, release_is_due, released
 from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.ranks import ALONE, Ranks
+from learner.resume import check_log, restored
 from learner.reward_model import named_reward_model
 from learner.safe_answer import check_safe_answer
 from learner.telemetry import (

@@ -19,9 +19,9 @@ from learner.adapters import ADAPTER_WEIGHTS, load_policy
 from learner.directory import appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
-from learner.going_on import restored
 from learner.progress import Progress, advance, released
 from learner.publish import publish
+from learner.resume import restored
 from learner.train_state import TrainState, new_train_state
 from learner.version_state import is_kept, published_before
 from tests.signing_keys import new_key
