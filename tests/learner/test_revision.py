@@ -196,7 +196,7 @@ def _taken_back(one: Experience) -> tuple[Experience, str]:
 
 
 def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: bool) -> float:
-    """Return the answer's log-probability after six batches that praise it, and ten more."""
+    """Return the answer's log-probability after six batches that praise it, and twelve more."""
     state, progress = _start(settings)
     praised: list[Experience] = []
     for batch in range(21, 21 + WARM_UP):
@@ -206,7 +206,7 @@ def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: b
         praised += fresh
         progress = advance(state, progress, [*fresh, *_filler(make_sample, batch)], settings)
     back = [_taken_back(one) for one in praised] if take_back else []
-    for batch in range(7, 17):
+    for batch in range(7, 19):
         progress = advance(state, progress, _filler(make_sample, batch), settings, superseded=back)
         back = []
     assert progress.owed == ()
