@@ -44,7 +44,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.settings import Learner
-from learner.advantage import NOTHING, Weighed, baseline_of, observe_costs, put_back, weigh
+from learner.advantage import (
+    NOTHING,
+    BaselineState,
+    Weighed,
+    baseline_of,
+    observe_costs,
+    put_back,
+    weigh,
+)
 from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
 from learner.ledger import (
     IMPUTED,
@@ -129,7 +137,7 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     cost_mean = observe_costs(state, batch, config)
     usable = _usable(state, batch, reasons, config, max_tokens)
     before = baseline_of(state)
-    weighed, objective, passed = _begun(state, batch, usable, reasons, config, max_tokens)
+    weighed, objective, passed = _begun(state, before, batch, usable, reasons, config, max_tokens)
     step, learned = _descend(state, objective, config, passed)
     if not learned:
         put_back(state, before)
@@ -203,6 +211,7 @@ def _usable(
 
 def _begun(
     state: TrainState,
+    before: BaselineState,
     batch: MicroBatch,
     usable: Sequence[Experience],
     reasons: dict[str, str],
@@ -213,7 +222,7 @@ def _begun(
 
     What the policy says of each answer before the update is what the passes of the first step find,
     so no passes are made for it. Only they tell which answers have to be dropped after all: then
-    everything begins again without these, which is rare.
+    everything begins again without these, from the baseline as it was ``before``, which is rare.
     """
     policy = state.policy
     owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
@@ -228,7 +237,6 @@ def _begun(
     at_once = not needs_prox(usable, frozenset(owed), config)
     found = score(policy, state.anchor, usable, config.bucket_tokens, with_prox=not at_once)
     scored = _sound(found, reasons, owed, config)
-    before = baseline_of(state)
     weighed, objective = weighed_of(scored)
     if not at_once or not scored:
         return weighed, objective, None
