@@ -34,7 +34,7 @@ from contracts.settings import load_settings
 from learner.base_model import blocks_of
 from learner.buckets import TokenSequence
 from learner.calibration import Calibration, Floats, errors_on_pairs, proportion
-from learner.reward_card import Recipe
+from learner.reward_card import RewardRecipe
 from learner.reward_fitting import Fitted, Scores, Slices, fit, scores_of
 from learner.reward_model import cut
 from learner.reward_training import Pair
@@ -44,7 +44,7 @@ FILE = "hh-rlhf/harmless_train.jsonl.gz"
 TRAINED, CALIBRATED = 50, 65
 """Hashes below these, of a hundred, are of training and of calibration."""
 
-RECIPE = Recipe(max_tokens=128, seconds=600.0)
+RECIPE = RewardRecipe(max_tokens=128, seconds=600.0)
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -84,7 +84,7 @@ def split(pairs: list[Pair]) -> Slices:
     return Slices(*parts)
 
 
-def measure(model: str, data: Path, recipe: Recipe = RECIPE) -> dict[str, Any]:
+def measure(model: str, data: Path, recipe: RewardRecipe = RECIPE) -> dict[str, Any]:
     """Train, calibrate and test; return the figures."""
     torch.set_num_threads(recipe.threads)
     trunk = new_trunk(model, recipe)
@@ -161,13 +161,13 @@ def _shorter(pairs: list[Pair]) -> dict[str, Any]:
     return dict(msgspec.to_builtins(found))
 
 
-def _tokens(slices: Slices, recipe: Recipe) -> int:
+def _tokens(slices: Slices, recipe: RewardRecipe) -> int:
     pairs = [*slices.trained, *slices.calibrated, *slices.told]
     answers = [a for p in pairs if isinstance(p, Pair) for a in (p.chosen, p.rejected)]
     return sum(len(cut(answer, recipe.max_tokens)) for answer in answers)
 
 
-def _cut_share(pairs: list[Pair], recipe: Recipe) -> float:
+def _cut_share(pairs: list[Pair], recipe: RewardRecipe) -> float:
     answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
     shortened = [len(a.response_ids) > recipe.max_tokens // 2 for a in answers]
     return sum(shortened) / len(shortened)

@@ -62,12 +62,12 @@ def _make_reward_model(options: argparse.Namespace) -> None:
     """Train a reward model and print its directory."""
     from contracts.clock import SystemClock
     from contracts.settings import load_settings, settings_for
-    from learner.reward_card import Recipe
+    from learner.reward_card import RewardRecipe
     from learner.reward_version import make_reward_model
 
     general = load_settings()
     settings = settings_for(general, options.policy or general.policy.name)
-    recipe = Recipe(
+    recipe = RewardRecipe(
         epochs=options.epochs,
         seconds=options.seconds,
         seed=options.seed,

@@ -23,6 +23,7 @@ from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
 from learner.adapters import ADAPTER_WEIGHTS
+from learner.admission import unusable
 from learner.anchor import other_adapters
 from learner.direct_method import foretell, predict
 from learner.directory import versions_directory
@@ -33,8 +34,7 @@ from learner.policy import Policy
 from learner.progress import Progress
 from learner.reward_model import RewardModel
 from learner.scoring import sequence_of
-from learner.update import unusable
-from learner.watch import Weighed, steps, trends
+from learner.watch import Reweighted, steps, trends
 
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
@@ -193,9 +193,9 @@ def _trends(
     return trends(usable, taught, settings.gate.watch, settings.learner.seed, foretold_n)
 
 
-def _weighed(usable: Sequence[Experience], scored: _Scored, decisions: Decisions) -> Weighed:
+def _weighed(usable: Sequence[Experience], scored: _Scored, decisions: Decisions) -> Reweighted:
     firsts = [taken(decisions, e.token_ids).tokens for e in usable]
-    return Weighed(
+    return Reweighted(
         decisions_nk=scored.decisions_nk,
         first_n=_weights(usable, scored, firsts),
         whole_n=_weights(usable, scored, [len(e.token_ids) for e in usable]),

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from contracts.judges import is_judge
 from contracts.settings import Settings
+from learner.admission import unusable
 from learner.buckets import TokenSequence
 from learner.experience import BASELINE, Experience
 from learner.reward_model import RewardModel
-from learner.update import unusable
 
 
 def impute(

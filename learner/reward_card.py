@@ -14,7 +14,7 @@ from learner.calibration import Calibration, Errors
 CARD = "reward_model.json"
 
 
-class Recipe(Struct, frozen=True, kw_only=True):
+class RewardRecipe(Struct, frozen=True, kw_only=True):
     """How a reward model is made; ``members`` heads share one LoRA.
 
     ``kept`` is the share of the base's blocks that is used, from below, and ``adapted`` that of
@@ -65,7 +65,7 @@ class RewardModelCard(Struct, frozen=True, kw_only=True):
     base: str
     blocks: int
     adapted: int
-    recipe: Recipe
+    recipe: RewardRecipe
     lessons: LessonCounts
     steps: int
     planned_steps: int

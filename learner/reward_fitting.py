@@ -21,17 +21,17 @@ from learner.calibration import (
     errors_on_rewards,
 )
 from learner.policy import Policy
-from learner.reward_card import LessonCounts, Recipe
+from learner.reward_card import LessonCounts, RewardRecipe
 from learner.reward_model import RewardHeads, member_scores, member_values
-from learner.reward_training import Lesson, Pair, Rated, answers_of, train
+from learner.reward_training import Pair, Rated, RewardLesson, answers_of, train
 
 
 class Slices(Struct, frozen=True):
     """Lessons in the order of the log: to train on, to calibrate on, to tell the errors on."""
 
-    trained: tuple[Lesson, ...]
-    calibrated: tuple[Lesson, ...]
-    told: tuple[Lesson, ...]
+    trained: tuple[RewardLesson, ...]
+    calibrated: tuple[RewardLesson, ...]
+    told: tuple[RewardLesson, ...]
 
 
 class Fitted(Struct, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class Fitted(Struct, frozen=True, kw_only=True):
 def fit(
     trunk: Policy,
     slices: Slices,
-    recipe: Recipe,
+    recipe: RewardRecipe,
     seconds_left: Callable[[], float] = lambda: math.inf,
 ) -> Fitted:
     """Train, calibrate and tell the errors, each on a slice of its own."""
@@ -74,14 +74,14 @@ def fit(
     )
 
 
-def sliced(lessons: Sequence[Lesson], recipe: Recipe) -> Slices:
+def sliced(lessons: Sequence[RewardLesson], recipe: RewardRecipe) -> Slices:
     """Cut lessons, oldest first, by the shares of the recipe; the last slice is what is left."""
     first = int(recipe.trained_share * len(lessons))
     second = first + int(recipe.calibrated_share * len(lessons))
     return Slices(tuple(lessons[:first]), tuple(lessons[first:second]), tuple(lessons[second:]))
 
 
-def _count(lessons: Sequence[Lesson], kind: type[Lesson]) -> int:
+def _count(lessons: Sequence[RewardLesson], kind: type[RewardLesson]) -> int:
     return sum(1 for lesson in lessons if isinstance(lesson, kind))
 
 
@@ -94,7 +94,7 @@ class Scores(Struct, frozen=True):
 
 
 def scores_of(
-    trunk: Policy, heads: RewardHeads, lessons: Sequence[Lesson], recipe: Recipe
+    trunk: Policy, heads: RewardHeads, lessons: Sequence[RewardLesson], recipe: RewardRecipe
 ) -> Scores:
     """Return the members' scores of a slice."""
     answers, firsts = answers_of(lessons)

@@ -19,7 +19,7 @@ from contracts.settings import Policy, Settings
 from contracts.topics import SAMPLES
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
-from learner.reward_training import Lesson, Pair, Rated
+from learner.reward_training import Pair, Rated, RewardLesson
 
 LEAST_LESSONS = 60
 """With fewer there is too little to calibrate on, and nothing could be told of the errors."""
@@ -28,7 +28,7 @@ LEAST_LESSONS = 60
 class Read(Struct, frozen=True, kw_only=True):
     """Lessons, oldest first, and which records of ``samples`` they come from."""
 
-    lessons: tuple[Lesson, ...]
+    lessons: tuple[RewardLesson, ...]
     first_offset: int
     next_offset: int
     as_of: datetime
@@ -92,7 +92,7 @@ def lessons_of(
     )
 
 
-def _lesson(event: Sample | Preference, tokenizer: Any, vocabulary: int) -> Lesson | None:
+def _lesson(event: Sample | Preference, tokenizer: Any, vocabulary: int) -> RewardLesson | None:
     """Return what an event teaches, None when its tokens are missing or unknown to the base."""
     if isinstance(event, Sample):
         answer = _known(event.prompt_token_ids, event.token_ids, vocabulary)

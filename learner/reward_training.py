@@ -24,7 +24,7 @@ from torch.nn.functional import logsigmoid
 
 from learner.buckets import TokenSequence, bucket_of
 from learner.policy import Policy
-from learner.reward_card import Recipe
+from learner.reward_card import RewardRecipe
 from learner.reward_model import RewardHeads, answer_states, bucket_states, cut
 
 _FIT_STEPS = 200
@@ -48,7 +48,7 @@ class Pair(Struct, frozen=True):
     rejected: TokenSequence
 
 
-Lesson = Rated | Pair
+RewardLesson = Rated | Pair
 
 
 class Trained(Struct, frozen=True):
@@ -61,8 +61,8 @@ class Trained(Struct, frozen=True):
 
 def train(
     trunk: Policy,
-    lessons: Sequence[Lesson],
-    recipe: Recipe,
+    lessons: Sequence[RewardLesson],
+    recipe: RewardRecipe,
     seconds_left: Callable[[], float] = lambda: math.inf,
 ) -> Trained:
     """Train adapters, in place, and heads; deterministic given all arguments but the time.
@@ -95,7 +95,7 @@ def train(
     return Trained(heads, step, planned)
 
 
-def lesson_weights(users: Sequence[str], recipe: Recipe) -> Tensor:
+def lesson_weights(users: Sequence[str], recipe: RewardRecipe) -> Tensor:
     """Return how much each lesson counts for each member, n×k.
 
     Every member draws users with replacement (as Poisson counts: Oza & Russell 2001), so that
@@ -115,9 +115,9 @@ def lesson_weights(users: Sequence[str], recipe: Recipe) -> Tensor:
 def fit_heads(
     heads: RewardHeads,
     trunk: Policy,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[RewardLesson],
     weights_nk: Tensor,
-    recipe: Recipe,
+    recipe: RewardRecipe,
 ) -> None:
     """Fit the heads on the states of the frozen base; a convex problem, solved by L-BFGS."""
     laid_out = _laid_out(lessons)
@@ -138,7 +138,7 @@ def fit_heads(
     optimizer.step(closure)
 
 
-def penalty(heads: RewardHeads, recipe: Recipe) -> Tensor:
+def penalty(heads: RewardHeads, recipe: RewardRecipe) -> Tensor:
     """Return −log of a prior under which a score has a standard deviation of ``prior_score``."""
     precision = heads.weight_kh.shape[1] / recipe.prior_score**2
     found: Tensor = 0.5 * precision * heads.weight_kh.pow(2).sum()
@@ -149,10 +149,10 @@ def _step(
     trunk: Policy,
     heads: RewardHeads,
     optimizer: torch.optim.Optimizer,
-    lessons: Sequence[Lesson],
+    lessons: Sequence[RewardLesson],
     chosen: Sequence[int],
     weights_nk: Tensor,
-    recipe: Recipe,
+    recipe: RewardRecipe,
 ) -> None:
     """Take one step on some lessons, a few of like length at a time; a wild one is left out."""
     optimizer.zero_grad()
@@ -184,7 +184,7 @@ class _Layout(Struct, frozen=True):
     good_r1: Tensor
 
 
-def _laid_out(lessons: Sequence[Lesson]) -> _Layout:
+def _laid_out(lessons: Sequence[RewardLesson]) -> _Layout:
     answers, firsts = answers_of(lessons)
     pairs = [place for place, one in enumerate(lessons) if isinstance(one, Pair)]
     rated = [(place, one.reward) for place, one in enumerate(lessons) if isinstance(one, Rated)]
@@ -208,7 +208,7 @@ def _loss(scores_ak: Tensor, laid_out: _Layout, weights_nk: Tensor) -> Tensor:
     return on_pairs + (loss_rk * weights_nk[laid_out.rated]).sum()
 
 
-def answers_of(lessons: Sequence[Lesson]) -> tuple[list[TokenSequence], list[int]]:
+def answers_of(lessons: Sequence[RewardLesson]) -> tuple[list[TokenSequence], list[int]]:
     """Return all answers in a row, and the place of each lesson's first."""
     answers: list[TokenSequence] = []
     firsts = []
@@ -221,7 +221,7 @@ def answers_of(lessons: Sequence[Lesson]) -> tuple[list[TokenSequence], list[int
     return answers, firsts
 
 
-def _length(lesson: Lesson) -> int:
+def _length(lesson: RewardLesson) -> int:
     return max(len(answer) for answer in answers_of([lesson])[0])
 
 

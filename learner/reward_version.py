@@ -28,7 +28,7 @@ from learner.base_model import blocks_of
 from learner.directory import appear, clear_partial, no_crash
 from learner.policy import Policy
 from learner.publish import code_version
-from learner.reward_card import Recipe, RewardModelCard, write_card
+from learner.reward_card import RewardModelCard, RewardRecipe, write_card
 from learner.reward_fitting import Fitted, fit, sliced
 from learner.reward_lessons import LEAST_LESSONS, Read, read_lessons
 from learner.reward_model import FORM, save_weights
@@ -40,7 +40,7 @@ _log = logging.getLogger("learner")
 
 
 def make_reward_model(
-    settings: Settings, recipe: Recipe, limit: int, out: Path, clock: Clock
+    settings: Settings, recipe: RewardRecipe, limit: int, out: Path, clock: Clock
 ) -> Path:
     """Train on the newest ``limit`` lessons in the log; return the directory of the new version.
 
@@ -61,7 +61,7 @@ def make_reward_model(
     return write_version(settings, out, trunk, fitted, read, recipe)
 
 
-def _check_options(recipe: Recipe, limit: int) -> None:
+def _check_options(recipe: RewardRecipe, limit: int) -> None:
     """Raise SettingsError for an option of the command with which no model can be made."""
     if limit < LEAST_LESSONS:
         raise SettingsError(
@@ -74,7 +74,7 @@ def _check_options(recipe: Recipe, limit: int) -> None:
         raise SettingsError(f"--seconds is {recipe.seconds}; give a finite number above 0")
 
 
-def new_trunk(model: str, recipe: Recipe) -> Policy:
+def new_trunk(model: str, recipe: RewardRecipe) -> Policy:
     """Load the part of a base that a recipe asks for, with fresh adapters."""
     blocks, adapted = shape(blocks_of(model), recipe)
     return adapt(
@@ -89,14 +89,14 @@ def new_trunk(model: str, recipe: Recipe) -> Policy:
     )
 
 
-def shape(blocks: int, recipe: Recipe) -> tuple[int, int]:
+def shape(blocks: int, recipe: RewardRecipe) -> tuple[int, int]:
     """Return how many of a base's blocks are used, and how many of these have adapters."""
     kept = min(max(math.ceil(recipe.kept * blocks), LEAST_BLOCKS), blocks)
     return kept, max(math.ceil(recipe.adapted * kept), 1)
 
 
 def write_version(
-    settings: Settings, out: Path, trunk: Policy, fitted: Fitted, read: Read, recipe: Recipe
+    settings: Settings, out: Path, trunk: Policy, fitted: Fitted, read: Read, recipe: RewardRecipe
 ) -> Path:
     """Write the model below ``out``, signed, after the newest that lies there; return where."""
     blocks, adapted = shape(blocks_of(settings.policy.model), recipe)

@@ -34,9 +34,8 @@ Example::
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import torch
@@ -44,6 +43,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.settings import Learner
+from learner.admission import admitted, agreed
 from learner.advantage import (
     NOTHING,
     BaselineState,
@@ -53,7 +53,7 @@ from learner.advantage import (
     put_back,
     weigh,
 )
-from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
+from learner.experience import BASELINE, Experience
 from learner.ledger import (
     IMPUTED,
     NO_REWARD,
@@ -125,46 +125,37 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     moved = None if state.anchor is state.told_anchor else state.anchor
     with state.policy.together("update", batch, moved):
         state.told_anchor = state.anchor
-        result = _update(state, batch, config, max_tokens)
+        result = _update(_Turn(state, batch, config, max_tokens, {}))
         state.policy.ranks.check_equal(state.policy.adapters())
     return result
 
 
-def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:
+class _Turn(Struct, frozen=True):
+    """One update under way; ``reasons`` says of samples, by id, why nothing is learned of them."""
+
+    state: TrainState
+    batch: MicroBatch
+    config: Learner
+    max_tokens: int
+    reasons: dict[str, str]
+
+
+def _update(turn: _Turn) -> UpdateResult:
+    state, batch, config = turn.state, turn.batch, turn.config
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * batch.pace
-    reasons: dict[str, str] = {}
     cost_mean = observe_costs(state, batch, config)
-    usable = _usable(state, batch, reasons, config, max_tokens)
+    usable = admitted(state, batch, turn.reasons, config, turn.max_tokens)
     before = baseline_of(state)
-    weighed, objective, passed = _begun(state, before, batch, usable, reasons, config, max_tokens)
+    weighed, objective, passed = _begun(turn, before, usable)
     step, learned = _descend(state, objective, config, passed)
     if not learned:
         put_back(state, before)
         weighed, objective = NOTHING, _NOTHING
     lessons = weighed.lessons(pushes(objective, config))
-    taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}
-    told = (
-        _told(batch, config, max_tokens, state.policy.vocabulary_size) if learned else frozenset()
-    )
-    outcomes = tuple(
-        outcome_of(e, reasons.get(e.sample_id, done if learned else "step-skipped"), taught, told)
-        for group, done in (
-            (batch.fresh, USED),
-            (batch.revised, REVISED),
-            ([e for e in batch.imputed if e.imputed != BASELINE], IMPUTED),
-        )
-        for e in group
-    )
-    priced = {e.sample_id for e in batch.imputed if learned and e.sample_id not in reasons} | told
-    outcomes += tuple(
-        outcome_of(e, PRICED if e.sample_id in priced else NO_REWARD, taught, told)
-        for e in batch.imputed
-        if e.imputed == BASELINE
-    )
-    stats = _account(step, objective, batch, outcomes)
-    stats = msgspec.structs.replace(
-        stats,
+    outcomes = _outcomes(turn, lessons, learned)
+    stats = replace(
+        _account(step, objective, batch, outcomes),
         value_loss=weighed.value_loss,
         advantage_scale=state.spread.scale(),
         cost_mean=cost_mean,
@@ -173,50 +164,34 @@ def _update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: i
     return UpdateResult(stats, outcomes, lessons)
 
 
-def _told(batch: MicroBatch, config: Learner, max_tokens: int, vocabulary: int) -> frozenset[str]:
+def _outcomes(turn: _Turn, lessons: Sequence[Lesson], learned: bool) -> tuple[Outcome, ...]:
+    """Return what became of each fresh, revised and silent experience."""
+    batch, reasons = turn.batch, turn.reasons
+    taught = {lesson.decision_id: lesson.coefficient for lesson in lessons}
+    told = _told(turn) if learned else frozenset()
+    silent = [e for e in batch.imputed if e.imputed == BASELINE]
+    priced = {e.sample_id for e in silent if learned and e.sample_id not in reasons} | told
+    done = [(e, USED) for e in batch.fresh]
+    done += [(e, REVISED) for e in batch.revised]
+    done += [(e, IMPUTED) for e in batch.imputed if e.imputed != BASELINE]
+    found = [
+        (e, reasons.get(e.sample_id, outcome if learned else "step-skipped")) for e, outcome in done
+    ]
+    found += [(e, PRICED if e.sample_id in priced else NO_REWARD) for e in silent]
+    return tuple(outcome_of(e, outcome, taught, told) for e, outcome in found)
+
+
+def _told(turn: _Turn) -> frozenset[str]:
     """Return the samples whose corrections a step has learned from, earlier ones included."""
-    if not (config.correction_weight or config.preference_weight):
+    if not (turn.config.correction_weight or turn.config.preference_weight):
         return frozenset()
-    found = teachable(batch.corrections, max_tokens, vocabulary)
+    vocabulary = turn.state.policy.vocabulary_size
+    found = teachable(turn.batch.corrections, turn.max_tokens, vocabulary)
     return frozenset(e.sample_id for e in found)
 
 
-def _usable(
-    state: TrainState,
-    batch: MicroBatch,
-    reasons: dict[str, str],
-    config: Learner,
-    max_tokens: int,
-) -> list[Experience]:
-    """Return what can be scored and teaches; ``reasons`` gets the others.
-
-    A debt does not grow stale: what an old answer taught is corrected however late. A new reward
-    whose turn has not come yet is looked at, too, since its line in the ledger is written now.
-    """
-    usable = []
-    for experience in (*batch.fresh, *batch.replayed, *batch.imputed):
-        if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
-            reasons[experience.sample_id] = "stale"
-        elif experience.imputed == BASELINE and state.multiplier == 0.0:
-            reasons[experience.sample_id] = NO_REWARD
-        else:
-            usable.append(experience)
-    usable += [debt.experience for debt in batch.owed]
-    for experience in (*usable, *batch.revised):
-        reason = unusable(experience, max_tokens, state.policy.vocabulary_size)
-        if reason:
-            reasons[experience.sample_id] = reason
-    return [e for e in usable if e.sample_id not in reasons]
-
-
 def _begun(
-    state: TrainState,
-    before: BaselineState,
-    batch: MicroBatch,
-    usable: Sequence[Experience],
-    reasons: dict[str, str],
-    config: Learner,
-    max_tokens: int,
+    turn: _Turn, before: BaselineState, usable: Sequence[Experience]
 ) -> tuple[Weighed, Objective, Passed | None]:
     """Return weights and objective, and the passes of its first step where they were made already.
 
@@ -224,9 +199,10 @@ def _begun(
     so no passes are made for it. Only they tell which answers have to be dropped after all: then
     everything begins again without these, from the baseline as it was ``before``, which is rare.
     """
+    state, batch, config = turn.state, turn.batch, turn.config
     policy = state.policy
     owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
-    corrections = corrections_of(batch.corrections, max_tokens, policy.vocabulary_size)
+    corrections = corrections_of(batch.corrections, turn.max_tokens, policy.vocabulary_size)
     pairs = anchored(policy, state.anchor, corrections, config)
 
     def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:
@@ -236,42 +212,17 @@ def _begun(
 
     at_once = not needs_prox(usable, frozenset(owed), config)
     found = score(policy, state.anchor, usable, config.bucket_tokens, with_prox=not at_once)
-    scored = _sound(found, reasons, owed, config)
+    scored = agreed(found, turn.reasons, owed, config)
     weighed, objective = weighed_of(scored)
     if not at_once or not scored:
         return weighed, objective, None
     passed = add_passes(policy, objective, config)
     told = [replace(one, prox=passed.prox[place]) for place, one in enumerate(scored)]
-    sound = _sound(told, reasons, owed, config)
+    sound = agreed(told, turn.reasons, owed, config)
     if [*map(id, sound)] != [*map(id, told)]:
         put_back(state, before)
         return *weighed_of(sound), None
     return weighed, replace(objective, scored=tuple(told)), passed
-
-
-def _sound(
-    found: Sequence[Scored],
-    reasons: dict[str, str],
-    owed: Collection[str],
-    config: Learner,
-) -> list[Scored]:
-    """Return what has finite numbers and the engine's agreement; ``reasons`` gets the others.
-
-    What is owed needs no agreement: what taught most has moved furthest since, and is taken back
-    without the probabilities of whoever drew it.
-    """
-    sound = []
-    for one in found:
-        far = bool(one.prox) and not _log_ratio(one) <= config.max_log_ratio
-        if not _is_finite(one):
-            reasons[one.experience.sample_id] = "not-finite"
-        elif not far:
-            sound.append(one)
-        elif one.experience.decision_id in owed:
-            sound.append(replace(one, experience=replace(one.experience, logprobs=())))
-        else:
-            reasons[one.experience.sample_id] = "log-ratio"
-    return sound
 
 
 def _descend(
@@ -290,30 +241,6 @@ def _descend(
             return (taken, True) if epoch else (step, False)
         taken = step
     return taken, True
-
-
-def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
-    """Return why an experience cannot be scored, None when it can."""
-    if not experience.prompt_ids or not experience.token_ids:
-        return "no-tokens"
-    ids = (*experience.prompt_ids, *experience.token_ids)
-    if len(ids) > max_tokens:
-        return "too-long"
-    if min(ids) < 0 or max(ids) >= vocabulary:
-        return "unknown-token"
-    if not experience.temperature >= LEAST_TEMPERATURE:
-        return "no-temperature"
-    return None
-
-
-def _is_finite(scored: Scored) -> bool:
-    values = (*scored.prox, *scored.anchor, *scored.experience.logprobs)
-    return all(map(math.isfinite, values))
-
-
-def _log_ratio(scored: Scored) -> float:
-    mu = scored.experience.logprobs
-    return abs(sum(scored.prox) - sum(mu)) if mu else 0.0
 
 
 def _account(

@@ -29,7 +29,7 @@ LEAST_ANSWERS, LEAST_USERS = 30, 5
 """With fewer, on either side of a comparison, there is none."""
 
 
-class Weighed(Struct, frozen=True, kw_only=True):
+class Reweighted(Struct, frozen=True, kw_only=True):
     """Judged answers as one policy sees them.
 
     The probabilities of the first decisions, n×k, and the weights pi/mu of each answer, up to its
@@ -44,8 +44,8 @@ class Weighed(Struct, frozen=True, kw_only=True):
 def steps(
     judged: Sequence[Experience],
     decisions: Decisions,
-    parent: Weighed,
-    candidate: Weighed,
+    parent: Reweighted,
+    candidate: Reweighted,
     resampled: Resampled,
     watch: Watch,
 ) -> tuple[WatchFigure, ...]:

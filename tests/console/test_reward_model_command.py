@@ -15,7 +15,7 @@ from contracts.manifest import Manifest, hash_files, sign_manifest, write_manife
 from contracts.manifest import OffsetRange as Offsets
 from contracts.signing import signing_key
 from learner.calibration import Calibration, Errors, proportion
-from learner.reward_card import LessonCounts, Recipe, RewardModelCard, write_card
+from learner.reward_card import LessonCounts, RewardModelCard, RewardRecipe, write_card
 from tests.console.story import START
 from tests.signing_keys import new_key
 
@@ -26,7 +26,7 @@ CARD = RewardModelCard(
     base="sha256:b",
     blocks=15,
     adapted=5,
-    recipe=Recipe(),
+    recipe=RewardRecipe(),
     lessons=LessonCounts(
         trained_rewards=420, trained_pairs=30, calibrated_rewards=90, calibrated_pairs=6
     ),

@@ -9,7 +9,7 @@ from contracts.events import Sample
 from contracts.settings import Settings
 from learner.buckets import TokenSequence
 from learner.experience import experience_of
-from learner.reward_card import Recipe
+from learner.reward_card import RewardRecipe
 from learner.reward_fitting import fit, sliced
 from learner.reward_lessons import Read
 from learner.reward_training import Rated
@@ -20,7 +20,7 @@ def small_reward_model(
     settings: Settings, make_sample: Callable[..., Sample], out: Path, seed: int = 0
 ) -> Path:
     """Train on eighty samples that no other test uses, and return the version's directory."""
-    recipe = Recipe(members=3, max_tokens=32, rank=4, seed=seed)
+    recipe = RewardRecipe(members=3, max_tokens=32, rank=4, seed=seed)
     samples = [experience_of(make_sample(500 + n)) for n in range(80)]
     answers = [TokenSequence(e.prompt_ids, e.token_ids) for e in samples]
     lessons = [Rated(e.user_id, a, e.reward) for e, a in zip(samples, answers, strict=True)]

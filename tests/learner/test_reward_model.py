@@ -15,7 +15,7 @@ from contracts.manifest import read_manifest
 from contracts.settings import Settings
 from learner.buckets import TokenSequence, bucket_of
 from learner.policy import Policy
-from learner.reward_card import CARD, Recipe, read_card
+from learner.reward_card import CARD, RewardRecipe, read_card
 from learner.reward_fitting import Fitted, Slices, fit, sliced
 from learner.reward_lessons import Read
 from learner.reward_model import (
@@ -26,12 +26,12 @@ from learner.reward_model import (
     cut,
     load_reward_model,
 )
-from learner.reward_training import Lesson, Pair, Rated, lesson_weights
+from learner.reward_training import Pair, Rated, RewardLesson, lesson_weights
 from learner.reward_version import new_trunk, shape, write_version
 from tests.learner.conftest import START
 from tests.signing_keys import new_key
 
-RECIPE = Recipe(members=4, max_tokens=32, rank=4, alpha=8.0, batch=8)
+RECIPE = RewardRecipe(members=4, max_tokens=32, rank=4, alpha=8.0, batch=8)
 GOOD = 20
 """The token that answers are liked for."""
 
@@ -44,9 +44,9 @@ def _answer(draw: random.Random, *, good: bool) -> TokenSequence:
     return TokenSequence(prompt, (*words, 3))
 
 
-def _lessons(count: int, seed: int = 0) -> list[Lesson]:
+def _lessons(count: int, seed: int = 0) -> list[RewardLesson]:
     """Rewarded answers and pairs by turns, of forty users; one thumb in twenty is mistaken."""
-    found: list[Lesson] = []
+    found: list[RewardLesson] = []
     draw = random.Random(seed)
     for number in range(count):
         user = f"user-{draw.randrange(40)}"
@@ -246,6 +246,6 @@ def test_long_answers_keep_their_beginning_and_long_prompts_their_end() -> None:
 
 
 def test_half_of_a_deep_base_is_used_and_all_of_a_shallow_one() -> None:
-    assert shape(30, Recipe()) == (15, 5)
-    assert shape(2, Recipe()) == (2, 1)
-    assert shape(6, Recipe()) == (4, 2)
+    assert shape(30, RewardRecipe()) == (15, 5)
+    assert shape(2, RewardRecipe()) == (2, 1)
+    assert shape(6, RewardRecipe()) == (4, 2)

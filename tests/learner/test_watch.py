@@ -16,7 +16,7 @@ from contracts.settings import Watch
 from learner.experience import Experience, experience_of
 from learner.first_decision import Decisions
 from learner.off_policy import resample_users
-from learner.watch import Weighed, steps, trends
+from learner.watch import Reweighted, steps, trends
 from serving.gate_verdict import watch_refusals
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -210,8 +210,8 @@ def _step(seed: int, tilt: float, action: str, longer: float = 0.0) -> tuple[Wat
     whole_n = np.exp(longer * (lengths_n - lengths_n.mean()) / lengths_n.std())
     whole_n *= np.exp(rng.normal(scale=0.3, size=count))
     ones_n = np.ones(count)
-    parent = Weighed(decisions_nk=before_nk, first_n=ones_n, whole_n=ones_n)
-    candidate = Weighed(decisions_nk=after_nk, first_n=first_n, whole_n=whole_n)
+    parent = Reweighted(decisions_nk=before_nk, first_n=ones_n, whole_n=ones_n)
+    candidate = Reweighted(decisions_nk=after_nk, first_n=first_n, whole_n=whole_n)
     resampled = resample_users([e.user_id for e in judged], seed)
     return steps(judged, DECISIONS, parent, candidate, resampled, Watch())
 
@@ -240,7 +240,7 @@ def test_an_action_that_no_token_tells_from_another_is_weighed_and_not_read_off(
     merged = Decisions(("answer", "refund|refuse", "clarify"), (), (1, 2))
     nk = np.tile([0.2, 0.7, 0.1], (len(judged), 1))
     ones_n = np.ones(len(judged))
-    one = Weighed(decisions_nk=nk, first_n=ones_n, whole_n=ones_n)
+    one = Reweighted(decisions_nk=nk, first_n=ones_n, whole_n=ones_n)
     resampled = resample_users([e.user_id for e in judged], 0)
     found = {f.name: f for f in steps(judged, merged, one, one, resampled, Watch())}
     shown = sum(e.action == "refuse" for e in judged) / len(judged)

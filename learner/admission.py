@@ -1,0 +1,96 @@
+"""Which answers an update may learn from, and why not from the others.
+
+Each function names in ``reasons`` what it leaves out, by sample, as the ledger will
+(`learner.ledger`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from msgspec.structs import replace
+
+from contracts.settings import Learner
+from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
+from learner.ledger import NO_REWARD
+from learner.micro_batch import MicroBatch
+from learner.scoring import Scored
+from learner.train_state import TrainState
+
+
+def admitted(
+    state: TrainState,
+    batch: MicroBatch,
+    reasons: dict[str, str],
+    config: Learner,
+    max_tokens: int,
+) -> list[Experience]:
+    """Return what can be scored and teaches; ``reasons`` gets the others.
+
+    A debt does not grow stale: what an old answer taught is corrected however late. A new reward
+    whose turn has not come yet is looked at, too, since its line in the ledger is written now.
+    """
+    usable = []
+    for experience in (*batch.fresh, *batch.replayed, *batch.imputed):
+        if batch.served_sequence - experience.behaviour_sequence > config.max_version_lag:
+            reasons[experience.sample_id] = "stale"
+        elif experience.imputed == BASELINE and state.multiplier == 0.0:
+            reasons[experience.sample_id] = NO_REWARD
+        else:
+            usable.append(experience)
+    usable += [debt.experience for debt in batch.owed]
+    for experience in (*usable, *batch.revised):
+        reason = unusable(experience, max_tokens, state.policy.vocabulary_size)
+        if reason:
+            reasons[experience.sample_id] = reason
+    return [e for e in usable if e.sample_id not in reasons]
+
+
+def agreed(
+    found: Sequence[Scored],
+    reasons: dict[str, str],
+    owed: Collection[str],
+    config: Learner,
+) -> list[Scored]:
+    """Return what has finite numbers and the engine's agreement; ``reasons`` gets the others.
+
+    What is owed needs no agreement: what taught most has moved furthest since, and is taken back
+    without the probabilities of whoever drew it.
+    """
+    sound = []
+    for one in found:
+        far = bool(one.prox) and not _log_ratio(one) <= config.max_log_ratio
+        if not _is_finite(one):
+            reasons[one.experience.sample_id] = "not-finite"
+        elif not far:
+            sound.append(one)
+        elif one.experience.decision_id in owed:
+            sound.append(replace(one, experience=replace(one.experience, logprobs=())))
+        else:
+            reasons[one.experience.sample_id] = "log-ratio"
+    return sound
+
+
+def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
+    """Return why an experience cannot be scored, None when it can."""
+    if not experience.prompt_ids or not experience.token_ids:
+        return "no-tokens"
+    ids = (*experience.prompt_ids, *experience.token_ids)
+    if len(ids) > max_tokens:
+        return "too-long"
+    if min(ids) < 0 or max(ids) >= vocabulary:
+        return "unknown-token"
+    if not experience.temperature >= LEAST_TEMPERATURE:
+        return "no-temperature"
+    return None
+
+
+def _is_finite(scored: Scored) -> bool:
+    values = (*scored.prox, *scored.anchor, *scored.experience.logprobs)
+    return all(map(math.isfinite, values))
+
+
+def _log_ratio(scored: Scored) -> float:
+    mu = scored.experience.logprobs
+    return abs(sum(scored.prox) - sum(mu)) if mu else 0.0
