@@ -155,7 +155,7 @@ def _learn(policy: str) -> None:
     )
     try:
         means = stored_reward_means(settings)
-        run(settings, clock, uuid7_ids(clock), stop, means, ranks=ranks)
+        run(settings, clock, uuid7_ids(clock), stop, means, process=process, ranks=ranks)
     except DeadlineError:
         if not stop.is_set():
             raise

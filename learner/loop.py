@@ -226,12 +226,14 @@ def run(
     stop: Flag,
     reward_means: RewardMeans,
     *,
-    process: str = "learner",
+    process: str,
     crash_point: CrashPoint = no_crash,
     ranks: Ranks = ALONE,
 ) -> Progress:
     """Learn until ``stop`` is set; return how far it came.
 
+    ``process`` is the name of its heartbeat, another one for each policy
+    (`contracts.settings.process_for`).
     A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
     SettingsError for what cannot be learned with, UnavailableError for a checkpoint that cannot be
     read, a log that does not fit it, and a state directory where another learner is at work. Among

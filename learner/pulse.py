@@ -15,7 +15,7 @@ _log = logging.getLogger("learner")
 class Pulse:
     """The heartbeat of the learner; the loop sets the fields, the thread writes them."""
 
-    def __init__(self, settings: Settings, clock: Clock, process: str = "learner") -> None:
+    def __init__(self, settings: Settings, clock: Clock, process: str) -> None:
         self.ready = False
         self.lag: int | None = None
         self.counts: dict[str, int] = {}

@@ -160,7 +160,8 @@ class Rebuild:
 
     def _open(self, settings: Settings, *, seed: bool = False) -> Learner:
         """Start a learner with these settings, where the one before has come to."""
-        learner = Learner(settings, self.clock, Silence(), Pulse(settings, self.clock), self.means)
+        pulse = Pulse(settings, self.clock, "replay")
+        learner = Learner(settings, self.clock, Silence(), pulse, self.means)
         if learner.train.policy.base != self.end.manifest.base:
             raise SettingsError(
                 f"policy.model {settings.policy.model} is {learner.train.policy.base}, and the "

@@ -233,7 +233,11 @@ def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     def make(settings: Settings) -> Learner:
         outlet = Outlet(settings.kafka, clock, new_id, Event())
         return Learner(
-            settings, clock, outlet, Pulse(settings, clock), lambda found: [None] * len(found)
+            settings,
+            clock,
+            outlet,
+            Pulse(settings, clock, "learner"),
+            lambda found: [None] * len(found),
         )
 
     return make

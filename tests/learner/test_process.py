@@ -19,7 +19,7 @@ from contracts.codec import trace_headers
 from contracts.events import Release
 from contracts.heartbeat import Heartbeat, read_heartbeat
 from contracts.manifest import verify_signed
-from contracts.settings import Kafka, Settings, to_environment
+from contracts.settings import Kafka, Segment, Settings, to_environment
 from contracts.signing import trusted_keys
 from contracts.topics import RELEASES
 from tests.topic_log import events
@@ -37,8 +37,10 @@ def start(
     """Start learners that end with the test."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def make(kafka: Kafka, processes: int = 1) -> subprocess.Popen[bytes]:
-        mine = msgspec.structs.replace(settings, kafka=kafka)
+    def make(kafka: Kafka, processes: int = 1, segment: str = "") -> subprocess.Popen[bytes]:
+        segments = (Segment(policy=segment, language="de"),) if segment else ()
+        engine = msgspec.structs.replace(settings.engine, max_adapters=5)
+        mine = msgspec.structs.replace(settings, kafka=kafka, engine=engine, segments=segments)
         environment = {
             **os.environ,
             **to_environment(mine),
@@ -47,9 +49,10 @@ def start(
         }
         several = ["-m", "torch.distributed.run", "--standalone"]
         several += ["--nproc-per-node", str(processes)]
+        chosen = ["--policy", segment] if segment else []
         with (tmp_path / "learner.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *(several if processes > 1 else ()), "-m", "learner"],
+                [sys.executable, *(several if processes > 1 else ()), "-m", "learner", *chosen],
                 env=environment,
                 cwd=tmp_path,
                 stdout=log,
@@ -65,11 +68,16 @@ def start(
         process.wait(10)
 
 
-def _beat(settings: Settings, what: str, condition: Callable[[Heartbeat], bool]) -> Heartbeat:
+def _beat(
+    settings: Settings,
+    what: str,
+    condition: Callable[[Heartbeat], bool],
+    process: str = "learner",
+) -> Heartbeat:
     """Wait for a heartbeat of the learner that meets the condition."""
 
     def found() -> Heartbeat | None:
-        beat = read_heartbeat(settings.state_dir, "learner")
+        beat = read_heartbeat(settings.state_dir, process)
         return beat if beat is not None and condition(beat) else None
 
     log = settings.state_dir.parent / "learner.log"
@@ -119,6 +127,17 @@ def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
     assert f"0x{48:032x}" in learned  # the trace of the last sample ends in the learner
     batches = [s for s in spans if s["name"] == "learn batch"]
     assert all(len(s["links"]) == 8 for s in batches)
+
+
+def test_the_learner_of_a_segment_beats_under_its_own_name(
+    settings: Settings, kafka: Kafka, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    process = start(kafka, segment="german")
+
+    beat = _beat(settings, "a ready segment", lambda s: s.ready, "learner.german")
+
+    assert beat.pid == process.pid
+    assert read_heartbeat(settings.state_dir, "learner") is None
 
 
 def test_a_broker_that_comes_back_is_found_again(

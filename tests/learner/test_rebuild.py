@@ -65,7 +65,7 @@ def pieces(rng: random.Random, make_sample: MakeSample) -> list[Record]:
 def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     def make(settings: Settings) -> Learner:
         outlet = Outlet(settings.kafka, clock, new_id, Event())
-        return Learner(settings, clock, outlet, Pulse(settings, clock), _means)
+        return Learner(settings, clock, outlet, Pulse(settings, clock, "learner"), _means)
 
     return make
 

@@ -47,7 +47,9 @@ def versions(
         write(settings.kafka, *part)
         mine = replace(settings, learner=replace(settings.learner, learning_rate=rate))
         outlet = Outlet(settings.kafka, clock, new_id, Event())
-        learner = Learner(mine, clock, outlet, Pulse(mine, clock), lambda seen: [0.5] * len(seen))
+        learner = Learner(
+            mine, clock, outlet, Pulse(mine, clock, "learner"), lambda seen: [0.5] * len(seen)
+        )
         found = list(read_on(learner).progress.versions)
     return found
 

@@ -58,7 +58,7 @@ def learn(clock: ManualClock, new_id: NewId) -> Learn:
     def make(settings: Settings, pieces: Sequence[Record]) -> list[str]:
         write(settings.kafka, *pieces)
         outlet = Outlet(settings.kafka, clock, new_id, Event())
-        learner = Learner(settings, clock, outlet, Pulse(settings, clock), _means)
+        learner = Learner(settings, clock, outlet, Pulse(settings, clock, "learner"), _means)
         return list(read_on(learner).progress.versions)
 
     return make

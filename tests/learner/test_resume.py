@@ -67,7 +67,9 @@ def settings(settings: Settings, kafka: Kafka) -> Settings:
 def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
     def make(settings: Settings, crash_point: CrashPoint = no_crash) -> Learner:
         outlet = Outlet(settings.kafka, clock, new_id, Event())
-        return Learner(settings, clock, outlet, Pulse(settings, clock), _reward_means, crash_point)
+        return Learner(
+            settings, clock, outlet, Pulse(settings, clock, "learner"), _reward_means, crash_point
+        )
 
     return make
 

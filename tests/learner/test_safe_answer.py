@@ -189,7 +189,7 @@ def test_a_learner_does_not_begin_with_one_that_cannot_be_taught(
     priced: Settings, clock: ManualClock, new_id: NewId
 ) -> None:
     with pytest.raises(SettingsError, match=r"safe_answer.*tokenizer"):
-        run(priced, clock, new_id, Event(), lambda given: [None for _ in given])
+        run(priced, clock, new_id, Event(), lambda _: [], process="learner")
 
 
 @pytest.mark.parametrize("weights", [{}, {"correction_weight": 0.0, "preference_weight": 0.0}])

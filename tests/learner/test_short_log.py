@@ -41,7 +41,7 @@ def settings(settings: Settings, kafka: Kafka) -> Settings:
 
 @pytest.fixture
 def learn(settings: Settings, clock: ManualClock, new_id: NewId) -> Run:
-    return lambda stop: run(settings, clock, new_id, stop, _means)
+    return lambda stop: run(settings, clock, new_id, stop, _means, process="learner")
 
 
 def _learn_two_batches(learn: Run, kafka: Kafka) -> None:

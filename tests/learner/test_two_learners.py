@@ -34,7 +34,7 @@ def test_a_second_learner_is_refused_before_it_touches_anything(
     stop = Event()
 
     def learn(settings: Settings) -> Progress:
-        return run(settings, clock, new_id, stop, _means)
+        return run(settings, clock, new_id, stop, _means, process="learner")
 
     with ThreadPoolExecutor(1) as pool:
         with owned(mine):
