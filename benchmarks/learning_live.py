@@ -183,7 +183,7 @@ class Pupil:
         silent = impute(self._silent, None, self._settings)
         given = (self._train, self.progress, self._pending, self._settings)
         with _without_weights(not self._variant.weighted):
-            self.progress = advance(*given, unrewarded=silent)
+            self.progress = advance(*given, silent=silent)
         self._pending.clear()
         self._silent.clear()
         if not release_is_due(self.progress, config.publish_every):

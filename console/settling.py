@@ -22,6 +22,9 @@ from serving.rollout_state import newer
 FOLLOWED = (DECISIONS, REWARDS, SAMPLES, RELEASES, ROLLOUTS, DEAD_LETTERS)
 FOLLOW_SECONDS = 30.0
 WINDOW_EXTRA_SECONDS = 60.0
+TAKEN = ("samples", "revised", "dropped", "judged", "superseded", "silent", "others")
+"""Counts of the learner, in one of which each sample is that does not wait for its batch."""
+
 LEARNER_SECONDS = 180.0
 ROLLOUT_SECONDS = 20.0
 """Time for a verdict on what is there: without users a canary gets no more evidence."""
@@ -133,6 +136,5 @@ def learner_missing(settings: Settings, samples: int) -> str:
     beat = read_heartbeat(settings.state_dir, "learner")
     if beat is None or beat.age_seconds(SystemClock().now()) > FRESH_SECONDS:
         return "the learner's heartbeat"
-    taken = ("samples", "dropped", "judged", "superseded", "others")
-    left = samples - sum(beat.counts.get(name, 0) for name in taken)
+    left = samples - sum(beat.counts.get(name, 0) for name in TAKEN)
     return f"{left} samples to learn" if left >= settings.learner.batch_samples else ""

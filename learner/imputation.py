@@ -2,7 +2,7 @@
 
 It is the one that a reward model expects, the conservative mean − k·std: what the model is unsure
 of is no reason to say more of the same. An answer that broke a rule teaches that alone: what the
-monitor saw was observed, whoever kept silent. An observed reward never comes here.
+monitor saw was observed, whoever kept silent. An observed reward is left as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from learner.reward_model import RewardModel
 
 
 def impute(
-    unrewarded: Sequence[Experience], model: RewardModel | None, settings: Settings
+    silent: Sequence[Experience], model: RewardModel | None, settings: Settings
 ) -> list[Experience]:
     """Return the experiences in the order given, those that may teach with an imputed reward.
 
@@ -30,7 +30,7 @@ def impute(
     have the baseline's, and none a model's unless the constraint is off. None are of judges.
     Deterministic given all arguments.
     """
-    found = list(unrewarded)
+    found = list(silent)
     if settings.learner.constraint.mode != "off":
         found = _priced(found, settings)
     if model is None or settings.learner.imputed_weight == 0.0:
@@ -39,7 +39,7 @@ def impute(
 
 
 def _expected(
-    unrewarded: Sequence[Experience], model: RewardModel, settings: Settings
+    silent: Sequence[Experience], model: RewardModel, settings: Settings
 ) -> list[Experience]:
     """Return the experiences, the newest that are fit with the conservative reward of a model.
 
@@ -49,14 +49,12 @@ def _expected(
     priced = settings.learner.constraint.mode != "off"
     fit = [
         place
-        for place in _silent(unrewarded, settings)
-        if not (priced and unrewarded[place].violation)
-        and unusable(unrewarded[place], room, vocabulary) is None
+        for place in _unobserved(silent, settings)
+        if not (priced and silent[place].violation)
+        and unusable(silent[place], room, vocabulary) is None
     ][-settings.learner.batch_samples :]
-    answers = [
-        TokenSequence(unrewarded[place].prompt_ids, unrewarded[place].token_ids) for place in fit
-    ]
-    found = list(unrewarded)
+    answers = [TokenSequence(silent[place].prompt_ids, silent[place].token_ids) for place in fit]
+    found = list(silent)
     for place, expected in zip(fit, model.score(answers), strict=True):
         reward = expected.conservative
         if math.isfinite(reward):  # else the whole step would be no number
@@ -64,10 +62,10 @@ def _expected(
     return found
 
 
-def _priced(unrewarded: Sequence[Experience], settings: Settings) -> list[Experience]:
+def _priced(silent: Sequence[Experience], settings: Settings) -> list[Experience]:
     """Return the experiences, the newest violations of each user with the baseline's."""
-    found = list(unrewarded)
-    broken = [place for place in _silent(unrewarded, settings) if found[place].violation]
+    found = list(silent)
+    broken = [place for place in _unobserved(silent, settings) if found[place].violation]
     newer = Counter[str]()
     turns = []
     for place in reversed(broken):
@@ -79,12 +77,12 @@ def _priced(unrewarded: Sequence[Experience], settings: Settings) -> list[Experi
     return found
 
 
-def _silent(unrewarded: Sequence[Experience], settings: Settings) -> list[int]:
+def _unobserved(silent: Sequence[Experience], settings: Settings) -> list[int]:
     """Return the places of those that nobody said anything about and that have no reward yet, none
     of judges."""
     name, share = settings.policy.name, settings.policy.judge_share
     return [
         place
-        for place, e in enumerate(unrewarded)
+        for place, e in enumerate(silent)
         if e.censored and not e.imputed and not is_judge(name, e.user_id, share)
     ]

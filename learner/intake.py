@@ -39,7 +39,7 @@ class Intake:
     """Samples of one policy, read and not committed yet.
 
     ``pending`` fill the next micro-batch, ``judged`` are of judges and train nothing,
-    ``unrewarded`` have no signal, each by the decision it is about; ``superseded`` teach nothing
+    ``silent`` have no signal, each by the decision it is about; ``superseded`` teach nothing
     any more, with the outcome that says why. The counts are of records since the start of the
     process that bring no sample.
     """
@@ -47,7 +47,7 @@ class Intake:
     def __init__(self, settings: Settings, tokenizer: Any, seen: Iterable[str]) -> None:
         self.pending: dict[str, Arrival] = {}
         self.judged: dict[str, Arrival] = {}
-        self.unrewarded: dict[str, Arrival] = {}
+        self.silent: dict[str, Arrival] = {}
         self.superseded: list[tuple[Arrival, str]] = []
         self.preferences = 0
         self.duplicates = 0
@@ -69,21 +69,21 @@ class Intake:
         return len(self.pending) == self._full or self._count() >= READ_PER_PLACE * self._full
 
     def _count(self) -> int:
-        groups = (self.pending, self.judged, self.unrewarded, self.superseded)
+        groups = (self.pending, self.judged, self.silent, self.superseded)
         return sum(map(len, groups))
 
     @property
     def arrivals(self) -> tuple[Arrival, ...]:
         """Return everything read since the last commit."""
         superseded = (one for one, _ in self.superseded)
-        groups = (self.pending, self.judged, self.unrewarded)
+        groups = (self.pending, self.judged, self.silent)
         return (*(one for group in groups for one in group.values()), *superseded)
 
     def begin(self, seen: Iterable[str]) -> None:
         """Forget what was read; ``seen`` are the ids of samples that the last commit remembers."""
         self.pending.clear()
         self.judged.clear()
-        self.unrewarded.clear()
+        self.silent.clear()
         self.superseded.clear()
         self._seen = set(seen)
 
@@ -125,7 +125,7 @@ class Intake:
         if arrival.withdrawn:
             self.superseded.append((arrival, WITHDRAWN))
         elif censored:
-            self.unrewarded[experience.decision_id] = arrival
+            self.silent[experience.decision_id] = arrival
         elif is_judge(self._policy.name, experience.user_id, self._policy.judge_share):
             self.judged[experience.decision_id] = arrival
         else:
@@ -151,7 +151,7 @@ class Intake:
 
     def _supersede(self, decision_id: str) -> None:
         """Put aside what was read of a decision and not learned yet: a newer sample holds."""
-        for group in (self.pending, self.judged, self.unrewarded):
+        for group in (self.pending, self.judged, self.silent):
             older = group.pop(decision_id, None)
             if older is not None:
                 self.superseded.append((older, SUPERSEDED))

@@ -135,10 +135,10 @@ class Learner:
     def _advance(self) -> None:
         """Learn from what was read; what the gateway did not log of users is looked up before."""
         intake = self.intake
-        fresh, unrewarded = _experiences(intake.pending), _experiences(intake.unrewarded)
+        fresh, silent = _experiences(intake.pending), _experiences(intake.silent)
         if fresh:
-            unrewarded = impute(unrewarded, self.reward_model, self.settings)
-        known = with_reward_means([*fresh, *unrewarded], self.reward_means)
+            silent = impute(silent, self.reward_model, self.settings)
+        known = with_reward_means([*fresh, *silent], self.reward_means)
         self.progress = advance(
             self.train,
             self.progress,

@@ -103,23 +103,23 @@ def advance(
     settings: Settings,
     judged: Sequence[Experience] = (),
     superseded: Sequence[tuple[Experience, str]] = (),
-    unrewarded: Sequence[Experience] = (),
+    silent: Sequence[Experience] = (),
 ) -> Progress:
     """Learn from one batch of new experiences, in offset order; changes ``train`` in place.
 
     ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
     those ``superseded``, with their outcome; what is withdrawn is not learned from again. Of those
-    ``unrewarded``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does,
+    ``silent``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does,
     and none may be imputed: the weights stay as they are, what was read is accounted for, and the
-    costs of silent ones move λ.
+    costs of the silent move λ.
     """
     config = settings.learner
     withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
     progress = _heard(progress, fresh, withdrawn, config)
-    silent = _silent(unrewarded, settings)
-    batch = MicroBatch(fresh=(), silent=silent)
+    counted = _counted(silent, settings)
+    batch = MicroBatch(fresh=(), silent=counted)
     if fresh:
-        batch = _batch_of(train, progress, fresh, silent, settings)
+        batch = _batch_of(train, progress, fresh, counted, settings)
         train.anchor = refreshed(
             train.anchor,
             progress.versions,
@@ -131,7 +131,7 @@ def advance(
     untaught = (
         *(outcome_of(e, JUDGE, {}) for e in judged),
         *(outcome_of(e, outcome, {}) for e, outcome in superseded),
-        *(outcome_of(e, NO_REWARD, {}) for e in unrewarded if not e.imputed),
+        *(outcome_of(e, NO_REWARD, {}) for e in silent if not e.imputed),
     )
     outcomes = sorted((*result.outcomes, *untaught), key=lambda o: o.offset)
     # A restarted stream processor repeats at most the samples of decisions that it held open.
@@ -145,10 +145,7 @@ def advance(
         ledger=(*progress.ledger, *outcomes),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
-        unrewarded=progress.unrewarded
-        + len(unrewarded)
-        - result.stats.imputed
-        - result.stats.priced,
+        unrewarded=progress.unrewarded + len(silent) - result.stats.imputed - result.stats.priced,
         evaluation=keep_judged(progress.evaluation, judged, settings.gate.evaluation_samples),
     )
 
@@ -186,12 +183,12 @@ def _heard(
     )
 
 
-def _silent(unrewarded: Sequence[Experience], settings: Settings) -> tuple[Experience, ...]:
+def _counted(silent: Sequence[Experience], settings: Settings) -> tuple[Experience, ...]:
     """Return those whose costs count, none of judges; what teaches nothing has no tokens."""
     policy = settings.policy
     return tuple(
         e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=())
-        for e in unrewarded
+        for e in silent
         if not is_judge(policy.name, e.user_id, policy.judge_share)
     )
 

@@ -14,9 +14,11 @@ import msgspec
 import pytest
 import torch
 
+from console.settling import TAKEN
+from contracts.broker import read_to_end
 from contracts.clock import ManualClock
 from contracts.errors import SettingsError
-from contracts.events import Sample
+from contracts.events import Assignment, Sample
 from contracts.ids import NewId
 from contracts.judges import is_judge
 from contracts.manifest import read_manifest
@@ -265,6 +267,30 @@ def test_a_reward_that_comes_before_the_batch_is_learned_replaces_the_silent_sam
     learned = {e.decision_id: e.reward for e in learner.progress.replay.recent}
     assert learned[told.decision_id] == -1.0
     assert learned[late.decision_id] == make_sample(7).reward
+
+
+def test_each_sample_read_is_counted_once_before_it_is_learned_and_after(
+    configured: Settings, kafka: Kafka, make_sample: MakeSample, open_learner: OpenLearner
+) -> None:
+    learner = open_learner(configured)
+    other = Assignment(policy="another", policy_version="base")
+    publish(
+        kafka,
+        SAMPLES,
+        _silent(make_sample, 0),
+        _silent(make_sample, 1, violation=True),
+        make_sample(2),
+        make_sample(2, id="newer", revision=1),
+        make_sample(3, assignment=other),
+        *(make_sample(n) for n in range(10, 17)),
+    )
+    for read, record in enumerate(read_to_end(kafka, (SAMPLES,), "test-counts"), start=1):
+        learner.take(record)
+        learner.show(0)
+        taken = sum(learner.pulse.counts[name] for name in TAKEN)
+        assert taken + len(learner.intake.pending) == read
+    learner.outlet.close()
+    assert learner.progress.batches == 1
 
 
 def test_a_reward_that_comes_later_is_a_revision_of_what_was_imputed(

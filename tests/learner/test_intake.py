@@ -61,7 +61,7 @@ def test_a_sample_without_a_signal_takes_no_place(intake: Intake, make_sample: M
     assert [(one.experience.sample_id, why) for one, why in intake.superseded] == [
         ("silent", "superseded")
     ]
-    assert [arrival.experience.sample_id for arrival in intake.unrewarded.values()] == ["alone"]
+    assert [arrival.experience.sample_id for arrival in intake.silent.values()] == ["alone"]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_what_was_rated_and_not_learned_from_is_not_taken_for_silent(
     for number in (1, 2):
         silent = make_sample(number, id=f"silent-{number}", revision=1, status="censored")
         _take(intake, silent, progress)
-    taken = [arrival.experience.sample_id for arrival in intake.unrewarded.values()]
+    taken = [arrival.experience.sample_id for arrival in intake.silent.values()]
     assert taken == (["silent-2"] if known else ["silent-1", "silent-2"])
     _take(intake, make_sample(1, id="again", revision=2, status="censored"), PROGRESS)
-    assert "again" in [one.experience.sample_id for one in intake.unrewarded.values()]
+    assert "again" in [one.experience.sample_id for one in intake.silent.values()]
 
 
 def test_a_commit_leaves_the_ids_that_it_remembers_and_nothing_else(
