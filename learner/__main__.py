@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "warm-start":
             from learner import warm_start
 
-            warm_start.main(options.demonstrations, options.out, options.seed, options.steps)
+            said = warm_start.read_demonstrations(options.demonstrations)
+            warm_start.make_policy(said, options.out, seed=options.seed, steps=options.steps)
         elif options.command == "reward-model":
             _make_reward_model(options)
         elif options.command == "drill-adapter":

@@ -31,6 +31,10 @@ from contracts.events import Message
 from learner.warm_start_tokenizer import train_tokenizer
 
 IGNORED = -100
+FORM = (
+    'write one a line: {"messages": [{"role": "user", "content": "…"}, '
+    '{"role": "assistant", "content": "…"}]}'
+)
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -62,11 +66,6 @@ class Demonstration(Struct, frozen=True):
     messages: tuple[Message, ...]
 
 
-def main(demonstrations: Path, out: Path, seed: int, steps: int) -> None:
-    """Make a policy from a JSONL file of demonstrations; see `make_policy`."""
-    make_policy(read_demonstrations(demonstrations), out, seed=seed, steps=steps)
-
-
 def read_demonstrations(path: Path) -> list[Demonstration]:
     """Read one demonstration per line: ``{"messages": [..., {"role": "assistant", ...}]}``.
 
@@ -78,12 +77,14 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
         try:
             found.append(decoder.decode(line))
         except msgspec.MsgspecError as error:
-            raise SettingsError(f"{path}:{number} is not a demonstration: {error}") from error
+            raise SettingsError(
+                f"{path}:{number} is not a demonstration: {error}; {FORM}"
+            ) from error
         messages = found[-1].messages
         if len(messages) < 2 or messages[-1].role != "assistant":
-            raise SettingsError(f"{path}:{number} must end with an assistant message")
+            raise SettingsError(f"{path}:{number} does not end with what an assistant said; {FORM}")
     if not found:
-        raise SettingsError(f"{path} holds no demonstration; write at least one line")
+        raise SettingsError(f"{path} holds no demonstration; {FORM}")
     return found
 
 
@@ -98,9 +99,13 @@ def make_policy(
 ) -> Path:
     """Train a tokenizer and a small Llama on the assistant's tokens and write them to ``out``.
 
-    ``out`` appears whole or not at all. Equal inputs, seed and thread count give equal weights.
+    ``out`` appears whole or not at all, and is refused when something is there. Equal inputs, seed
+    and thread count give equal weights. SettingsError for these.
     """
     recipe = recipe or Recipe()
+    _check_place(out)
+    if steps < 1:
+        raise SettingsError(f"{steps} steps train nothing; give at least 1")
     set_seed(seed)
     before = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
@@ -218,7 +223,11 @@ def _pad(batch: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def save_policy(model: PreTrainedModel, tokenizer: Any, out: Path) -> Path:
-    """Write an ordinary Hugging Face directory; ``out`` appears whole or not at all."""
+    """Write an ordinary Hugging Face directory; ``out`` appears whole or not at all.
+
+    SettingsError when something is there already.
+    """
+    _check_place(out)
     temporary = out.with_name(out.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     model.generation_config = GenerationConfig(
@@ -226,7 +235,11 @@ def save_policy(model: PreTrainedModel, tokenizer: Any, out: Path) -> Path:
     )
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
-    shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(out)
     return out
+
+
+def _check_place(out: Path) -> None:
+    """Raise SettingsError unless a policy can be written to ``out``: nothing, or an empty folder."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SettingsError(f"{out} is there already; name a new directory, or remove that one")

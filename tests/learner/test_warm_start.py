@@ -134,7 +134,10 @@ def test_the_number_of_threads_is_left_as_it_was(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"messages": [', "is not a demonstration"),
-        ('{"messages": [{"role": "user", "content": "hi"}]}', "must end with an assistant"),
+        (
+            '{"messages": [{"role": "user", "content": "hi"}]}',
+            "does not end with what an assistant said",
+        ),
     ],
 )
 def test_a_bad_line_is_named(line: str, problem: str, tmp_path: Path) -> None:
@@ -145,3 +148,18 @@ def test_a_bad_line_is_named(line: str, problem: str, tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(SettingsError, match="holds no demonstration"):
         read_demonstrations(path)
+
+
+def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    for out in (mine, mine.parent):
+        with pytest.raises(SettingsError, match="is there already"):
+            make_policy(demonstrations(2), out, seed=0, steps=1, recipe=SMALL, progress=False)
+    assert mine.read_text() == "kept"
+
+
+def test_no_steps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="give at least 1"):
+        make_policy(demonstrations(2), tmp_path / "p", seed=0, steps=0, recipe=SMALL)
