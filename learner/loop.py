@@ -1,13 +1,12 @@
 """The learner's story: resume, read samples, learn a micro-batch, commit, release, go on.
 
-Told top down: `run` is the whole of it. It knows Kafka only through `contracts.broker`, the policy
-only through `learner.update` and its neighbours.
+`run` is the whole of it, `Learner` what goes on from record to record. Of Kafka it knows
+`contracts.broker` alone, of the policy `learner.update` and its neighbours.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from threading import Event as Flag
 from traceback import format_tb
@@ -265,13 +264,14 @@ def _connect(learner: Learner, stop: Flag) -> Reader | None:
     kafka = learner.settings.kafka
     learner.rewind()
     learner.pulse.note = f"connecting to {kafka.bootstrap}"
-    deadline = time.monotonic() + CONNECT_SECONDS
+    clock = learner.clock
+    deadline = clock.monotonic() + CONNECT_SECONDS
     while True:
         try:
             positions = {_PLACE: learner.progress.next_offset}
             return Reader(kafka, (SAMPLES,), "headrace-learner", positions, begin_again=False)
         except (KafkaError, UnavailableError) as error:
-            if time.monotonic() > deadline:
+            if clock.monotonic() > deadline:
                 raise DeadlineError(
                     f"broker {kafka.bootstrap}: no topic samples within {CONNECT_SECONDS} s "
                     f"({error}); see 'headrace doctor'"

@@ -6,7 +6,6 @@ A broker that is away is waited for, with a deadline; nothing is given up silent
 from __future__ import annotations
 
 import logging
-import time
 from threading import Event as Flag
 from typing import Any, Protocol
 
@@ -84,14 +83,14 @@ class Outlet:
         waits.
         """
         record = encode(topic, event, source=SOURCE, trace=current_trace_headers())
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = self._clock.monotonic() + WAIT_SECONDS
         while True:
             try:
                 if self._producer is None:
                     self._producer = make_producer(self._kafka, "headrace-learner")
                 send_and_wait(self._producer, self._kafka, record, _TRY_SECONDS)
             except (KafkaError, DeadlineError) as error:
-                if self._stop.wait(0.5) or time.monotonic() > deadline:
+                if self._stop.wait(0.5) or self._clock.monotonic() > deadline:
                     raise DeadlineError(
                         f"{topic.name}: {self._kafka.bootstrap} did not take {event.id} ({error}); "
                         "start the learner again when the broker is up"

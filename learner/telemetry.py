@@ -104,12 +104,13 @@ def tell_batch(outlet: Output, progress: Progress, intake: Intake, seconds: floa
     )
     _log.info(
         "batch %d: offsets %d to %d, %d of %d used (+%d replayed), reward %s, "
-        "violations %s (price %.2f), kl %.3f, weight %.2f, clipped %.1f%%, %.1f s",
+        "violations %s (multiplier %.2f), kl %.3f, weight %.2f, clipped %.1f%%, gradient %.2f, "
+        "%.1f s",
         *(progress.batches, first, following - 1, stats.used, len(intake.pending), stats.replayed),
         "-" if stats.reward_mean is None else f"{stats.reward_mean:+.2f}",
         "-" if stats.cost_mean is None else f"{stats.cost_mean:.1%}",
         stats.multiplier,
-        *(stats.kl, stats.mean_weight, 100 * stats.clip_share, seconds),
+        *(stats.kl, stats.mean_weight, 100 * stats.clip_share, stats.grad_norm, seconds),
     )
 
 
@@ -153,6 +154,11 @@ def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
         "practice_reward": stats.practice_reward,
         "users_with_features": known,
         "policy_loss": told.get("policy_loss"),
+        "value_loss": stats.value_loss,
+        "correction_loss": stats.correction_loss,
+        "preference_loss": stats.preference_loss,
+        "practice_loss": stats.practice_loss,
+        "grad_norm": stats.grad_norm,
         "kl": told.get("kl"),
         "anchor": progress.anchor,
         "version_sequence": progress.sequence,

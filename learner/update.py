@@ -92,7 +92,6 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
 
     value_loss: float = 0.0
     reward_mean: float | None = None
-    advantage_scale: float = 1.0
     used: int = 0
     replayed: int = 0
     revised: int = 0
@@ -157,7 +156,6 @@ def _update(turn: _Turn) -> UpdateResult:
     stats = replace(
         _account(step, objective, batch, outcomes),
         value_loss=weighed.value_loss,
-        advantage_scale=state.spread.scale(),
         cost_mean=cost_mean,
         multiplier=state.multiplier,
     )

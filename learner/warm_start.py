@@ -240,6 +240,6 @@ def save_policy(model: PreTrainedModel, tokenizer: Any, out: Path) -> Path:
 
 
 def _check_place(out: Path) -> None:
-    """Raise SettingsError unless a policy can be written to ``out``: nothing, or an empty folder."""
+    """Raise SettingsError unless ``out`` is free for a policy: nothing, or an empty folder."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise SettingsError(f"{out} is there already; name a new directory, or remove that one")

@@ -29,7 +29,8 @@ def _means(experiences: Sequence[Experience]) -> list[float | None]:
 def _learn_to(batches: int, settings: Settings, clock: ManualClock, new_id: NewId) -> None:
     """Let a learner come that far."""
     stop = Event()
-    thread = Thread(target=run, args=(settings, clock, new_id, stop, _means))
+    named = {"process": "learner"}
+    thread = Thread(target=run, args=(settings, clock, new_id, stop, _means), kwargs=named)
     thread.start()
     try:
         until("the batches", lambda: len(_trail(settings.kafka, "batch.learned")) >= batches, 120.0)
