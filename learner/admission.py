@@ -7,7 +7,7 @@ Each function names in ``reasons`` what it leaves out, by sample, as the ledger 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -15,8 +15,12 @@ from contracts.settings import Learner
 from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
 from learner.ledger import NO_REWARD
 from learner.micro_batch import MicroBatch
+from learner.revision import Debt
 from learner.scoring import Scored
 from learner.train_state import TrainState
+
+UNDONE = "undone"
+"""Why nothing more is learned of a retracted decision: the policy is back where it was."""
 
 
 def admitted(
@@ -50,22 +54,26 @@ def admitted(
 def agreed(
     found: Sequence[Scored],
     reasons: dict[str, str],
-    owed: Collection[str],
+    owed: Mapping[str, Debt],
     config: Learner,
 ) -> list[Scored]:
     """Return what has finite numbers and the engine's agreement; ``reasons`` gets the others.
 
     What is owed needs no agreement: what taught most has moved furthest since, and is taken back
-    without the probabilities of whoever drew it.
+    without the probabilities of whoever drew it, until the policy is back where it was.
     """
     sound = []
     for one in found:
+        debt = owed.get(one.experience.decision_id)
+        if one.prox and debt is not None and debt.is_undone(sum(one.prox)):
+            reasons[one.experience.sample_id] = UNDONE
+            continue
         far = bool(one.prox) and not _log_ratio(one) <= config.max_log_ratio
         if not _is_finite(one):
             reasons[one.experience.sample_id] = "not-finite"
         elif not far:
             sound.append(one)
-        elif one.experience.decision_id in owed:
+        elif debt is not None:
             sound.append(replace(one, experience=replace(one.experience, logprobs=())))
         else:
             reasons[one.experience.sample_id] = "log-ratio"

@@ -19,6 +19,7 @@ from torch import Tensor
 from contracts.settings import Learner
 from learner.constraint import constrained, next_multiplier, share_of_reward
 from learner.experience import BASELINE, Experience
+from learner.losses import odds_of
 from learner.micro_batch import MicroBatch
 from learner.revision import Curve, Lesson
 from learner.scoring import Scored
@@ -52,18 +53,20 @@ class Weighed(Struct, frozen=True):
     value_loss: float = 0.0
 
     def lessons(self, pushes: Sequence[tuple[float, float]]) -> tuple[Lesson, ...]:
-        """Return what a step on these teaches, of which each got such a push, and has such odds."""
+        """Return what a step on these teaches: each got such a push, at such a log-probability."""
         return tuple(
             Lesson(
                 e.decision_id,
                 reward,
                 weight * push,
                 weight,
-                replace(curve, odds=odds),
+                replace(curve, odds=odds_of(logp)),
                 debt,
                 self.shares.get(e.imputed, 1.0),
+                logp,
+                e.decided_at.timestamp(),
             )
-            for e, (push, odds), reward, weight, curve, debt in zip(
+            for e, (push, logp), reward, weight, curve, debt in zip(
                 (one.experience for one in self.scored),
                 pushes,
                 *(self.rewards, self.weight_b.tolist(), self.curves, self.debt_b.tolist()),

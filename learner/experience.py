@@ -25,6 +25,9 @@ nothing, so that the violation alone does."""
 LEAST_TEMPERATURE = 1e-2
 """Below it sampling is greedy for all purposes; divided by less, logits leave float32."""
 
+LEAST_LOGPROB, MOST_LOGPROB = -1e4, 1e-3
+"""Log-probabilities outside, rounding allowed for, are no engine's, and answers without any."""
+
 
 class Experience(Struct, frozen=True, kw_only=True):
     """A sample as the update uses it.
@@ -80,6 +83,7 @@ def experience_of(
     logged = sample.features.get(USER_REWARD_MEAN)
     greedy = 0.0 <= sample.temperature < LEAST_TEMPERATURE
     usable = len(sample.logprobs) == len(sample.token_ids) and not greedy
+    usable = usable and all(LEAST_LOGPROB <= one <= MOST_LOGPROB for one in sample.logprobs)
     return Experience(
         sample_id=sample.id,
         decision_id=sample.decision_id,

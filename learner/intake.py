@@ -18,7 +18,7 @@ from contracts.judges import is_judge
 from contracts.settings import Settings
 from learner.assistant_turn import correction_ids
 from learner.experience import Experience, experience_of
-from learner.ledger import SUPERSEDED, UNRATED, WITHDRAWN, Outcome
+from learner.ledger import FORGOTTEN, SUPERSEDED, UNRATED, WITHDRAWN, Outcome
 
 if TYPE_CHECKING:  # it brings torch
     from learner.progress import Progress
@@ -28,11 +28,16 @@ READ_PER_PLACE = 128
 
 
 class Arrival(Struct, frozen=True):
-    """A new sample and the trace it belongs to; ``withdrawn``: its decision has no reward now."""
+    """A new sample and the trace it belongs to.
+
+    ``withdrawn``: its decision has no reward now; ``revision`` counts the samples of a decision
+    from 0.
+    """
 
     experience: Experience
     trace: dict[str, str]
     withdrawn: bool = False
+    revision: int = 0
 
 
 class Intake:
@@ -111,7 +116,8 @@ class Intake:
             sequences=ChainMap(progress.versions, self.served),
             correction_ids=correction_ids(self._tokenizer, wanted) if wanted else (),
         )
-        return Arrival(experience, trace_headers(record.headers), sample.withdrawn)
+        trace = trace_headers(record.headers)
+        return Arrival(experience, trace, sample.withdrawn, sample.revision)
 
     def add(self, arrival: Arrival, progress: Progress) -> None:
         """Put a sample where it belongs; a newer one of its decision takes an older one's place."""
@@ -121,12 +127,16 @@ class Intake:
         if censored and self._is_known(experience.decision_id, progress):
             self.superseded.append((arrival, SUPERSEDED))
             return
+        judging = is_judge(self._policy.name, experience.user_id, self._policy.judge_share)
+        forgotten = not judging and self._is_forgotten(arrival, progress)
         self._supersede(experience.decision_id)
-        if arrival.withdrawn:
+        if forgotten:
+            self.superseded.append((arrival, FORGOTTEN))
+        elif arrival.withdrawn:
             self.superseded.append((arrival, WITHDRAWN))
         elif censored:
             self.silent[experience.decision_id] = arrival
-        elif is_judge(self._policy.name, experience.user_id, self._policy.judge_share):
+        elif judging:
             self.judged[experience.decision_id] = arrival
         else:
             self.pending[experience.decision_id] = arrival
@@ -138,6 +148,14 @@ class Intake:
         """
         waiting = decision_id in self.pending or decision_id in self.judged
         return waiting or decision_id in progress.taught or decision_id in self._rated_in(progress)
+
+    def _is_forgotten(self, arrival: Arrival, progress: Progress) -> bool:
+        """Tell whether this changes a reward, and what that taught may be forgotten by now."""
+        decision_id = arrival.experience.decision_id
+        waiting = decision_id in self.pending or decision_id in self.silent
+        if arrival.revision == 0 or waiting or decision_id in progress.taught:
+            return False
+        return arrival.experience.decided_at.timestamp() <= progress.forgotten_before
 
     def _rated_in(self, progress: Progress) -> frozenset[str]:
         """Return the decisions with an observed reward in the ledger, gone over once a commit."""

@@ -18,6 +18,10 @@ SUPERSEDED, WITHDRAWN = "superseded", "withdrawn"
 """Outcomes of a sample that another of its decision took the place of before it was learned, and of
 one that says that its decision has no reward any more."""
 
+FORGOTTEN = "forgotten"
+"""Outcome of a newer reward, or of a retraction, whose decision may have taught so long ago that it
+is no longer known what: learned as new, it would count twice."""
+
 IMPUTED, NO_REWARD = "imputed", "no-reward"
 """Outcomes of a sample without any signal: a reward model gave it one to teach with, or not."""
 
@@ -31,11 +35,11 @@ PERSON, SAFE_ANSWER = "person", "safe-answer"
 TAUGHT = (USED, REVISED, IMPUTED, PRICED)
 """Outcomes of samples that are in the weights."""
 
-UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, NO_REWARD)
+UNTAUGHT = (JUDGE, SUPERSEDED, WITHDRAWN, FORGOTTEN, NO_REWARD)
 """Outcomes that follow from whose the sample is, and what came after it."""
 
 
-UNRATED = frozenset({SUPERSEDED, WITHDRAWN, IMPUTED, NO_REWARD, PRICED})
+UNRATED = frozenset({SUPERSEDED, WITHDRAWN, FORGOTTEN, IMPUTED, NO_REWARD, PRICED})
 """Outcomes of samples that say no observed reward that holds."""
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 LARGEST_AWR_WEIGHT = 20.0
+FAR = 3.0
+"""Nats below the anchor, from which on `anchor_penalty` pulls no harder."""
+
 SUREST = 0.999
 """Of an answer likelier than this, `likelihood` takes the probability for this."""
 
@@ -235,7 +238,8 @@ def push(loss: str, bounds: Bounds, advantage: float, odds: float) -> float:
     ``odds`` are pi/(1 − pi) of the whole answer.
     """
     if loss == "awr":
-        return min(math.exp(advantage / bounds.awr_temperature), LARGEST_AWR_WEIGHT)
+        most = math.log(LARGEST_AWR_WEIGHT)  # an exponential of more than 709 overflows
+        return math.exp(min(advantage / bounds.awr_temperature, most))
     if loss == "likelihood" and advantage < 0.0:
         return advantage * odds
     return advantage
@@ -256,10 +260,13 @@ def anchor_penalty(logp_bt: Tensor, anchor_bt: Tensor) -> Tensor:
     """Return exp(a − p) − 1 − (a − p) per token: 0 at the anchor, positive elsewhere.
 
     This is the k3 form (Schulman, "Approximating KL divergence", 2020). On tokens drawn from an
-    older policy it is a penalty, not an unbiased estimate of KL(pi‖anchor).
+    older policy it is a penalty, not an unbiased estimate of KL(pi‖anchor). Beyond `FAR` below the
+    anchor it goes on as a straight line: an exponential of one token that the policy has given up,
+    drawn at a low temperature, would be the whole step, or no number.
     """
-    difference_bt = anchor_bt.detach() - logp_bt
-    return torch.exp(difference_bt) - 1.0 - difference_bt
+    below_bt = anchor_bt.detach() - logp_bt
+    near_bt = below_bt.clamp(max=FAR)
+    return torch.exp(near_bt) * (1.0 + below_bt - near_bt) - 1.0 - below_bt
 
 
 def group_relative(reward_gk: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ batch alone.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from msgspec import Struct
@@ -31,7 +32,8 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
-    samples each user has. ``silent`` are answers without a signal; those with an imputed reward
+    samples each user has, ``correctors`` how many of the corrections that are kept, these included.
+    ``silent`` are answers without a signal; those with an imputed reward
     teach, and all of them move the price of violations. ``pace`` is the share of the learning rate
     that its steps are made with.
     """
@@ -43,6 +45,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     corrections: tuple[Experience, ...] = ()
     served_sequence: int = 0
     activity: dict[str, int] = {}
+    correctors: dict[str, int] = {}
     practised: tuple[Practised, ...] = ()
     silent: tuple[Experience, ...] = ()
     pace: float = 1.0
@@ -95,14 +98,13 @@ def compose(
         and served_sequence - experience.behaviour_sequence <= config.max_version_lag
     ]
     earlier = [e for e in replay.corrections if e.decision_id not in newer]
+    new, old = corrected((*fresh, *silent), safe_ids), corrected(earlier, safe_ids)
     return MicroBatch(
         fresh=tuple(e for e in fresh if e.decision_id not in learned),
         revised=tuple(e for e in fresh if e.decision_id in learned),
         replayed=_draw(rng, eligible, int(config.replay_share * len(fresh))),
-        corrections=(
-            *corrected((*fresh, *silent), safe_ids),
-            *_draw(rng, corrected(earlier, safe_ids), config.correction_replay),
-        ),
+        corrections=(*new, *_draw(rng, old, config.correction_replay)),
+        correctors=dict(Counter(e.user_id for e in (*new, *old))),
         owed=owed,
         served_sequence=served_sequence,
         activity=activity or {},

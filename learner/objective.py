@@ -167,17 +167,17 @@ def needs_prox(experiences: Sequence[Experience], owed: frozenset[str], config: 
 
 
 def pushes(objective: Objective, config: Learner) -> list[tuple[float, float]]:
-    """Return how far a step pushes each answer per unit of its weight, and the answer's odds.
+    """Return how far a step pushes each answer per unit of its weight, at what log-probability.
 
     The answers have been scored: what the policy said of each before the step is known.
     """
     found = []
     bounds = bounds_of(config)
     for one, advantage in zip(objective.scored, objective.advantage_b.tolist(), strict=True):
-        odds = odds_of(sum(one.prox))
+        logp = sum(one.prox)
         unfit = _is_unfit(one.experience, objective.owed, config)
-        pushed = advantage if unfit else push(config.loss, bounds, advantage, odds)
-        found.append((pushed, odds))
+        pushed = advantage if unfit else push(config.loss, bounds, advantage, odds_of(logp))
+        found.append((pushed, logp))
     return found
 
 

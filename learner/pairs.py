@@ -8,6 +8,7 @@ scored at temperature 1: the wanted one was not drawn at any. Shape suffixes: b 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,27 +17,34 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
+from learner.advantage import user_weights
 from learner.anchor import Anchor
 from learner.buckets import TokenSequence, bucket_of, grouped, padded
 from learner.experience import Experience
 from learner.losses import Bounds, Terms, dpo
+from learner.micro_batch import MicroBatch
 from learner.policy import Policy
+
+MOST_SHARES = 4.0
+"""A user's corrections count as much as the samples of this many users, at most."""
 
 
 class Correction(Struct, frozen=True):
     """A wanted answer, and the given one; None where that cannot be scored or is the same.
 
-    The anchor's log-probabilities, one per response token, are there for pairs alone.
+    ``share`` is its part of all corrections of a batch, at most 1 together. The anchor's
+    log-probabilities, one per response token, are there for pairs alone.
     """
 
     wanted: TokenSequence
+    share: float
     given: TokenSequence | None = None
     wanted_anchor: tuple[float, ...] = ()
     given_anchor: tuple[float, ...] = ()
 
 
 class CorrectionLosses(Struct, frozen=True):
-    """Mean losses before a step: of imitation per correction, of preference per pair."""
+    """Losses before a step, of imitation and of preference, each correction by its share."""
 
     imitation: float = 0.0
     preference: float = 0.0
@@ -53,17 +61,34 @@ def teachable(
     return [one for one, asked in wanted if _can_be_scored(asked, max_tokens, vocabulary)]
 
 
-def corrections_of(
-    experiences: Sequence[Experience], max_tokens: int, vocabulary: int
-) -> tuple[Correction, ...]:
-    """Return the corrections that are `teachable`, in the order given."""
+def corrections_of(batch: MicroBatch, max_tokens: int, vocabulary: int) -> tuple[Correction, ...]:
+    """Return the corrections of a batch that are `teachable`, in the order given."""
     found = []
-    for one in teachable(experiences, max_tokens, vocabulary):
+    told = teachable(batch.corrections, max_tokens, vocabulary)
+    for one, share in zip(told, _shares(told, batch), strict=True):
         wanted = TokenSequence(one.prompt_ids, one.correction_ids)
         given = TokenSequence(one.prompt_ids, one.token_ids)
         told_apart = given != wanted and _can_be_scored(given, max_tokens, vocabulary)
-        found.append(Correction(wanted, given if told_apart else None))
+        found.append(Correction(wanted, share, given if told_apart else None))
     return tuple(found)
+
+
+def _shares(told: Sequence[Experience], batch: MicroBatch) -> list[float]:
+    """Return what part each correction has: users count alike, however much each of them corrects.
+
+    None has more than `MOST_SHARES` times an equal share of all users of the batch: a few who are
+    the only ones to correct must not weigh as much as all ratings together.
+    """
+    users = [e.user_id for e in told]
+    everybody = {e.user_id for e in (*batch.fresh, *batch.replayed)} | set(users)
+    weights = user_weights(users, batch.correctors)
+    of_user = defaultdict[str, float](float)
+    for user, weight in zip(users, weights, strict=True):
+        of_user[user] += weight
+    most = MOST_SHARES / max(len(everybody), 1)
+    return [
+        weight * min(1.0, most / of_user[user]) for user, weight in zip(users, weights, strict=True)
+    ]
 
 
 def anchored(
@@ -90,30 +115,28 @@ def anchored(
 def add_gradients(
     policy: Policy, corrections: Sequence[Correction], config: Learner, bounds: Bounds
 ) -> CorrectionLosses:
-    """Add the gradients of all corrections, each with an equal share, to those of the adapters."""
+    """Add the gradients of all corrections, each by its share, to those of the adapters."""
     imitation, preference = 0.0, 0.0
-    pairs = sum(1 for one in corrections if one.given)
     groups = list(_grouped(corrections, config.bucket_tokens))
     for group in policy.share(groups, with_gradient=True):
         imitated, preferred = _losses(policy, group, bounds)
         total = config.correction_weight * imitated + config.preference_weight * preferred
-        (total / (len(corrections) * config.length_scale)).backward()
+        (total / config.length_scale).backward()
         imitation += float(imitated.detach())
         preference += float(preferred.detach())
-    return CorrectionLosses(
-        imitation / (max(len(corrections), 1) * config.length_scale), preference / max(pairs, 1)
-    )
+    return CorrectionLosses(imitation / config.length_scale, preference)
 
 
 def _losses(policy: Policy, group: Sequence[Correction], bounds: Bounds) -> tuple[Tensor, Tensor]:
-    """Return the sums over a group of Σ_t −log pi(wanted), and of the losses of its pairs."""
+    """Return the sums over a group of Σ_t −log pi(wanted) and of its pairs' losses, by share."""
     given = [one.given for one in group if one.given]
     sequences = [*(one.wanted for one in group), *given]
     bucket = bucket_of(sequences)
     logp_bt, _ = policy.score(bucket)
     mask_bt = bucket.mask_bt
     wanted = slice(len(group))
-    imitated = -(logp_bt[wanted] * mask_bt[wanted]).sum()
+    share_b = torch.tensor([one.share for one in group])
+    imitated = -(share_b * (logp_bt[wanted] * mask_bt[wanted]).sum(1)).sum()
     if not given:
         return imitated, torch.zeros(())
     anchors = [*(one.wanted_anchor for one in group), *(one.given_anchor for one in group)]
@@ -126,7 +149,7 @@ def _losses(policy: Policy, group: Sequence[Correction], bounds: Bounds) -> tupl
         advantage_b=torch.ones(len(sequences)),
         mask_bt=mask_bt,
     )
-    return imitated, dpo(terms, bounds).loss_b.sum()
+    return imitated, (share_b * dpo(terms, bounds).loss_b[wanted]).sum()
 
 
 def _grouped(corrections: Sequence[Correction], tokens: int) -> Iterator[list[Correction]]:

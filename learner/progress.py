@@ -20,12 +20,30 @@ from contracts.settings import Learner, Settings
 from learner.anchor import refreshed
 from learner.directory import versions_directory
 from learner.experience import Experience
-from learner.ledger import JUDGE, NO_REWARD, REVISED, USED, WITHDRAWN, Outcome, outcome_of
+from learner.ledger import (
+    FORGOTTEN,
+    JUDGE,
+    NO_REWARD,
+    REVISED,
+    USED,
+    WITHDRAWN,
+    Outcome,
+    outcome_of,
+)
 from learner.losses import push
 from learner.micro_batch import MicroBatch, Replay, compose, remember, without
 from learner.objective import bounds_of
 from learner.practice import practise
-from learner.revision import Memory, Taught, debts, paid_at_once, retract, revise
+from learner.revision import (
+    Memory,
+    Taught,
+    debts,
+    forgotten,
+    paid_at_once,
+    retract,
+    revise,
+    settle,
+)
 from learner.revision import remember as remember_lessons
 from learner.train_state import TrainState
 from learner.update import UpdateResult, UpdateStats, update
@@ -42,12 +60,14 @@ class Progress(Struct, frozen=True, kw_only=True):
     """Everything a restart needs besides tensors.
 
     ``next_offset`` is the first offset of `samples` not yet learned from. ``ledger`` lists the
-    outcome of every sample since version ``parent``, whose range began at ``first_offset``.
+    outcome of every sample since version ``parent``, whose range began at ``first_offset``; those
+    of silent ones that taught nothing only from the first rating on.
     ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
     was seen serving. ``evaluation`` holds the newest answers that judges rated, oldest first, and
     ``judged`` counts all of them, ``superseded`` the samples that another took the place of.
     ``multiplier`` is λ of `learner.constraint`; ``taught`` maps decisions to what was taught of
     them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
+    Of decisions made until ``forgotten_before``, in POSIX seconds, it may be forgotten.
     ``users`` are those who taught since version ``parent``, and ``oldest_feedback_time`` is the
     oldest of what they said.
     ``anchor`` is the version that the newest batch was tied to, ``raters`` the users of the newest
@@ -75,6 +95,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     spread: Spread = Spread()
     multiplier: float | None = None
     taught: dict[str, Taught] = {}
+    forgotten_before: float = 0.0
     owed: tuple[Experience, ...] = ()
     stats: UpdateStats = UpdateStats()
     samples: int = 0
@@ -114,7 +135,7 @@ def advance(
     costs of the silent move λ.
     """
     config = settings.learner
-    withdrawn = [e for e, outcome in superseded if outcome == WITHDRAWN]
+    withdrawn = [e for e, outcome in superseded if outcome in (WITHDRAWN, FORGOTTEN)]
     progress = _heard(progress, fresh, withdrawn, config)
     counted = _counted(silent, settings)
     batch = MicroBatch(fresh=(), silent=counted)
@@ -137,12 +158,14 @@ def advance(
     # A restarted stream processor repeats at most the samples of decisions that it held open.
     kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
     progress = _learned(train, progress, batch, result, config)
+    heard = progress.as_of is not None  # else no version will ever have the lines
+    lines = [o for o in outcomes if heard or o.outcome != NO_REWARD]
     return replace(
         progress,
         batches=progress.batches + 1,
         next_offset=max((o.offset for o in outcomes), default=progress.next_offset - 1) + 1,
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
-        ledger=(*progress.ledger, *outcomes),
+        ledger=(*progress.ledger, *lines),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
         unrewarded=progress.unrewarded + len(silent) - result.stats.imputed - result.stats.priced,
@@ -229,7 +252,8 @@ def _learned(
     fresh = sorted((*batch.fresh, *batch.revised), key=lambda e: e.offset)
     learned = frozenset(o.sample_id for o in result.outcomes if o.outcome in (USED, REVISED))
     used = sum(1 for o in result.outcomes if o.outcome == USED)
-    memory = remember_lessons(progress.taught, result.lessons, config.revision_memory)
+    known = settle(progress.taught, result.undone)
+    memory = remember_lessons(known, result.lessons, config.revision_memory)
     paid = frozenset(lesson.decision_id for lesson in result.lessons)
     given_up = {e.decision_id for e in batch.revised if e.sample_id not in learned}
     tried = frozenset(debt.experience.decision_id for debt in batch.owed) - paid
@@ -243,6 +267,7 @@ def _learned(
     return replace(
         progress,
         taught=memory,
+        forgotten_before=max(progress.forgotten_before, forgotten(known, memory)),
         owed=tuple(debt.experience for debt in debts(memory, changed)),
         replay=replay if stats.skipped else remember(replay, new, learned, config, told),
         oldest_feedback_time=min(heard, default=None),

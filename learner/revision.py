@@ -63,6 +63,10 @@ class Lesson(Struct, frozen=True):
     """Whether it paid a debt; then it changes what was taught, not what should have been."""
     share: float = 1.0
     """How much it counts beside a lesson with an observed reward."""
+    logp: float = 0.0
+    """Log-probability of the whole answer before the lesson."""
+    decided: float = 0.0
+    """When the decision was made, in POSIX seconds."""
 
 
 class Taught(Struct, frozen=True, array_like=True):
@@ -71,6 +75,8 @@ class Taught(Struct, frozen=True, array_like=True):
 
     ``share`` is below 1 while the reward is an imputed one, which counts less than an observed one.
     ``retracted`` is what was wanted before ``reward`` was retracted, None while it stands.
+    ``logp`` is the answer's log-probability before the first of the lessons, ``decided`` when the
+    decision was made, in POSIX seconds.
     """
 
     reward: float
@@ -80,6 +86,8 @@ class Taught(Struct, frozen=True, array_like=True):
     share: float = 1.0
     retracted: float | None = None
     curve: Curve = Curve()
+    logp: float | None = None
+    decided: float = 0.0
 
     @property
     def owed(self) -> float:
@@ -97,10 +105,22 @@ Memory = Mapping[str, Taught]
 
 
 class Debt(Struct, frozen=True):
-    """A decision whose reward changed after it was learned: its newest sample, and what is owed."""
+    """A decision whose reward changed after it was learned: its newest sample, and what is owed.
+
+    ``logp`` is where a retraction ends: what the answer's log-probability was before any lesson.
+    """
 
     experience: Experience
     coefficient: float
+    logp: float | None = None
+
+    def is_undone(self, logp: float) -> bool:
+        """Return whether the policy is back where it was, or beyond, at a log-probability now.
+
+        An optimizer divides by the size of its gradients: what took one batch to teach may be
+        undone by a part of what is owed, and the rest would teach the opposite.
+        """
+        return self.logp is not None and (logp - self.logp) * self.coefficient >= 0.0
 
 
 def paid_at_once(batch_samples: int) -> int:
@@ -119,12 +139,13 @@ def revise(memory: Memory, experience: Experience, push: Push) -> dict[str, Taug
     was, now = (
         push(curve.advantage(reward), curve.odds) for reward in (before.reward, experience.reward)
     )
-    after = Taught(
-        experience.reward,
-        before.coefficient,
-        before.standing / before.share + weight * (now - was),
-        weight,
-        curve=curve,
+    after = replace(
+        before,
+        reward=experience.reward,
+        wanted=before.standing / before.share + weight * (now - was),
+        weight=weight,
+        share=1.0,
+        retracted=None,
     )
     return {**memory, experience.decision_id: after}
 
@@ -139,11 +160,25 @@ def retract(memory: Memory, decision_id: str) -> dict[str, Taught]:
     return {**memory, decision_id: after}
 
 
+def settle(memory: Memory, undone: Iterable[str]) -> dict[str, Taught]:
+    """Return the memory when what was taught of these decisions is undone: nothing is owed."""
+    found = dict(memory)
+    for decision_id in undone:
+        found[decision_id] = replace(found[decision_id], coefficient=found[decision_id].wanted)
+    return found
+
+
+def forgotten(before: Memory, after: Memory) -> float:
+    """Return the newest time of a decision that is no longer remembered, 0 where all are."""
+    return max((taught.decided for one, taught in before.items() if one not in after), default=0.0)
+
+
 def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str, Taught]:
     """Return the memory with more lessons, the newest ``limit`` decisions of it."""
     found = dict(memory)
     for lesson in lessons:
-        before = found.pop(lesson.decision_id, Taught(lesson.reward, share=lesson.share))
+        new = Taught(lesson.reward, share=lesson.share, logp=lesson.logp, decided=lesson.decided)
+        before = found.pop(lesson.decision_id, new)
         coefficient = before.coefficient + lesson.coefficient
         if lesson.correction:
             found[lesson.decision_id] = replace(before, coefficient=coefficient)
@@ -163,7 +198,11 @@ def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str,
 def debts(memory: Memory, revised: Sequence[Experience]) -> tuple[Debt, ...]:
     """Return what is owed for these experiences, without those where nothing is."""
     known = [(e, memory.get(e.decision_id)) for e in revised]
-    return tuple(Debt(e, t.owed) for e, t in known if t is not None and abs(t.owed) > SETTLED)
+    return tuple(
+        Debt(e, t.owed, t.logp if t.retracted is not None else None)
+        for e, t in known
+        if t is not None and abs(t.owed) > SETTLED
+    )
 
 
 def _within(value: float, bound: float) -> float:

@@ -11,7 +11,7 @@ from contracts.manifest import Manifest
 from contracts.topics import SAMPLES
 from contracts.tracing import current_trace_headers, span
 from learner.intake import Intake
-from learner.ledger import UNTAUGHT
+from learner.ledger import NO_REWARD, UNTAUGHT
 from learner.outlet import Output
 from learner.progress import Progress
 from learner.update import UpdateStats
@@ -29,6 +29,7 @@ def tell_start(outlet: Output, progress: Progress) -> None:
             "batches": progress.batches,
             "next_offset": progress.next_offset,
             "releases": len(progress.versions),
+            "multiplier": progress.multiplier,
         },
     )
     _log.info("starting at batch %d, offset %d", progress.batches, progress.next_offset)
@@ -86,7 +87,7 @@ def trace_samples(progress: Progress, intake: Intake) -> None:
             "headrace.sample.id": sample_id,
             "headrace.decision.id": arrival.experience.decision_id,
             "headrace.version.sequence": progress.sequence,
-            "headrace.outcome": outcomes[sample_id],
+            "headrace.outcome": outcomes.get(sample_id, NO_REWARD),
         }
         if arrival.trace:
             with span("learn", parent=arrival.trace, links=batch, attributes=attributes):
@@ -131,11 +132,9 @@ def release_figures(stats: UpdateStats) -> dict[str, float]:
 def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
     stats = progress.stats
     told = release_figures(stats)
-    known = sum(
-        1
-        for one in progress.ledger[-len(intake.arrivals) :]
-        if one.user_reward_mean is not None and one.outcome not in UNTAUGHT
-    )
+    read = {arrival.experience.sample_id for arrival in intake.arrivals}
+    taught = [o for o in progress.ledger if o.sample_id in read and o.outcome not in UNTAUGHT]
+    known = sum(1 for one in taught if one.user_reward_mean is not None)
     return {
         "used": stats.used,
         "dropped": stats.dropped,

@@ -43,7 +43,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.settings import Learner
-from learner.admission import admitted, agreed
+from learner.admission import UNDONE, admitted, agreed
 from learner.advantage import (
     NOTHING,
     BaselineState,
@@ -107,11 +107,15 @@ class UpdateStats(StepStats, frozen=True, kw_only=True):
 
 
 class UpdateResult(Struct, frozen=True):
-    """The figures, one outcome per fresh experience in the order given, and what was taught."""
+    """The figures, one outcome per fresh experience in the order given, and what was taught.
+
+    ``undone`` are the retracted decisions of which nothing is left in the policy.
+    """
 
     stats: UpdateStats
     outcomes: tuple[Outcome, ...]
     lessons: tuple[Lesson, ...] = ()
+    undone: frozenset[str] = frozenset()
 
 
 def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: int) -> UpdateResult:
@@ -159,7 +163,12 @@ def _update(turn: _Turn) -> UpdateResult:
         cost_mean=cost_mean,
         multiplier=state.multiplier,
     )
-    return UpdateResult(stats, outcomes, lessons)
+    undone = frozenset(
+        debt.experience.decision_id
+        for debt in batch.owed
+        if turn.reasons.get(debt.experience.sample_id) == UNDONE
+    )
+    return UpdateResult(stats, outcomes, lessons, undone)
 
 
 def _outcomes(turn: _Turn, lessons: Sequence[Lesson], learned: bool) -> tuple[Outcome, ...]:
@@ -199,8 +208,9 @@ def _begun(
     """
     state, batch, config = turn.state, turn.batch, turn.config
     policy = state.policy
-    owed = {debt.experience.decision_id: debt.coefficient for debt in batch.owed}
-    corrections = corrections_of(batch.corrections, turn.max_tokens, policy.vocabulary_size)
+    debts = {debt.experience.decision_id: debt for debt in batch.owed}
+    owed = {decision_id: debt.coefficient for decision_id, debt in debts.items()}
+    corrections = corrections_of(batch, turn.max_tokens, policy.vocabulary_size)
     pairs = anchored(policy, state.anchor, corrections, config)
 
     def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:
@@ -210,13 +220,13 @@ def _begun(
 
     at_once = not needs_prox(usable, frozenset(owed), config)
     found = score(policy, state.anchor, usable, config.bucket_tokens, with_prox=not at_once)
-    scored = agreed(found, turn.reasons, owed, config)
+    scored = agreed(found, turn.reasons, debts, config)
     weighed, objective = weighed_of(scored)
     if not at_once or not scored:
         return weighed, objective, None
     passed = add_passes(policy, objective, config)
     told = [replace(one, prox=passed.prox[place]) for place, one in enumerate(scored)]
-    sound = agreed(told, turn.reasons, owed, config)
+    sound = agreed(told, turn.reasons, debts, config)
     if [*map(id, sound)] != [*map(id, told)]:
         put_back(state, before)
         return *weighed_of(sound), None

@@ -33,7 +33,16 @@ SendSamples = Callable[[Kafka, int, int], None]
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with an untrained Llama (hidden 32, 2 layers) and its tokenizer."""
-    directory = tmp_path_factory.mktemp("model")
+    return _untrained(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def lively_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with larger weights: it comes to tell answers apart by many nats, as real ones."""
+    return _untrained(tmp_path_factory.mktemp("lively-model"), 0.2)
+
+
+def _untrained(directory: Path, initializer_range: float = 0.02) -> Path:
     save_tokenizer(directory)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -49,6 +58,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tie_word_embeddings=True,
             eos_token_id=3,
             pad_token_id=0,
+            initializer_range=initializer_range,
         )
         LlamaForCausalLM(config).save_pretrained(directory)
     return directory

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from contracts.broker import Received
 from contracts.codec import encode
 from contracts.events import Assignment, Sample
+from contracts.judges import is_judge
 from contracts.settings import Learner, Policy, Settings
 from contracts.topics import SAMPLES
 from learner.experience import experience_of
 from learner.intake import Intake
 from learner.ledger import outcome_of
 from learner.progress import Progress
+from learner.revision import Taught
 from tests.learner.conftest import MakeSample
 
 PROGRESS = Progress(policy="assistant", base="base")
@@ -26,7 +28,7 @@ def intake() -> Intake:
 
 
 def _take(intake: Intake, sample: Sample, progress: Progress = PROGRESS) -> None:
-    record = encode(SAMPLES, msgspec.structs.replace(sample, correction=None), source="test")
+    record = encode(SAMPLES, replace(sample, correction=None), source="test")
     arrival = intake.read(
         Received(SAMPLES, 0, 0, record.key, record.value, record.headers), progress
     )
@@ -64,6 +66,48 @@ def test_a_sample_without_a_signal_takes_no_place(intake: Intake, make_sample: M
     assert [arrival.experience.sample_id for arrival in intake.silent.values()] == ["alone"]
 
 
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_change_of_what_may_be_forgotten_is_told_and_not_learned_as_new(
+    intake: Intake, make_sample: MakeSample, withdrawn: bool
+) -> None:
+    old, newer = make_sample(1), make_sample(5)
+    progress = replace(PROGRESS, forgotten_before=old.decided_at.timestamp())
+
+    _take(intake, replace(old, id="late", revision=1, withdrawn=withdrawn), progress)
+    _take(intake, replace(old, id="first", decision_id="never seen"), progress)
+    _take(intake, replace(newer, id="known", revision=1), progress)
+
+    assert [(one.experience.sample_id, why) for one, why in intake.superseded] == [
+        ("late", "forgotten")
+    ]
+    assert _ids(intake) == ["first", "known"]
+
+
+def test_what_waits_or_is_remembered_or_of_a_judge_is_not_forgotten(
+    make_sample: MakeSample,
+) -> None:
+    policy = Policy(name="assistant", judge_share=0.5)
+    intake = Intake(Settings(policy=policy, learner=Learner(batch_samples=9)), None, ())
+    users = [f"u{n}" for n in range(50)]
+    judge, person = (
+        next(one for one in users if is_judge("assistant", one, 0.5) is wanted)
+        for wanted in (True, False)
+    )
+    waiting, taught, judged = (
+        make_sample(n, user_id=user) for n, user in enumerate((person, person, judge))
+    )
+    progress = replace(
+        PROGRESS,
+        taught={taught.decision_id: Taught(1.0)},
+        forgotten_before=judged.decided_at.timestamp(),
+    )
+    _take(intake, waiting, progress)
+    for n, one in enumerate((waiting, taught, judged)):
+        _take(intake, replace(one, id=f"again-{n}", revision=1), progress)
+    assert _ids(intake) == ["again-0", "again-1"]
+    assert [one.experience.sample_id for one in intake.judged.values()] == ["again-2"]
+
+
 @pytest.mark.parametrize(
     ("outcome", "known"),
     [
@@ -75,9 +119,9 @@ def test_what_was_rated_and_not_learned_from_is_not_taken_for_silent(
     intake: Intake, make_sample: MakeSample, outcome: str, known: bool
 ) -> None:
     one = experience_of(make_sample(1))
-    guessed = msgspec.structs.replace(experience_of(make_sample(2)), imputed="a-model")
+    guessed = replace(experience_of(make_sample(2)), imputed="a-model")
     lines = (outcome_of(one, outcome, {}), outcome_of(guessed, "stale", {}))
-    progress = msgspec.structs.replace(PROGRESS, ledger=lines)
+    progress = replace(PROGRESS, ledger=lines)
     for number in (1, 2):
         silent = make_sample(number, id=f"silent-{number}", revision=1, status="censored")
         _take(intake, silent, progress)
@@ -107,7 +151,7 @@ def test_an_answer_of_another_lines_version_has_the_age_it_had_there(
     intake: Intake, make_sample: MakeSample
 ) -> None:
     intake.served = {"elsewhere": 3}
-    released = msgspec.structs.replace(PROGRESS, versions={"own": 1})
+    released = replace(PROGRESS, versions={"own": 1})
     for number, version in enumerate(("own", "elsewhere", "unknown")):
         served = Assignment(policy="assistant", policy_version=version)
         _take(intake, make_sample(number, assignment=served), released)

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from learner.losses import (
+    FAR,
     LOSSES,
     SUREST,
     Bounds,
@@ -287,6 +288,20 @@ def test_the_anchor_penalty_is_k3_zero_at_the_anchor_and_positive_elsewhere(
     assert gradient[0].tolist() == pytest.approx([1 - r for r in ratios])
     same = logp_bt.detach()
     assert float(anchor_penalty(same, same).abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("below", [0.5, FAR - 1e-6, FAR + 1e-6, 5.0, 80.0, 1e4])
+def test_the_anchor_pulls_no_harder_from_far_below_it(below: float) -> None:
+    """k3 up to there, its tangent beyond: what the policy has given up is not the whole step."""
+    logp_bt = torch.tensor([[-below]], dtype=torch.float64, requires_grad=True)
+
+    found = anchor_penalty(logp_bt, torch.zeros_like(logp_bt))
+    (pull,) = torch.autograd.grad(found.sum(), logp_bt)
+
+    near = min(below, FAR)
+    tangent = math.expm1(near) * (below - near) + math.exp(near) - 1.0 - near
+    assert found.item() == pytest.approx(tangent)
+    assert -pull.item() == pytest.approx(math.expm1(near))
 
 
 def test_group_advantages_are_those_written_out_and_nothing_for_equal_rewards() -> None:

@@ -78,11 +78,35 @@ def test_an_answer_given_that_is_the_one_wanted_or_cannot_be_scored_makes_no_pai
         _corrected(make_sample, prompt_ids=(-1,)),
     ]
 
-    found = corrections_of(cases, MAX, vocabulary=48)
+    found = corrections_of(MicroBatch(fresh=(), corrections=tuple(cases)), MAX, vocabulary=48)
 
     wanted = TokenSequence(PROMPT, WANTED)
-    alone = Correction(wanted)
-    assert found == (Correction(wanted, TokenSequence(PROMPT, GIVEN)), *[alone] * 4)
+    alone = Correction(wanted, 0.2)
+    assert found == (Correction(wanted, 0.2, TokenSequence(PROMPT, GIVEN)), *[alone] * 4)
+
+
+def test_users_count_alike_in_corrections_however_much_they_correct(
+    make_sample: MakeSample,
+) -> None:
+    told = [_corrected(make_sample, n, user_id=f"u{min(n, 3)}") for n in range(8)]
+    batch = MicroBatch(
+        fresh=(), corrections=tuple(told), correctors={"u0": 1, "u1": 2, "u2": 4, "u3": 5}
+    )
+
+    shares = [one.share for one in corrections_of(batch, MAX, vocabulary=48)]
+
+    wanted = [1.0, 0.5, 0.25, *[0.2] * 5]
+    assert shares == pytest.approx([one / sum(wanted) for one in wanted])
+
+
+def test_who_alone_corrects_weighs_as_a_few_users_and_not_as_all(make_sample: MakeSample) -> None:
+    told = tuple(_corrected(make_sample, n, user_id="corrector") for n in range(4))
+    others = tuple(_corrected(make_sample, n, user_id=f"u{n}") for n in range(10, 49))
+    batch = MicroBatch(fresh=others, corrections=told)
+
+    shares = [one.share for one in corrections_of(batch, MAX, vocabulary=48)]
+
+    assert shares == pytest.approx([4.0 / 40.0 / 4.0] * 4)
 
 
 def test_pairs_and_lone_corrections_are_counted_and_learned_together(
@@ -104,7 +128,8 @@ def test_the_anchor_scores_pairs_alone_and_nothing_where_preferences_have_no_wei
 ) -> None:
     settings, state = _state(settings)
     cases = [_corrected(make_sample, token_ids=WANTED), _corrected(make_sample)]
-    corrections = corrections_of(cases, MAX, vocabulary=48)
+    batch = MicroBatch(fresh=(), corrections=tuple(cases))
+    corrections = corrections_of(batch, MAX, vocabulary=48)
 
     alone, pair = anchored(state.policy, Anchor(), corrections, settings.learner)
 
@@ -137,8 +162,9 @@ def test_imitation_is_the_sum_of_minus_log_probabilities_of_the_wanted_tokens(
         TokenSequence((14, 15, 16, 17, 18), (26, 3)),
     ]
     given = TokenSequence(PROMPT, (*GIVEN[:-1], 27, 28, 3))
-    pair = Correction(wanted[0], given, (-1.0,) * 3, (-1.0,) * 5)
-    corrections = (pair, *(Correction(one) for one in wanted[1:]))
+    third = 1.0 / 3.0
+    pair = Correction(wanted[0], third, given, (-1.0,) * 3, (-1.0,) * 5)
+    corrections = (pair, *(Correction(one, third) for one in wanted[1:]))
 
     found = add_gradients(state.policy, corrections, settings.learner, bounds_of(settings.learner))
     gradients = [one.grad for one in parameters.values()]

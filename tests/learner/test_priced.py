@@ -154,7 +154,7 @@ def test_silent_violations_move_the_price_where_nobody_rated_anything(
     assert after.multiplier == after.stats.multiplier == pytest.approx(moved)
     assert all(torch.equal(one, adapters[name]) for name, one in train.policy.adapters().items())
     assert train.optimizer.state == {}
-    assert {line.outcome for line in after.ledger} == {"no-reward"}
+    assert after.ledger == ()  # no version will have the lines
     assert (after.unrewarded, after.priced, after.replay) == (12, 0, before.replay)
 
 

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,17 @@ from learner.experience import Experience, experience_of
 from learner.ledger import WITHDRAWN
 from learner.losses import Bounds, push
 from learner.progress import Progress, advance
-from learner.revision import Curve, Lesson, Taught, debts, remember, retract, revise
+from learner.revision import (
+    Curve,
+    Lesson,
+    Taught,
+    debts,
+    forgotten,
+    remember,
+    retract,
+    revise,
+    settle,
+)
 from learner.scoring import Scored, score
 from learner.train_state import TrainState, new_train_state
 from learner.value import Spread
@@ -84,7 +95,36 @@ def test_what_was_taught_is_remembered_of_the_newest_decisions() -> None:
     lessons = [Lesson(f"d{n}", 1.0, 0.1, 0.1) for n in (1, 2, 3, 1)]
 
     assert list(remember({}, lessons, 2)) == ["d3", "d1"]
-    assert remember({}, lessons, 2)["d1"] == Taught(1.0, 0.2, 0.2, 0.2)
+    assert remember({}, lessons, 2)["d1"] == Taught(1.0, 0.2, 0.2, 0.2, logp=0.0)
+
+
+def test_the_newest_decision_that_was_forgotten_is_known_by_its_time() -> None:
+    lessons = [Lesson(f"d{n}", 1.0, 0.1, 0.1, decided=10.0 - n) for n in range(4)]
+    before = remember({}, lessons[:2], 3)
+
+    after = remember(before, [replace(lessons[0], reward=0.0), *lessons[2:]], 3)
+
+    assert list(after) == ["d0", "d2", "d3"]
+    assert (forgotten(before, after), forgotten(before, before)) == (9.0, 0.0)
+
+
+@pytest.mark.parametrize(("owed", "now", "undone"), [(0.1, -4.9, True), (0.1, -5.1, False)])
+def test_a_retraction_ends_where_the_policy_is_back_where_it_was(
+    make_sample: MakeSample, owed: float, now: float, undone: bool
+) -> None:
+    one = _one(make_sample, 1)
+    blamed = remember({}, [Lesson(one.decision_id, -1.0, -owed, 0.1, logp=-5.0)], 9)
+    praised = remember({}, [Lesson(one.decision_id, 1.0, owed, 0.1, logp=-5.0)], 9)
+    again = replace(one, reward=-0.5)
+
+    [debt] = debts(retract(blamed, one.decision_id), [one])
+    [other] = debts(retract(praised, one.decision_id), [one])
+    [changed] = debts(revise(blamed, again, PPO), [again])
+
+    assert (debt.is_undone(now), other.is_undone(now)) == (undone, not undone)
+    assert not changed.is_undone(now)  # a reward that stands is taught to its end
+    known = settle(retract(blamed, one.decision_id), [one.decision_id])
+    assert debts(known, [one]) == ()
 
 
 def test_many_lessons_of_a_decision_move_with_its_reward_as_each_alone() -> None:
@@ -225,6 +265,43 @@ def test_what_was_retracted_is_unlearned(settings: Settings, make_sample: MakeSa
     print(f"log-probability: never praised {never:.2f}, praised {kept:.2f}, taken back {back:.2f}")
     assert kept > never + 0.3
     assert back - never < 0.35 * (kept - never)
+
+
+def test_blame_that_many_take_back_does_not_end_as_praise(
+    lively_model: Path, settings: Settings, make_sample: MakeSample
+) -> None:
+    """An account could else promote an answer by blaming it and taking that back."""
+    section = replace(settings.learner, learning_rate=2e-3)
+    policy = replace(settings.policy, model=str(lively_model))
+    settings = replace(settings, policy=policy, learner=section)
+    state, progress = _start(settings)
+    sequence = TokenSequence(PROMPT, ANSWER)
+    [before] = state.policy.logprobs([sequence], 1)
+    blamed: list[Experience] = []
+
+    def batch(number: int, blames: int) -> list[Experience]:
+        fill = [_one(make_sample, 100 * number + n, user_id=f"u{n}") for n in range(6)]
+        given = {"prompt_token_ids": PROMPT, "token_ids": ANSWER, "logprobs": tuple(before)}
+        told = [
+            _one(make_sample, 100 * number + 50 + n, reward=-1.0, user_id=f"w{number}-{n}", **given)
+            for n in range(blames)
+        ]
+        blamed.extend(told)
+        return [*told, *fill]
+
+    for number in range(1, 9):
+        progress = advance(state, progress, batch(number, 2), settings)
+    low = sum(state.policy.logprobs([sequence], 1)[0]) - sum(before)
+    back = [_taken_back(one) for one in blamed]
+    for number in range(9, 25):
+        progress = advance(state, progress, batch(number, 0), settings, superseded=back)
+        back = []
+
+    assert not progress.owed
+    after = sum(state.policy.logprobs([sequence], 1)[0]) - sum(before)
+    print("blamed", low, "taken back", after)
+    assert low < -1.0
+    assert low < after < 0.5
 
 
 def test_a_decision_that_was_never_learned_owes_nothing_when_it_is_withdrawn(

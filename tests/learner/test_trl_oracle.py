@@ -316,7 +316,7 @@ def test_imitation_is_trls_supervised_fine_tuning(case: Case, tmp_path: Path) ->
     theirs = trainer.compute_loss(case.model, {**asked, "labels": labels})
 
     given = TokenSequence((10, 11, 12), (40, 3))
-    corrections = [Correction(TokenSequence(*row)) for row in ROWS]
+    corrections = [Correction(TokenSequence(*row), 1.0) for row in ROWS]
     corrections[0] = replace(
         corrections[0], given=given, wanted_anchor=(-1.0,) * 4, given_anchor=(-1.0,) * 2
     )
