@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version as installed_version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,20 @@ from learner.telemetry import release_figures
 LEDGER = "ledger.jsonl"
 OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states", "reward_model"})
 """Settings of the learner that no version depends on."""
+
+OTHERS_THAT_MATTER = {
+    "max_model_len": "engine.max_model_len",
+    "max_open_decisions": "streams.max_open_decisions",
+    "judge_share": "policy.judge_share",
+    "evaluation_samples": "gate.evaluation_samples",
+    "level": "gate.level",
+    "refuse_actions": "gate.watch.refuse_actions",
+    "clarify_actions": "gate.watch.clarify_actions",
+    "max_tokens": "gateway.max_tokens",
+}
+"""Settings beside the learner's that a version depends on: their names in ``config`` of its
+manifest, and where they are set. A replay puts them back from there, see
+`learner.version_line.settings_of`."""
 
 
 class Published(Struct, frozen=True):
@@ -151,15 +166,8 @@ def _manifest(
         config={
             "anchor": progress.anchor,
             "learner": _what_matters(settings.learner, progress.practice),
-            "max_model_len": settings.engine.max_model_len,
-            "max_open_decisions": settings.streams.max_open_decisions,
-            "judge_share": settings.policy.judge_share,
-            "evaluation_samples": settings.gate.evaluation_samples,
-            "level": settings.gate.level,
-            "refuse_actions": settings.gate.watch.refuse_actions,
-            "clarify_actions": settings.gate.watch.clarify_actions,
+            **{name: attrgetter(at)(settings) for name, at in OTHERS_THAT_MATTER.items()},
             "reward_model": reward_model,
-            "max_tokens": settings.gateway.max_tokens,
             **({"practice_rules": practice_rules} if practice_rules else {}),
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
             "device": policy.device.type,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +20,7 @@ from contracts.settings import Learner, Practice, Settings
 from guard.rules import compile_rules, digest_of
 from learner.directory import versions_directory
 from learner.ledger import Outcome
-from learner.publish import LEDGER, OF_NO_MATTER
+from learner.publish import LEDGER, OF_NO_MATTER, OTHERS_THAT_MATTER
 from learner.version_state import state_of
 
 MOST_NAMED = 8
@@ -159,33 +160,16 @@ def settings_of(settings: Settings, link: Link) -> Settings:
             f"version {link.version[:12]} was learned with settings that this release does not "
             f"know ({error}); replay it with the one that made it: {link.manifest.code}"
         ) from error
-    share = config.get("judge_share", settings.policy.judge_share)
-    return replace(
-        settings,
-        learner=learner,
-        engine=replace(settings.engine, max_model_len=config["max_model_len"]),
-        policy=replace(settings.policy, judge_share=share),
-        gate=replace(
-            settings.gate,
-            evaluation_samples=config.get("evaluation_samples", settings.gate.evaluation_samples),
-            level=config.get("level", settings.gate.level),
-            watch=replace(
-                settings.gate.watch,
-                **{
-                    name: tuple(config[name])
-                    for name in ("refuse_actions", "clarify_actions")
-                    if name in config
-                },
-            ),
-        ),
-        gateway=replace(
-            settings.gateway,
-            max_tokens=config.get("max_tokens", settings.gateway.max_tokens),
-        ),
-        streams=replace(
-            settings.streams,
-            max_open_decisions=config.get(
-                "max_open_decisions", settings.streams.max_open_decisions
-            ),
-        ),
-    )
+    found = replace(settings, learner=learner)
+    for name in OTHERS_THAT_MATTER.keys() & config.keys():
+        value = config[name]
+        at = OTHERS_THAT_MATTER[name].split(".")
+        found = _with(found, at, tuple(value) if isinstance(value, list) else value)
+    return found
+
+
+def _with(settings: Any, at: Sequence[str], value: object) -> Any:
+    """Return settings, or a part of them, with the field at a path set."""
+    name, *rest = at
+    inner = _with(getattr(settings, name), rest, value) if rest else value
+    return replace(settings, **{name: inner})
