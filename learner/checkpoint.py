@@ -151,13 +151,18 @@ def _decoded(path: Path) -> _Saved:
 
 def bring_back(root: Path, state: Path) -> None:
     """Put a copy of a checkpoint, kept elsewhere, among those below ``root``."""
+    copy_to(root, state, place(root, read(state)).name)
+
+
+def copy_to(root: Path, checkpoint: Path, name: str, crash_point: CrashPoint = no_crash) -> None:
+    """Let a copy of a checkpoint appear below ``root``; crash points: those of `appear`."""
 
     def fill(directory: Path) -> str:
-        for name in (STATE, TENSORS):
-            shutil.copyfile(state / name, directory / name)
-        return place(root, read(directory)).name
+        for part in (STATE, TENSORS):
+            shutil.copyfile(checkpoint / part, directory / part)
+        return name
 
-    appear(root, fill, no_crash)
+    appear(root, fill, crash_point)
 
 
 def take(train: TrainState, tensors: dict[str, Tensor], progress: Progress) -> None:

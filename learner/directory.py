@@ -1,6 +1,6 @@
 """Directories that appear whole or not at all: write aside, fsync, rename, fsync the parent.
 
-And where those of the policy's versions lie.
+A signed version is one; and where those of the policy lie.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
+
 from contracts.errors import UnavailableError
+from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.settings import Settings
 
 CrashPoint = Callable[[str], None]
@@ -80,6 +84,27 @@ def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -
     shutil.rmtree(torn, ignore_errors=True)
     crash_point("renamed")
     return final
+
+
+def write_signed(
+    target: Path,
+    manifest: Manifest,
+    key: Ed25519PrivateKey,
+    fill: Callable[[Path], None],
+    crash_point: CrashPoint = no_crash,
+) -> Path:
+    """Let a version appear below ``target``, under its id and signed; return where.
+
+    ``fill`` writes its files, whose hashes the manifest gets. Crash points: those of `appear`.
+    """
+
+    def fill_and_sign(directory: Path) -> str:
+        fill(directory)
+        version = write_manifest(directory, replace(manifest, files=hash_files(directory)))
+        sign_manifest(directory, key)
+        return version
+
+    return appear(target, fill_and_sign, crash_point)
 
 
 def _is_equal(one: Path, other: Path) -> bool:

@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from contracts.clock import Clock
 from contracts.events import BASE_VERSION
 from contracts.evidence import ReleaseEvidence, write_evidence
-from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
+from contracts.manifest import Manifest
 from contracts.settings import Settings
 from contracts.signing import signing_key
 from learner.adapters import load_policy, save_adapter
 from learner.checkpoint import newest_progress
-from learner.directory import appear, no_crash, versions_directory
+from learner.directory import versions_directory, write_signed
 from learner.drill_adapter import Likeness, read_prompts, shape
 from learner.evaluation import release_evidence
 from learner.policy import Policy
@@ -43,7 +43,7 @@ class DrillOrder(Struct, frozen=True, kw_only=True):
 
 
 class DrillVersion(Struct, frozen=True):
-    """A version on disk."""
+    """What ``drill-adapter`` prints of a version: its id, and where it lies."""
 
     version: str
     directory: str
@@ -86,15 +86,12 @@ def _write(
     evidence: ReleaseEvidence,
     key: Ed25519PrivateKey,
 ) -> DrillVersion:
-    def fill(directory: Path) -> str:
+    def fill(directory: Path) -> None:
         save_adapter(policy, directory)
         write_evidence(directory, evidence)
         (directory / LEDGER).write_bytes(b"")  # it learned from no sample
-        version = write_manifest(directory, replace(manifest, files=hash_files(directory)))
-        sign_manifest(directory, key)
-        return version
 
-    final = appear(versions_directory(settings), fill, no_crash)
+    final = write_signed(versions_directory(settings), manifest, key, fill)
     return DrillVersion(final.name, str(final.resolve()))
 
 

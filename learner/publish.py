@@ -1,6 +1,7 @@
 """Turns the present adapters into a policy version: a directory whose manifest pins every byte.
 
-A version is a function of the progress and the weights alone: made twice, it has the same id.
+Made twice of equal weights, progress, evidence and settings it has the same id, if release of
+Headrace, torch, kind of device and number of processes are the same, too.
 """
 
 from __future__ import annotations
@@ -22,20 +23,12 @@ from contracts.errors import ManifestError
 from contracts.events import Release
 from contracts.evidence import ReleaseEvidence, write_evidence
 from contracts.ids import derived_id
-from contracts.manifest import (
-    Manifest,
-    OffsetRange,
-    file_sha256,
-    hash_files,
-    sign_manifest,
-    verify,
-    write_manifest,
-)
+from contracts.manifest import Manifest, OffsetRange, file_sha256, verify
 from contracts.settings import Learner, Settings
 from contracts.signing import signing_key
 from contracts.topics import SAMPLES
 from learner.adapters import save_adapter
-from learner.directory import CrashPoint, appear, clear_partial, no_crash, versions_directory
+from learner.directory import CrashPoint, clear_partial, no_crash, versions_directory, write_signed
 from learner.policy import Policy
 from learner.progress import Progress
 from learner.telemetry import release_figures
@@ -86,31 +79,25 @@ def publish(
     practice, if any was. Raises ManifestError when what lies there is not what
     was written. Crash points: ``inside-version``, ``renamed-version``.
     """
-    root, key = versions_directory(settings), signing_key(settings)
+    root = versions_directory(settings)
+    manifest = _manifest(
+        settings,
+        policy,
+        progress,
+        state,
+        evidence.reward_model,
+        practice_rules if progress.practice else "",
+    )
 
-    def fill(directory: Path) -> str:
+    def fill(directory: Path) -> None:
         save_adapter(policy, directory)
         lines = b"".join(to_json(outcome) + b"\n" for outcome in progress.ledger)
         (directory / LEDGER).write_bytes(lines)
         write_evidence(directory, evidence)
-        version = write_manifest(
-            directory,
-            _manifest(
-                settings,
-                policy,
-                progress,
-                state,
-                hash_files(directory),
-                evidence.reward_model,
-                practice_rules if progress.practice else "",
-            ),
-        )
-        sign_manifest(directory, key)
-        return version
 
-    root.mkdir(parents=True, exist_ok=True)
     clear_partial(root)
-    final = appear(root, fill, lambda name: crash_point(f"{name}-version"))
+    key = signing_key(settings)
+    final = write_signed(root, manifest, key, fill, lambda name: crash_point(f"{name}-version"))
     return Published(final.name, final, verify(final, final.name))
 
 
@@ -138,10 +125,10 @@ def _manifest(
     policy: Policy,
     progress: Progress,
     state: str,
-    files: dict[str, str],
     reward_model: str,
     practice_rules: str,
 ) -> Manifest:
+    """Return the manifest without the hashes of files."""
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
     return Manifest(
@@ -176,7 +163,7 @@ def _manifest(
         },
         code=code_version(),
         state=state,
-        files=files,
+        files={},
     )
 
 

@@ -12,20 +12,13 @@ import torch
 from contracts.clock import Clock
 from contracts.errors import ManifestError, SettingsError
 from contracts.events import BASE_VERSION
-from contracts.manifest import (
-    Manifest,
-    OffsetRange,
-    hash_files,
-    read_manifest,
-    sign_manifest,
-    write_manifest,
-)
+from contracts.manifest import Manifest, OffsetRange, read_manifest
 from contracts.settings import Settings
 from contracts.signing import signing_key
 from contracts.topics import SAMPLES
 from learner.adapters import Adapting, adapt
 from learner.base_model import blocks_of
-from learner.directory import appear, clear_partial, no_crash
+from learner.directory import clear_partial, write_signed
 from learner.policy import Policy
 from learner.publish import code_version
 from learner.reward_card import RewardModelCard, RewardRecipe, write_card
@@ -113,38 +106,34 @@ def write_version(
         on_pairs=fitted.on_pairs,
     )
     parent, sequence = _newest(out)
+    manifest = Manifest(
+        policy=settings.policy.name,
+        sequence=sequence + 1,
+        form=FORM,
+        base=trunk.base,
+        parent=parent,
+        as_of=read.as_of,
+        newest_feedback_time=read.newest_feedback_time,
+        trained_on=(
+            OffsetRange(
+                topic=SAMPLES.name,
+                partition=0,
+                first=read.first_offset,
+                next=read.next_offset,
+            ),
+        ),
+        samples=fitted.lessons.trained_rewards + fitted.lessons.trained_pairs,
+        config=msgspec.to_builtins(recipe),
+        code=code_version(),
+        files={},
+    )
 
-    def fill(directory: Path) -> str:
+    def fill(directory: Path) -> None:
         save_weights(trunk, fitted.heads, directory)
         write_card(directory, card)
-        manifest = Manifest(
-            policy=settings.policy.name,
-            sequence=sequence + 1,
-            form=FORM,
-            base=trunk.base,
-            parent=parent,
-            as_of=read.as_of,
-            newest_feedback_time=read.newest_feedback_time,
-            trained_on=(
-                OffsetRange(
-                    topic=SAMPLES.name,
-                    partition=0,
-                    first=read.first_offset,
-                    next=read.next_offset,
-                ),
-            ),
-            samples=fitted.lessons.trained_rewards + fitted.lessons.trained_pairs,
-            config=msgspec.to_builtins(recipe),
-            code=code_version(),
-            files=hash_files(directory),
-        )
-        version = write_manifest(directory, manifest)
-        sign_manifest(directory, signing_key(settings))
-        return version
 
-    out.mkdir(parents=True, exist_ok=True)
     clear_partial(out)
-    return appear(out, fill, no_crash)
+    return write_signed(out, manifest, signing_key(settings), fill)
 
 
 def _newest(out: Path) -> tuple[str, int]:

@@ -15,11 +15,10 @@ from contracts.errors import ManifestError
 from contracts.manifest import MANIFEST_NAME, file_sha256, read_manifest, verify
 from contracts.settings import Settings
 from contracts.signing import SIGNATURE_NAME, sign, signing_key
-from learner.checkpoint import STATE, TENSORS
+from learner.checkpoint import STATE, copy_to
 from learner.directory import (
     PARTIAL_PREFIX,
     CrashPoint,
-    appear,
     clear_partial,
     fsync,
     versions_directory,
@@ -41,18 +40,10 @@ def keep_state(
     ``progress`` does not know of the version yet. Crash points: ``inside-state``,
     ``renamed-state``.
     """
-    root = states_directory(settings)
-
-    def fill(directory: Path) -> str:
-        for name in (STATE, TENSORS):
-            shutil.copyfile(checkpoint / name, directory / name)
-        return version
-
-    keep = settings.learner.keep_states
+    root, keep = states_directory(settings), settings.learner.keep_states
     if keep > 0:
-        root.mkdir(parents=True, exist_ok=True)
         clear_partial(root)
-        appear(root, fill, lambda name: crash_point(f"{name}-state"))
+        copy_to(root, checkpoint, version, lambda name: crash_point(f"{name}-state"))
     numbers = {**progress.versions, version: progress.sequence}
     for path in root.iterdir() if root.is_dir() else ():
         if not is_kept(numbers.get(path.name, 0), progress.sequence, keep):
