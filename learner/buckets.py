@@ -69,9 +69,9 @@ def grouped(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return found
 
 
-def padded(rows: Sequence[Sequence[float]], width: int, fill: float = 0.0) -> Tensor:
-    """Return rows of numbers as a float32 tensor, padded on the right to ``width``."""
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+def padded(rows: Sequence[Sequence[float]], width: int) -> Tensor:
+    """Return rows of numbers as a float32 tensor, padded with 0 on the right to ``width``."""
+    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])
 
 
 def _bucket(sequences: Sequence[TokenSequence], members: list[int]) -> Bucket:

@@ -99,9 +99,9 @@ def snips(log: LoggedAnswers) -> float:
     return float((log.weights_n * log.rewards_n).sum() / log.weights_n.sum())
 
 
-def capped(log: LoggedAnswers, cap: float = CAP) -> float:
-    """Return the self-normalised estimate with weights cut at ``cap``: less spread, some bias."""
-    weights_n = np.minimum(log.weights_n, cap)
+def capped(log: LoggedAnswers) -> float:
+    """Return the self-normalised estimate with weights cut at `CAP`: less spread, some bias."""
+    weights_n = np.minimum(log.weights_n, CAP)
     return float((weights_n * log.rewards_n).sum() / weights_n.sum())
 
 
@@ -180,13 +180,13 @@ def cost_interval(log: LoggedAnswers, resampled: Resampled) -> Interval:
     return Interval(value=value, lower=found.lower, upper=upper, error=found.error)
 
 
-def rate_upper_bound(rate: float, samples: float, error_share: float = ERROR_SHARE) -> float:
+def rate_upper_bound(rate: float, samples: float) -> float:
     """Return the largest rate that ``samples`` do not contradict (Hoeffding 1963, eq. 2.1).
 
-    It solves samples·kl(rate, bound) = ln(1/error_share); for no event in n it is exactly
-    1 − error_share^(1/n), the rule of three.
+    It solves samples·kl(rate, bound) = ln(1/`ERROR_SHARE`); for no event in n it is exactly
+    1 − `ERROR_SHARE`^(1/n), the rule of three.
     """
-    wanted, low, high = -math.log(error_share) / samples, rate, 1.0
+    wanted, low, high = -math.log(ERROR_SHARE) / samples, rate, 1.0
     for _ in range(60):
         middle = (low + high) / 2.0
         if _divergence(rate, middle) < wanted:
@@ -196,26 +196,26 @@ def rate_upper_bound(rate: float, samples: float, error_share: float = ERROR_SHA
     return high
 
 
-def value_lower_bound(log: LoggedAnswers, resampled: Resampled, least: float = -1.0) -> float:
-    """Return a bound on the mean reward that counts what was never seen as the worst reward.
+def value_lower_bound(log: LoggedAnswers, resampled: Resampled) -> float:
+    """Return a bound on the mean reward that counts what was never seen as the worst, -1.
 
-    V ≥ E[w·r] − (1 − mean w)_+ · |least|, each term moved by its sampling error. What a softmax
+    V ≥ E[w·r] − (1 − mean w)_+, each term moved by its sampling error. What a softmax
     does practically never is missing from n answers, and shows as a mean weight below 1.
     """
     seen = ips_interval(log, resampled)
-    return max(seen.lower - _missing(log, resampled) * abs(least), least)
+    return max(seen.lower - _missing(log, resampled), -1.0)
 
 
-def cost_upper_bound(log: LoggedAnswers, resampled: Resampled, most: float = 1.0) -> float:
-    """Return a bound on the mean cost that counts what was never seen as the highest cost.
+def cost_upper_bound(log: LoggedAnswers, resampled: Resampled) -> float:
+    """Return a bound on the mean cost that counts what was never seen as the highest, 1.
 
-    C ≤ E[w·c] + (1 − mean w)_+ · most, each term moved by its sampling error.
+    C ≤ E[w·c] + (1 − mean w)_+, each term moved by its sampling error.
     """
     weighted_n = log.weights_n * log.costs_n
     seen = interval(float(weighted_n.mean()), resampled.mean(weighted_n)).upper
     effective = support(log.weights_n, log.users).effective_samples
     seen = max(seen, rate_upper_bound(min(float(weighted_n.mean()), 1.0), effective))
-    return min(seen + _missing(log, resampled) * most, most)
+    return min(seen + _missing(log, resampled), 1.0)
 
 
 def _missing(log: LoggedAnswers, resampled: Resampled) -> float:

@@ -7,7 +7,7 @@ rewards it knows nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -49,7 +49,7 @@ class Policy:
         self.alpha = alpha
         self.device: torch.device = model.get_base_model().get_input_embeddings().weight.device
         self._modules: nn.Module = model.get_base_model().get_decoder()
-        self._blocks = blocks
+        self.blocks = blocks
         self.ranks = ranks
         scaling = scaling_of(model.get_base_model().config)
         self.head = Head(model.get_base_model().get_output_embeddings(), scaling)
@@ -63,11 +63,6 @@ class Policy:
         return self.head.hidden_size
 
     @property
-    def runs_blocks(self) -> bool:
-        """Return whether the body is run as the blocks of `learner.body`."""
-        return self._blocks is not None
-
-    @property
     def vocabulary_size(self) -> int:
         """Return the number of token ids the model knows."""
         return int(self.model.get_base_model().get_input_embeddings().num_embeddings)
@@ -79,11 +74,6 @@ class Policy:
             for name, parameter in sorted(self.model.named_parameters())
             if parameter.requires_grad
         }
-
-    @contextmanager
-    def _frozen_base(self) -> Iterator[None]:
-        with self.model.disable_adapter():
-            yield
 
     def score(self, bucket: Bucket, *, adapted: bool = True) -> tuple[Tensor, Tensor]:
         """Return (log-probabilities of the response tokens, hidden state at the end of the prompt).
@@ -112,10 +102,10 @@ class Policy:
 
     def _rows(self, bucket: Bucket, *, adapted: bool) -> Tensor:
         """Return the hidden states that predict response tokens, one after another."""
-        if self._blocks is not None:
-            return self._blocks.run(packed(bucket, self.device), adapted=adapted)
+        if self.blocks is not None:
+            return self.blocks.run(packed(bucket, self.device), adapted=adapted)
         ids_bl = bucket.ids_bl.to(self.device)
-        with nullcontext() if adapted else self._frozen_base():
+        with nullcontext() if adapted else self.model.disable_adapter():
             seen = self._modules(input_ids=ids_bl, use_cache=False)
         hidden_blh: Tensor = seen.last_hidden_state
         begin_b1 = torch.arange(len(bucket.members))[:, None] * hidden_blh.shape[1]
@@ -179,17 +169,6 @@ class Policy:
             found = self.ranks.gathered(found)
         return [found[place] for place in range(len(sequences))]
 
-    def draw(
-        self, prompt_ids: Sequence[int], count: int, max_tokens: int, seed: int
-    ) -> list[tuple[tuple[int, ...], bool]]:
-        """Return ``count`` answers drawn from the policy at temperature 1, and whether each ended.
-
-        The end is the answer's last token. Nothing but the seed chooses: no setting of sampling
-        that came with the model has a part in it, nor has torch's own random state.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        return self.draw_each([prompt_ids] * count, max_tokens, generator)
-
     def draw_each(
         self,
         prompts: Sequence[Sequence[int]],
@@ -197,7 +176,11 @@ class Policy:
         generator: torch.Generator,
         temperature: float = 1.0,
     ) -> list[tuple[tuple[int, ...], bool]]:
-        """Return one answer drawn to each prompt, all of one length, and whether it ended."""
+        """Return one answer drawn to each prompt, all of one length, and whether it ended.
+
+        The end is the answer's last token. Nothing but the generator chooses: no setting of
+        sampling that came with the model has a part in it, nor has torch's own random state.
+        """
         fed_bl = torch.tensor([list(prompt_ids) for prompt_ids in prompts])
         past, drawn = None, list[list[int]]()
         ended_b = torch.zeros(len(prompts), dtype=torch.bool)

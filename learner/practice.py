@@ -92,12 +92,9 @@ def practise(
     places = sorted(rng.sample(range(len(practice.exercises)), count))
     found: list[Practised] = []
     for exercise in (practice.exercises[place] for place in places):
-        drawn = policy.draw(
-            exercise.prompt_ids,
-            config.practice.answers,
-            config.practice.max_tokens,
-            rng.getrandbits(63),
-        )
+        prompts = [exercise.prompt_ids] * config.practice.answers
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        drawn = policy.draw_each(prompts, config.practice.max_tokens, generator)
         rewards = [
             reward_of(practice.rules, exercise.case, policy.text_of(ids)) if ended else 0.0
             for ids, ended in drawn

@@ -9,7 +9,7 @@ from kafka.errors import OffsetOutOfRangeError
 
 from contracts.broker import Reader, Received
 from contracts.errors import CodecError, DeadlineError, UnavailableError
-from contracts.events import Preference, Sample
+from contracts.events import Sample
 from contracts.settings import Kafka
 from contracts.topics import SAMPLES
 from learner.version_line import Link
@@ -106,7 +106,7 @@ def sample_of(record: Received) -> Sample | None:
         event = record.event()
     except CodecError:
         return None
-    return None if isinstance(event, Preference) or not isinstance(event, Sample) else event
+    return event if isinstance(event, Sample) else None
 
 
 def sample_id_of(record: Received) -> str:

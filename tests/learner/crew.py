@@ -58,7 +58,7 @@ def run(settings: Settings, batches: list[list[Experience]], out: Path, ranks: R
             tensors[f"weight/{number}/{name}"] = parameter.detach().clone()
     scores = train.policy.logprobs(ASKED, 16)
     branches = train.policy.branch_logprobs(ASKED, [4, 5], 16)
-    drawn = train.policy.draw((9, 10), 3, 6, 1)
+    drawn = train.policy.draw_each([(9, 10)] * 3, 6, torch.Generator().manual_seed(1))
     save_file(tensors, out / "tensors.safetensors")
     spread = sum(isinstance(one, DTensor) for one in train.policy.model.parameters())
     found = {

@@ -92,7 +92,7 @@ def test_logprobs_and_gradients_are_those_of_the_plain_forward_pass(
     kind: str, settings: Settings, tmp_path: Path
 ) -> None:
     policy = _policy(settings, make_family(kind, tmp_path))
-    assert policy.runs_blocks is (kind in FAMILIES)
+    assert (policy.blocks is not None) is (kind in FAMILIES)
     sequences = _sequences()
 
     wanted, slopes = _plain(policy, sequences)
@@ -157,7 +157,7 @@ def test_a_model_that_only_looks_like_one_of_ours_is_run_by_its_own_modules(
 ) -> None:
     policy = _policy(settings, make_family("granite", tmp_path))
 
-    assert not policy.runs_blocks
+    assert policy.blocks is None
     assert "GraniteModel looks like a model of ours, but differs by" in caplog.text
 
 
@@ -180,7 +180,7 @@ def test_answers_states_of_a_base_adapted_in_its_last_blocks_alone_are_the_modul
     directory = make_family("llama", tmp_path)
     wanted = Adapting(rank=8, alpha=16.0, seed=1, blocks=2, adapted=adapted)
     trunk = adapt(str(directory), wanted)
-    assert trunk.runs_blocks
+    assert trunk.blocks is not None
     with torch.no_grad():
         for parameter in trunk.adapters().values():
             parameter.add_(0.1)
