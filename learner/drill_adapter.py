@@ -49,7 +49,7 @@ batches in a row, since one may hold the questions that were learned already."""
 
 GARBAGE_SCALE = 1.0
 
-_log = logging.getLogger("headrace.learner")
+_log = logging.getLogger("learner")
 
 
 class Prompt(Struct, frozen=True):
@@ -64,7 +64,10 @@ def read_prompts(path: Path) -> list[Prompt]:
     try:
         return [decoder.decode(line) for line in path.read_bytes().splitlines()]
     except (OSError, msgspec.MsgspecError) as error:
-        raise SettingsError(f"{path} holds no prompts, one JSON per line: {error}") from error
+        raise SettingsError(
+            f"{path} holds no prompts ({error}); give it one per line, such as "
+            '{"prompt_token_ids": [1, 2]}'
+        ) from error
 
 
 def shape(

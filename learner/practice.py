@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import torch
+from jinja2 import TemplateError
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -25,6 +26,12 @@ from guard.rules import Rules, compile_rules
 from learner.buckets import TokenSequence, bucketed, padded
 from learner.losses import LOSSES, Bounds, Terms, group_relative, leave_one_out
 from learner.policy import Policy
+
+_TEMPLATE_ERRORS = (
+    *(TemplateError, ValueError, TypeError, LookupError),
+    *(AttributeError, ArithmeticError, RecursionError),
+)
+"""What a chat template raises: it is a program, whose expressions are computed as Python's are."""
 
 _ADVANTAGES = {"grpo": group_relative, "rloo": leave_one_out}
 
@@ -170,8 +177,11 @@ def _rendered(tokenizer: Any, case: PromptCase, what: str) -> tuple[int, ...]:
             add_generation_prompt=True,
             tokenize=False,
         )
-    except Exception as error:  # a template is a program: it may raise anything
-        raise SettingsError(f"{what}: the chat template refuses it: {error}") from error
+    except _TEMPLATE_ERRORS as error:
+        raise SettingsError(
+            f"{what}: the chat template of policy.model refuses it ({error}) - at "
+            "`$.learner.practice.prompts`; change or remove it"
+        ) from error
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 

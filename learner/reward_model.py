@@ -149,7 +149,10 @@ def load_reward_model(settings: Settings, directory: Path) -> RewardModel:
     try:
         restore(trunk, heads, load_file(directory / WEIGHTS))
     except (SafetensorError, RuntimeError, KeyError) as error:
-        raise ManifestError(f"{directory / WEIGHTS} does not fit its card: {error}") from error
+        raise ManifestError(
+            f"{directory / WEIGHTS} does not fit its card ({error}); make another model with "
+            "'python -m learner reward-model', and name it in learner.reward_model"
+        ) from error
     return RewardModel(trunk, heads, card, version)
 
 

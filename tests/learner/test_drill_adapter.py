@@ -90,5 +90,7 @@ def test_prompts_that_are_none_are_refused_with_their_place(tmp_path: Path) -> N
     path.write_bytes(to_json(Prompt((1, 2))) + b"\n")
     assert read_prompts(path) == [Prompt((1, 2))]
     path.write_text("nothing\n")
-    with pytest.raises(SettingsError, match=r"prompts\.jsonl"):
+    with pytest.raises(
+        SettingsError, match=r"prompts\.jsonl holds no prompts .*; give it one per line"
+    ):
         read_prompts(path)

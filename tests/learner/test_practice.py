@@ -222,3 +222,17 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(
 
     with pytest.raises(SettingsError, match=r"prompt 2 has \d+ tokens.*max_model_len \(64\)"):
         read_practice(settings, load_policy(settings).tokenizer)
+
+
+@pytest.mark.parametrize("program", ["raise_exception('no')", "1 / 0", "messages[0].content + 1"])
+def test_a_prompt_that_the_chat_template_fails_on_is_refused_with_its_place(
+    program: str, settings: Settings, tmp_path: Path
+) -> None:
+    settings = _practising(settings, tmp_path / "p.jsonl", _line("w1"))
+    tokenizer = load_policy(settings).tokenizer
+    tokenizer.chat_template = "{{ " + program + " }}"
+
+    with pytest.raises(
+        SettingsError, match=r"p\.jsonl prompt 1: .* refuses it .*; change or remove"
+    ):
+        read_practice(settings, tokenizer)

@@ -9,11 +9,14 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from contracts.errors import ManifestError, SettingsError
 from contracts.manifest import read_manifest
 from contracts.settings import Settings
+from contracts.signing import signing_key
 from learner.buckets import TokenSequence, bucket_of
+from learner.directory import write_signed
 from learner.policy import Policy
 from learner.reward_card import CARD, RewardRecipe, read_card
 from learner.reward_fitting import Fitted, Slices, fit, sliced
@@ -153,6 +156,22 @@ def test_a_model_whose_files_changed_is_not_loaded(
     (written / name).write_bytes(raw.replace(b"4", b"5", 1))
     with pytest.raises(ManifestError):
         load_reward_model(settings, written)
+
+
+def test_weights_that_do_not_fit_the_card_are_refused_with_the_cure(
+    written: Path, settings: Settings, tmp_path: Path
+) -> None:
+    def fill(directory: Path) -> None:
+        (directory / CARD).write_bytes((written / CARD).read_bytes())
+        tensors = load_file(written / WEIGHTS)
+        tensors.pop("heads/bias_k")
+        save_file(tensors, directory / WEIGHTS)
+
+    manifest = read_manifest(written)[1]
+    torn = write_signed(tmp_path / "torn", manifest, signing_key(settings), fill)
+
+    with pytest.raises(ManifestError, match=r"(?s)does not fit its card \(.*; make another model"):
+        load_reward_model(settings, torn)
 
 
 def test_a_model_that_nobody_trusted_signed_or_of_another_base_is_not_loaded(
