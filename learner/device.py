@@ -23,6 +23,8 @@ PLACE = "LOCAL_RANK"
 """Environment variable with the number of this process on its machine, set by torchrun."""
 
 _BETAS = (0.9, 0.98)
+"""The squares of gradients are averaged over about 50 updates, not over torch's 1,000: a policy
+learns on and on, and its steps are to follow what feedback teaches now."""
 
 
 class Placement(Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """Evidence on the present weights: what judges' logged answers say of them, and how far they moved.
 
-A function of the weights, the parent's weights and the judged answers in the progress alone: made
-twice, it is the same to the last bit.
+A function of the weights, the parent's weights, the progress (its judged answers, and what taught
+of late), the settings and the reward model: made twice, it is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -32,15 +32,12 @@ from learner.first_decision import Decisions, decisions_of, probabilities, taken
 from learner.off_policy import Floats, LoggedAnswers, Resampled
 from learner.policy import Policy
 from learner.progress import Progress
-from learner.reward_model import RewardModel
+from learner.reward_model import PASS_TOKENS, RewardModel
 from learner.scoring import sequence_of
 from learner.watch import Reweighted, steps, trends
 
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
-
-TOKENS = 4096
-"""Tokens in one forward pass: nothing is kept for a gradient, so more fit than in an update."""
 
 _KL_CAP = 5.0
 _logger = logging.getLogger("learner")
@@ -141,8 +138,8 @@ def _score(
 ) -> _Scored:
     asked = [sequence_of(e) for e in usable]
     return _Scored(
-        policy.logprobs(asked, TOKENS, adapted=adapted),
-        probabilities(policy, decisions, asked, TOKENS, adapted=adapted),
+        policy.logprobs(asked, PASS_TOKENS, adapted=adapted),
+        probabilities(policy, decisions, asked, PASS_TOKENS, adapted=adapted),
     )
 
 
