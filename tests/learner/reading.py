@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from contracts.broker import read_to_end
 from contracts.topics import SAMPLES
+from learner.experience import Experience
 from learner.loop import Learner
+
+
+def no_means(experiences: Sequence[Experience]) -> list[float | None]:
+    """What a store says that knows nobody."""
+    return [None] * len(experiences)
 
 
 def read_on(learner: Learner) -> Learner:

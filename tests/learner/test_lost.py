@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Event, Thread
 
 from kafka import TopicPartition
@@ -13,24 +13,20 @@ from contracts.events import AuditRecord
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, SAMPLES
-from learner.experience import Experience
 from learner.loop import run
 from tests.broker_contract.clients import admin_client
+from tests.learner.reading import no_means
 from tests.topic_log import events
 from tests.until import until
 
 SendSamples = Callable[[Kafka, int, int], None]
 
 
-def _means(experiences: Sequence[Experience]) -> list[float | None]:
-    return [None] * len(experiences)
-
-
 def _learn_to(batches: int, settings: Settings, clock: ManualClock, new_id: NewId) -> None:
     """Let a learner come that far."""
     stop = Event()
     named = {"process": "learner"}
-    thread = Thread(target=run, args=(settings, clock, new_id, stop, _means), kwargs=named)
+    thread = Thread(target=run, args=(settings, clock, new_id, stop, no_means), kwargs=named)
     thread.start()
     try:
         until("the batches", lambda: len(_trail(settings.kafka, "batch.learned")) >= batches, 120.0)

@@ -20,7 +20,6 @@ from contracts.settings import Constraint, Kafka, Settings
 from contracts.topics import RELEASES, SAMPLES
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
-from learner.experience import Experience
 from learner.intake import READ_PER_PLACE
 from learner.loop import Learner
 from learner.outlet import Outlet
@@ -29,16 +28,12 @@ from learner.rebuild import rebuild
 from learner.replay_report import ReplayOrder, ReplayReport
 from learner.version_line import line_of
 from tests.learner.kill_plan import MakeSample
-from tests.learner.reading import read_on
+from tests.learner.reading import no_means, read_on
 from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import events, write
 
 Learn = Callable[[Settings, Sequence[Record]], list[str]]
 Replay = Callable[[str, Settings], ReplayReport]
-
-
-def _means(experiences: Sequence[Experience]) -> list[float | None]:
-    return [None] * len(experiences)
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def learn(clock: ManualClock, new_id: NewId) -> Learn:
     def make(settings: Settings, pieces: Sequence[Record]) -> list[str]:
         write(settings.kafka, *pieces)
         outlet = Outlet(settings.kafka, clock, new_id, Event())
-        learner = Learner(settings, clock, outlet, Pulse(settings, clock, "learner"), _means)
+        learner = Learner(settings, clock, outlet, Pulse(settings, clock, "learner"), no_means)
         return list(read_on(learner).progress.versions)
 
     return make
@@ -70,7 +65,7 @@ def replay(clock: ManualClock, tmp_path: Path) -> Replay:
 
     def make(end: str, settings: Settings) -> ReplayReport:
         order = ReplayOrder(directory=str(tmp_path / "replay"), end=end, start="base")
-        return rebuild(settings, order, clock, _means, lambda _step: None)
+        return rebuild(settings, order, clock, no_means, lambda _step: None)
 
     return make
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -18,20 +18,16 @@ from contracts.events import AuditRecord
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, SAMPLES
-from learner.experience import Experience
 from learner.loop import run
 from learner.progress import Progress
 from tests.broker_contract.clients import admin_client
+from tests.learner.reading import no_means
 from tests.topic_log import events
 from tests.until import until
 
 SendSamples = Callable[[Kafka, int, int], None]
 Run = Callable[[Event], Progress]
 SECONDS = 120.0
-
-
-def _means(experiences: Sequence[Experience]) -> list[float | None]:
-    return [None] * len(experiences)
 
 
 @pytest.fixture
@@ -41,7 +37,7 @@ def settings(settings: Settings, kafka: Kafka) -> Settings:
 
 @pytest.fixture
 def learn(settings: Settings, clock: ManualClock, new_id: NewId) -> Run:
-    return lambda stop: run(settings, clock, new_id, stop, _means, process="learner")
+    return lambda stop: run(settings, clock, new_id, stop, no_means, process="learner")
 
 
 def _learn_two_batches(learn: Run, kafka: Kafka) -> None:

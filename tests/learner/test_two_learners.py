@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -14,15 +13,11 @@ from contracts.errors import UnavailableError
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
 from learner.directory import owned
-from learner.experience import Experience
 from learner.loop import run
 from learner.progress import Progress
+from tests.learner.reading import no_means
 
 SECONDS = 120.0
-
-
-def _means(experiences: Sequence[Experience]) -> list[float | None]:
-    return [None] * len(experiences)
 
 
 def test_a_second_learner_is_refused_before_it_touches_anything(
@@ -34,7 +29,7 @@ def test_a_second_learner_is_refused_before_it_touches_anything(
     stop = Event()
 
     def learn(settings: Settings) -> Progress:
-        return run(settings, clock, new_id, stop, _means, process="learner")
+        return run(settings, clock, new_id, stop, no_means, process="learner")
 
     with ThreadPoolExecutor(1) as pool:
         with owned(mine):
