@@ -31,7 +31,7 @@ from msgspec.structs import replace
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
-from learner.base_model import blocks_of
+from learner.base_model import block_count
 from learner.buckets import TokenSequence
 from learner.calibration import Calibration, Floats, errors_on_pairs, proportion
 from learner.reward_card import RewardRecipe
@@ -101,7 +101,7 @@ def measure(model: str, data: Path, recipe: RewardRecipe = RECIPE) -> dict[str, 
         "pairs": {"trained": len(slices.trained), "calibrated": len(slices.calibrated)}
         | {"tested": len(slices.told)},
         "recipe": msgspec.to_builtins(recipe),
-        "blocks_adapted": shape(blocks_of(model), recipe),
+        "blocks_adapted": shape(block_count(model), recipe),
         "steps": [tuned.steps, tuned.planned_steps],
         "tokens": _tokens(slices, recipe),
         "cut_answers": _cut_share(tested, recipe),

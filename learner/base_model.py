@@ -52,6 +52,6 @@ def base_identity(name: str, model: Any) -> str:
     return f"sha256:{sha256(to_json(listing)).hexdigest()}"
 
 
-def blocks_of(name: str) -> int:
+def block_count(name: str) -> int:
     """Return the number of blocks of a base."""
     return int(AutoConfig.from_pretrained(name).num_hidden_layers)

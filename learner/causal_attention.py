@@ -40,7 +40,7 @@ class Attention(Struct, frozen=True):
     window: int | None = None
 
 
-class _Block(Struct, frozen=True):
+class _QueryBlock(Struct, frozen=True):
     """Query tokens ``first`` to ``end`` of the pass see keys from ``start`` on."""
 
     first: int
@@ -82,7 +82,7 @@ def attend(
         for at in range(0, length, size):
             first, end = begin + at, begin + min(at + size, length)
             back = first - how.window + 1 if how.window else begin
-            blocks.append(_Block(first, end, max(begin, back)))
+            blocks.append(_QueryBlock(first, end, max(begin, back)))
         begin += length
     given = (q_nhd, k_nkd, v_nkd, how, blocks)
     o_nhd: Tensor = _Attend.apply(*given)  # type: ignore[no-untyped-call] # torch gives it no types
@@ -100,7 +100,12 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_nhd: Tensor, k_nkd: Tensor, v_nkd: Tensor, how: Attention, blocks: list[_Block]
+        ctx: Any,
+        q_nhd: Tensor,
+        k_nkd: Tensor,
+        v_nkd: Tensor,
+        how: Attention,
+        blocks: list[_QueryBlock],
     ) -> Tensor:
         q_kngd = q_nhd.unflatten(1, (k_nkd.shape[1], -1)).transpose(0, 1).contiguous()
         k_knd, v_knd = (one.transpose(0, 1).contiguous() for one in (k_nkd, v_nkd))
@@ -147,7 +152,7 @@ class _Attend(torch.autograd.Function):
 
 
 def _probabilities(
-    q_kngd: Tensor, k_knd: Tensor, how: Attention, block: _Block
+    q_kngd: Tensor, k_knd: Tensor, how: Attention, block: _QueryBlock
 ) -> tuple[Tensor, Tensor | None]:
     """Return a block's probabilities, and the slope of the soft cap where there is one."""
     q_krd = q_kngd[:, block.first : block.end].flatten(1, 2)

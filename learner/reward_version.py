@@ -17,7 +17,7 @@ from contracts.settings import Settings
 from contracts.signing import signing_key
 from contracts.topics import SAMPLES
 from learner.adapters import Adapting, adapt
-from learner.base_model import blocks_of
+from learner.base_model import block_count
 from learner.directory import clear_partial, write_signed
 from learner.policy import Policy
 from learner.publish import code_version
@@ -69,7 +69,7 @@ def _check_options(recipe: RewardRecipe, limit: int) -> None:
 
 def new_trunk(model: str, recipe: RewardRecipe) -> Policy:
     """Load the part of a base that a recipe asks for, with fresh adapters."""
-    blocks, adapted = shape(blocks_of(model), recipe)
+    blocks, adapted = shape(block_count(model), recipe)
     return adapt(
         model,
         Adapting(
@@ -92,7 +92,7 @@ def write_version(
     settings: Settings, out: Path, trunk: Policy, fitted: Fitted, read: Read, recipe: RewardRecipe
 ) -> Path:
     """Write the model below ``out``, signed, after the newest that lies there; return where."""
-    blocks, adapted = shape(blocks_of(settings.policy.model), recipe)
+    blocks, adapted = shape(block_count(settings.policy.model), recipe)
     card = RewardModelCard(
         base=trunk.base,
         blocks=blocks,
