@@ -89,7 +89,7 @@ def restore(root: Path, train: TrainState) -> Progress | None:
                 f"checkpoint {path} belongs to base {saved.progress.base}, but policy.model is "
                 f"{train.policy.base}; give policy.name another value to start anew"
             )
-        take(train, tensors, saved.progress)
+        apply(train, tensors, saved.progress)
         return saved.progress
     return None
 
@@ -165,9 +165,9 @@ def copy_to(root: Path, checkpoint: Path, name: str, crash_point: CrashPoint = n
     appear(root, fill, crash_point)
 
 
-def take(train: TrainState, tensors: dict[str, Tensor], progress: Progress) -> None:
+def apply(train: TrainState, tensors: dict[str, Tensor], progress: Progress) -> None:
     """Set ``train`` to what a checkpoint holds of it."""
-    _apply(train, tensors)
+    _apply_tensors(train, tensors)
     train.spread = progress.spread
     if progress.multiplier is not None:
         train.multiplier = progress.multiplier
@@ -224,7 +224,7 @@ def _of_group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
     return {k.removeprefix(start): tensor for k, tensor in tensors.items() if k.startswith(start)}
 
 
-def _apply(train: TrainState, tensors: dict[str, Tensor]) -> None:
+def _apply_tensors(train: TrainState, tensors: dict[str, Tensor]) -> None:
     restore_adapters(train.policy, _of_group(tensors, "adapter"))
     with torch.no_grad():
         for name, parameter in train.value.named_parameters():

@@ -7,6 +7,7 @@ it sends at its start, and stay so because all make the same steps.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -15,12 +16,18 @@ from learner import checkpoint
 from learner.adapters import load_policy, restore_adapters
 from learner.anchor import Anchor
 from learner.micro_batch import MicroBatch
+from learner.policy import Policy
 from learner.progress import Progress
 from learner.ranks import STOP, Order, Ranks
 from learner.train_state import TrainState, new_train_state
 from learner.update import update
 
-TAKE = "take"
+APPLY = "apply"
+_METHODS: dict[str, Callable[..., object]] = {
+    one.__name__: one for one in (Policy.logprobs, Policy.branch_logprobs, Policy.draw_each)
+}
+"""What of the policy rank 0 may have all run, by the name that it sends."""
+
 _log = logging.getLogger("learner")
 
 
@@ -28,7 +35,7 @@ def lead(train: TrainState, progress: Progress) -> None:
     """Give the other processes the training state that rank 0 begins with, and keep them alive."""
     ranks = train.policy.ranks
     if ranks.size > 1:
-        with train.policy.together(TAKE, checkpoint.tensors_of(train), progress):
+        with train.policy.together(APPLY, checkpoint.tensors_of(train), progress):
             train.told_anchor = train.anchor
         ranks.keep_alive()
 
@@ -48,15 +55,15 @@ def follow(settings: Settings, ranks: Ranks) -> None:
 
 
 def _run(order: Order, train: TrainState, settings: Settings) -> None:
-    """Run what all run: a method of the policy, an update, or taking over the state."""
-    if order.name == TAKE:
+    """Run what all run: a method of the policy, an update, or setting the state."""
+    if order.name == APPLY:
         tensors, progress = order.arguments
-        checkpoint.take(train, tensors, progress)
-    elif order.name == "update":
+        checkpoint.apply(train, tensors, progress)
+    elif order.name == update.__name__:
         batch, anchor = order.arguments
         assert isinstance(batch, MicroBatch)
         if isinstance(anchor, Anchor):
             train.anchor = anchor
         update(train, batch, settings.learner, settings.engine.max_model_len)
     else:
-        getattr(train.policy, order.name)(*order.arguments, **order.keywords)
+        _METHODS[order.name](train.policy, *order.arguments, **order.keywords)
