@@ -6,7 +6,8 @@ Llama is made on the spot; ``--model`` is a directory with SmolLM2-135M. Contest
 of one thread that take turns: each does one update when it is told to. A ``step`` is a forward and
 a backward pass on given advantages, a ``whole`` update all that the learner does by default, with
 an anchor and two inner epochs. CPU seconds are those of the process; the ceiling is the fastest
-matrix products of the same run. Memory is that of the process, and that less its libraries. Where
+matrix products of the same run. Memory is that of the process, and that less its libraries. The
+first update is not timed: there loss and gradient norm of all have to be the same in float32. Where
 TRL is not installed, the commands that install it are printed.
 """
 
@@ -50,6 +51,11 @@ INSTALL = f"""python3.11 -m venv PEERS
 PEERS/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu \\
     torch==2.13.0 transformers==5.17.0 peft~=0.21.0 datasets==5.2.0 trl=={TRL}"""
 KINDS, DTYPES = ("step", "whole"), ("float32", "bfloat16")
+SAME = 0.01
+"""How far apart loss and gradient norm of the first update may be in float32, as a part of TRL's.
+
+A whole update tells those of its second inner epoch, and the optimizer's first step goes as far
+where a gradient is rounding alone as where it is large."""
 
 
 class Contestant(Struct, frozen=True):
@@ -78,7 +84,8 @@ def main() -> int:
         result = {**origin, "updates": measure(options)}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    print(table(msgspec.json.decode(options.out.read_bytes())))
+    kept = msgspec.json.decode(options.out.read_bytes())
+    print(table(kept), first_table(kept), sep="\n\n")
     if options.peers is None and not options.table:
         print(f"\nTRL was left out. To measure it too, install it and give --peers:\n{INSTALL}")
     return 0
@@ -143,6 +150,8 @@ def contest(
                 figures = turn(processes[name])
                 print(f"{number}/{options.rounds} {name}: {figures}", file=sys.stderr)
                 taken[name].append(figures)
+            if dtype == "float32":
+                check_same(taken)
             if number:
                 rates.append(turn(ceiling)["rates"])
     everything, scored, padded = tokens(rows)
@@ -155,6 +164,19 @@ def contest(
         "rates": rates,
         "contestants": taken,
     }
+
+
+def check_same(taken: dict[str, list[dict[str, float]]]) -> None:
+    """RuntimeError when a contestant's first update is not that of the others."""
+    for name, others in taken.items():
+        for figure in ("loss", "grad_norm"):
+            ours, theirs = taken[OURS.name][0][figure], others[0][figure]
+            if abs(ours - theirs) > SAME * abs(theirs):
+                raise RuntimeError(
+                    f"{OURS.name} and {name} do not learn the same: the first {figure} is {ours} "
+                    f"and {theirs}, and may be {SAME:.0%} apart; compare losses and settings of "
+                    f"{OURS.module} and benchmarks.learner_trl"
+                )
 
 
 def _work(size: Size, everything: int, scored: int, kind: str) -> Work:
@@ -221,6 +243,22 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def first_table(found: dict[str, Any]) -> str:
+    """Return what all say of their first update as a Markdown table."""
+    heading = ("first update", "contestant", "loss", "gradient norm")
+    lines = [f"| {' | '.join(heading)} |", f"{'|---' * len(heading)}|"]
+    lines += [
+        f"| {_title(update)} | {name} | {taken[0]['loss']:.3f} | {taken[0]['grad_norm']:.3f} |"
+        for update in found["updates"]
+        for name, taken in update["contestants"].items()
+    ]
+    return "\n".join(lines)
+
+
+def _title(update: dict[str, Any]) -> str:
+    return f"{update['model']}, {update['kind']}, {update['dtype']}"
+
+
 def _cells(update: dict[str, Any], name: str) -> list[str]:
     taken, peer = update["contestants"][name], update["contestants"].get(PEERS[0].name)
     timed = [one["cpu_seconds"] for one in taken[1:]]
@@ -240,7 +278,7 @@ def _cells(update: dict[str, Any], name: str) -> list[str]:
             f"{used / others[1]:.2f}",
         ]
     return [
-        f"{update['model']}, {update['kind']}, {update['dtype']}",
+        _title(update),
         name,
         _spread(timed, 3),
         f"{update['tokens'] / median(timed):,.0f}",

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
-from benchmarks.learner import contest, table
-from benchmarks.learner_ours import with_logprobs
+from benchmarks.learner import FILE, OURS, PEERS, check_same, contest, table
+from benchmarks.learner_ours import MAX_TOKENS, Order, experiences, settings_of, with_logprobs
 from benchmarks.learner_work import Work, ceiling_seconds, products, scoring_work, step_work
 from benchmarks.learner_workload import (
+    LOADS,
     LORA_RANK,
     TINY,
     Load,
@@ -21,6 +23,10 @@ from benchmarks.learner_workload import (
     size_of,
     tokens,
 )
+from learner.adapters import load_policy
+from learner.micro_batch import MicroBatch
+from learner.train_state import new_train_state
+from learner.update import update
 
 SIZE = Size(hidden=8, attention=16, narrow=4, middle=32, depth=2, vocabulary=50)
 
@@ -77,3 +83,42 @@ def test_a_round_without_the_peer_says_what_an_update_took(kind: str, tmp_path: 
     assert taken[1]["peak_mb"] > taken[1]["libraries_mb"] > 0.0
     row = table({"updates": [{"model": "tiny", "kind": kind, "dtype": "float32", **found}]})
     assert row.splitlines()[2].startswith(f"| tiny, {kind}, float32 | Headrace | ")
+
+
+def test_the_first_update_is_the_same_for_all_in_float32() -> None:
+    kept = msgspec.json.decode(FILE.read_bytes())["updates"]
+    for one in (one for one in kept if one["dtype"] == "float32"):
+        assert len(one["contestants"]) == 3
+        check_same(one["contestants"])
+
+    taken = kept[0]["contestants"]
+    taken[PEERS[0].name][0]["grad_norm"] *= 1.02
+    with pytest.raises(RuntimeError, match="the first grad_norm is"):
+        check_same(taken)
+
+
+def test_updates_stay_the_peers_as_long_as_the_baseline_learns_nothing(tmp_path: Path) -> None:
+    """The peer is given advantages; here they change as the baseline learns the rewards."""
+    torch.set_num_threads(1)
+    model = make_llama(tmp_path / "tiny", TINY)
+    order = Order(model=str(model), batch="", dtype="float32", kind="whole", seed=0)
+    rows = with_logprobs(draw(LOADS["tiny"], size_of(model).vocabulary, 0), model, 0)
+    settings = settings_of(order)
+    state = new_train_state(load_policy(settings), settings.learner)
+    state.value_optimizer.param_groups[0]["lr"] = 0.0
+
+    found = []
+    for _ in range(2):
+        batch = MicroBatch(fresh=experiences(rows))
+        stats = update(state, batch, settings.learner, MAX_TOKENS).stats
+        found.append(stats.policy_loss + settings.learner.kl_weight * stats.kl)
+
+    kept = msgspec.json.decode(FILE.read_bytes())["updates"]
+    whole = next(
+        one["contestants"]
+        for one in kept
+        if (one["model"], one["kind"], one["dtype"]) == ("tiny", "whole", "float32")
+    )
+    theirs, ours = ([one["loss"] for one in whole[name][:2]] for name in (PEERS[0].name, OURS.name))
+    assert found == pytest.approx(theirs, rel=1e-3)
+    assert ours[1] != pytest.approx(theirs[1], rel=0.1)
