@@ -23,8 +23,8 @@ TITLES = {
 }
 COLOURS = {variant: f"C{number}" for number, variant in enumerate(TITLES)}
 COLUMNS = (
-    *("", "seeds", "at the start", "at the end", "of the way to the skyline"),
-    *("live, last 2,000", "beyond all topics: handed over", "violations since the shift"),
+    *("held-out questions right", "seeds", "at the start", "at the end"),
+    *("of the way to the skyline", "live, last 2,000", "violations since the shift"),
     "seen by the monitor",
 )
 WHOLE = ("full", "bandit", "skyline")
@@ -137,7 +137,6 @@ def _row(title: str, runs: Sequence[Run], sky: float | None) -> str:
     first = fmean(run["points"][0]["right"] for run in runs)
     ends = [run["points"][-1]["right"] for run in runs]
     way = f"{(fmean(ends) - first) / (sky - first):.0%}" if sky is not None else "-"
-    handed = [run["points"][-1].get(BEYOND) for run in runs]
     lived = [_late(run, "right") for run in runs if "live" in run]
     harmed, caught = (
         [found for run in runs for found in _since_shift(run, what)]
@@ -145,8 +144,7 @@ def _row(title: str, runs: Sequence[Run], sky: float | None) -> str:
     )
     return (
         f"| {title} | {len(runs)} | {first:.3f} | {_span(ends)} | {way} | {_span(lived)} "
-        f"| {_span([one for one in handed if one is not None])} | {_span(harmed)} "
-        f"| {_span(caught)} |"
+        f"| {_span(harmed)} | {_span(caught)} |"
     )
 
 
@@ -161,8 +159,11 @@ def _since_shift(run: Run, what: str) -> list[float]:
 
 
 def _span(values: Sequence[float]) -> str:
+    """Return the mean [least, most]; of one value itself, which says nothing of others."""
     if not values:
         return "-"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     return f"{fmean(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
 
 

@@ -51,9 +51,3 @@ def test_a_write_costs_the_same_after_thousands(kept: dict[str, Any]) -> None:
     assert last["writes"] >= 8 * first["writes"]
     assert last["cpu_ms"] < 1.5 * first["cpu_ms"]
     assert last["files"] < 100
-
-
-def test_the_document_shows_the_result_that_is_kept(kept: dict[str, Any]) -> None:
-    document = (FILE.parents[2] / "docs" / "features.md").read_text()
-    for line in table(kept).splitlines():
-        assert line in document

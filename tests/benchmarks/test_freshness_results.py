@@ -1,15 +1,12 @@
-"""The freshest weights are better than the stalest under drift; the document shows the results."""
+"""The freshest weights are better than the stalest under drift."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
-from benchmarks.freshness import SYNC_EVERY, DriftRun, StackRun, Tastes, drift_table, stack_table
+from benchmarks.freshness import SYNC_EVERY, DriftRun, Tastes
 from benchmarks.loop import RESULTS
 
-DOCUMENT = (Path(__file__).parents[2] / "docs" / "learning.md").read_text(encoding="utf-8")
 KEPT = msgspec.json.decode((RESULTS / "freshness.json").read_bytes())
 
 
@@ -20,11 +17,6 @@ def test_weights_renewed_most_often_beat_those_renewed_least_often_on_every_seed
     assert len(seeds) >= 3
     for seed in seeds:
         assert right[seed, SYNC_EVERY[0]] > right[seed, SYNC_EVERY[-1]]
-
-
-def test_the_document_shows_the_kept_results() -> None:
-    assert drift_table(msgspec.convert(KEPT["drift"]["runs"], list[DriftRun])) in DOCUMENT
-    assert stack_table(msgspec.convert(KEPT["stack"]["runs"], list[StackRun])) in DOCUMENT
 
 
 def test_tastes_change_by_the_seed() -> None:

@@ -185,12 +185,8 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
         "runs": [run("full", 0.4, 0.8), run("skyline", 0.4, 0.9), run("bandit", 0.5, 0.6)],
     }
     text = table(found)
-    assert "| full loop | 1 | 0.400 | 0.800 [0.800, 0.800] | 80% |" in text
-    assert "| 0.035 [0.035, 0.035] | 0.010 [0.010, 0.010] |" in text
-    over_time = [
-        "10,000",
-        *(f"{x} [{x}, {x}]" for x in ("0.800", "0.100", "0.750", "0.250", "0.040")),
-    ]
+    assert "| full loop | 1 | 0.400 | 0.800 | 80% | 0.800 | 0.035 | 0.010 |" in text
+    over_time = ["10,000", "0.800", "0.100", "0.750", "0.250", "0.040"]
     assert f"| {' | '.join(over_time)} |" in text
     assert "without a part" not in text
     plot(found, tmp_path / "plot.png")
@@ -222,4 +218,4 @@ def test_the_loop_without_a_part_is_compared_where_both_have_been() -> None:
     text = table({"interactions": 10_000, "runs": runs})
     same = "0.500 [0.500, 0.500] | - | 0.600 [0.600, 0.600] | 0.020 [0.020, 0.020]"
     assert f"| full loop | 2 | {' | '.join(['0.850 [0.800, 0.900]'] * 2)} | {same} |" in text
-    assert f"| without replay | 1 | {' | '.join(['0.700 [0.700, 0.700]'] * 2)} | {same} |" in text
+    assert "| without replay | 1 | 0.700 | 0.700 | 0.500 | - | 0.600 | 0.020 |" in text
