@@ -4,8 +4,9 @@
 questions of BANKING77 and CLINC150 for 10,000 interactions: the full loop, the loop without each of
 its parts (for 3,584), a contextual bandit that gets the same kind of feedback, and the same policy
 told as many right answers. Each run, one variant with one seed, is kept as soon as it ends in
-``learning.json`` of ``benchmarks/results``, and is not made again; ``--table`` prints what is there
-and draws it.
+``learning.json`` of ``benchmarks/results``, with a hash of its recipe, and is not made again; a row
+of another recipe than the present one is marked, and to renew it its runs are taken out of that
+file. ``--table`` prints what is there and draws it.
 
 DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of it.
 The held-out questions are the same for every seed, and the depth of the base was chosen by how many
@@ -27,6 +28,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.learning_questions import SETS, read_questions
+from benchmarks.learning_recipes import BANDIT, SKYLINE, VARIANTS, recipe_of
 from benchmarks.learning_report import TITLES, WHOLE, plot, table
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.settings import load_settings
@@ -35,7 +37,6 @@ SEEDS, INTERACTIONS = 3, 10_000
 WITHOUT_A_PART = 3_584
 """Interactions of the loop without one of its parts: past those after which it is compared."""
 
-BANDIT, SKYLINE = "bandit", "skyline"
 Cell = tuple[str, str, int]
 """A run: the set of questions, the variant, the seed."""
 
@@ -44,7 +45,7 @@ def run(cell: Cell, base: Path, data: Path, interactions: int | None, place: int
     """Return what one run came to, over the interactions of its kind where none are given."""
     import torch
 
-    from benchmarks.learning_live import VARIANTS, live
+    from benchmarks.learning_live import live
     from benchmarks.learning_peers import bandit, skyline
 
     torch.set_num_threads(1)
@@ -52,7 +53,8 @@ def run(cell: Cell, base: Path, data: Path, interactions: int | None, place: int
     questions = read_questions(name, data)
     interactions = interactions or (INTERACTIONS if variant in WHOLE else WITHOUT_A_PART)
     given: dict[str, Any] = {"seed": seed, "interactions": interactions, "place": place}
-    origin = {"set": name, "variant": variant, "seed": seed, "commit": commit()}
+    origin = {"set": name, "variant": variant, "seed": seed}
+    origin |= {"commit": commit(), "recipe": recipe_of(variant)}
     began = time.process_time()
     with TemporaryDirectory() as directory:
         if variant == BANDIT:
@@ -89,8 +91,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         questions = read_questions(name, data)
         bases[name] = make_base(str(options.model), questions, work / name)
         found.setdefault("monitor", {})[name] = questions.monitor_rates()
-    origin = {"machine": machine(), "model": options.model.name}
-    found |= {**origin, "interactions": options.interactions or INTERACTIONS}
+    found |= {"machine": machine(), "model": options.model.name}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
         waiting: list[Future[dict[str, Any]]] = [

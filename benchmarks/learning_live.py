@@ -17,12 +17,11 @@ from statistics import fmean
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 from tqdm import tqdm
 
 from benchmarks.drawn_answers import Drawn, draw
-from benchmarks.learning_questions import ESCALATE
+from benchmarks.learning_recipes import SHARED, Variant
 from benchmarks.learning_report import SEEN
 from benchmarks.learning_users import POLICY, Closing, Crowd, Product, shares
 from contracts.events import BASE_VERSION, Message, Sample, Sampling
@@ -47,58 +46,6 @@ SERVED_AFTER = 400
 POINTS = (0, 500, 1_000, 2_000, 3_500, 5_000, 7_500, 10_000)
 LATEST = 500
 """So many of the newest interactions make a live rate."""
-
-
-class Variant(Struct, frozen=True, kw_only=True):
-    """A way of learning: settings of the learner, and what is taken from it."""
-
-    name: str
-    learner: dict[str, Any] = {}
-    weighted: bool = True
-    corrected: bool = True
-
-
-SHARED: dict[str, Any] = {
-    "batch_samples": 64,
-    "publish_every": 2,
-    "learning_rate": 5e-4,
-    "lora_rank": 32,
-    "lora_alpha": 64.0,
-    "keep_states": 0,
-}
-PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.3}
-SHORT_ANSWERS: dict[str, Any] = {
-    "loss": "likelihood",
-    "learning_rate": 3e-4,
-    "warm_up_batches": 10,
-    "correction_weight": 0.6,
-    "correction_replay": 32,
-    "preference_weight": 0.0,
-    "replay_share": 1.0,
-    "replay_capacity": 16_384,
-    "max_version_lag": 1_000,
-    "constraint": {**PRICE, "safe_answer": ESCALATE},
-}
-"""For answers of a few words: all that was heard is repeated as often as what is new (decision
-0450), and the price of violations follows the few batches that there are. What broke a rule is
-corrected to the answer that hands over."""
-
-
-def _variant(name: str, **changes: Any) -> Variant:
-    kept = {field: changes.pop(field) for field in ("weighted", "corrected") if field in changes}
-    return Variant(name=name, learner={**SHORT_ANSWERS, **changes}, **kept)
-
-
-VARIANTS = (
-    _variant("full"),
-    _variant("ppo", loss="ppo"),
-    _variant("unweighted", loss="ppo", weighted=False),
-    _variant("no-baseline", value_learning_rate=1e-12),
-    _variant("no-replay", replay_share=0.0),
-    _variant("no-lagrangian", constraint={"mode": "off"}),
-    _variant("no-corrections", corrected=False),
-    _variant("no-safe-answer", constraint=PRICE),
-)
 
 
 class Server:

@@ -23,7 +23,6 @@ from benchmarks.drawn_answers import Drawn
 from benchmarks.learning_live import (
     CHUNK,
     MAX_LENGTH,
-    SHARED,
     Server,
     bar_at,
     curve,
@@ -31,6 +30,7 @@ from benchmarks.learning_live import (
     next_point,
 )
 from benchmarks.learning_questions import ESCALATE, Topics
+from benchmarks.learning_recipes import AGAIN, EXPLORED, REFIT, SHARED, TEACHING, TOLD
 from benchmarks.learning_users import POLICY, START, Closing, Crowd, shares
 from contracts.events import Message, Sample, text_of
 from contracts.settings import Engine, Learner, Policy, Settings
@@ -41,12 +41,6 @@ from learner.micro_batch import MicroBatch
 from learner.train_state import new_train_state
 from learner.update import update
 from simulator.product import Prompt, say
-
-REFIT, EXPLORED = 250, 0.05
-TOLD = 0.57
-"""Share of the live questions whose right answer the skyline is told: of so many the loop hears."""
-AGAIN = 1
-"""Earlier labels that the skyline sees again, for each new one."""
 
 
 class Told(Struct, frozen=True):
@@ -172,8 +166,7 @@ def skyline(
 
     Each is imitated with its batch, and with `AGAIN` later ones. Return the points.
     """
-    told = {"correction_weight": 1.0, "preference_weight": 0.0}
-    learner = msgspec.convert({**SHARED, **told, "seed": seed}, Learner)
+    learner = msgspec.convert({**SHARED, **TEACHING, "seed": seed}, Learner)
     settings = Settings(
         state_dir=directory,
         policy=Policy(name=POLICY, model=str(base)),

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.learning_questions import SETS, SHIFT_AT
+from benchmarks.learning_recipes import recipe_of
 
 TITLES = {
     "full": "full loop",
@@ -43,33 +44,60 @@ BEYOND = "out-of-scope: handed over"
 SEEN = "violations seen by the monitor"
 """Of live answers; the constraint's limit is about these, not about those that were none to it."""
 
+MARK = "†"
+MARKED = f"{MARK} of another recipe than the present one, or of one that was not kept"
+
 Run = dict[str, Any]
 
 
 def runs_of(found: dict[str, Any], name: str, variant: str) -> list[Run]:
-    """Return the runs of a variant on a set, by seed."""
+    """Return the runs of a variant on a set, by seed; of several lengths the longest alone."""
+    runs = _all_runs(found, name, variant)
+    longest = max(map(_length, runs), default=0)
+    return [run for run in runs if _length(run) == longest]
+
+
+def _all_runs(found: dict[str, Any], name: str, variant: str) -> list[Run]:
     runs = [r for r in found.get("runs", []) if (r["set"], r["variant"]) == (name, variant)]
     return sorted(runs, key=lambda one: int(one["seed"]))
+
+
+def _length(run: Run) -> int:
+    return int(run["points"][-1]["interactions"])
+
+
+def _title(variant: str, runs: Sequence[Run]) -> str:
+    """Return a row's title, marked where not all its runs are of the present recipe."""
+    old = any(run.get("recipe") != recipe_of(variant) for run in runs)
+    return f"{TITLES[variant]} {MARK}" if old else TITLES[variant]
 
 
 def table(found: dict[str, Any]) -> str:
     """Return a Markdown table per set: held-out questions right at the end, mean [least, most]."""
     parts = []
     for name in _sets(found):
-        lines = [
-            f"{name}, held-out questions, {found['interactions']:,} interactions\n",
-            f"| {' | '.join(COLUMNS)} |",
-            "|---" * len(COLUMNS) + "|",
-        ]
-        sky = [run["points"][-1]["right"] for run in runs_of(found, name, "skyline")]
-        for variant in WHOLE:
-            runs = runs_of(found, name, variant)
-            if runs:
-                lines.append(_row(TITLES[variant], runs, fmean(sky) if sky else None))
-        parts.append("\n".join(lines))
+        parts += _whole(found, name)
         parts += _without_parts(found, name)
         parts += [_over_time(found, name)] if runs_of(found, name, "full") else []
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *([MARKED] if any(MARK in part for part in parts) else [])])
+
+
+def _whole(found: dict[str, Any], name: str) -> list[str]:
+    """Return a table for each length that there are runs of, the longest first."""
+    there = {variant: _all_runs(found, name, variant) for variant in WHOLE}
+    tables = []
+    for length in sorted({_length(r) for runs in there.values() for r in runs}, reverse=True):
+        same = {v: [r for r in runs if _length(r) == length] for v, runs in there.items()}
+        sky = [run["points"][-1]["right"] for run in same["skyline"]]
+        rows = [
+            _row(_title(variant, runs), runs, fmean(sky) if sky else None)
+            for variant, runs in same.items()
+            if runs
+        ]
+        heads = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+        title = f"{name}, held-out questions, {length:,} interactions\n"
+        tables.append("\n".join([title, *heads, *rows]))
+    return tables
 
 
 def _sets(found: dict[str, Any]) -> list[str]:
@@ -80,9 +108,11 @@ def _sets(found: dict[str, Any]) -> list[str]:
 def _without_parts(found: dict[str, Any], name: str) -> list[str]:
     """Return a table of the loop without each of its parts, none where no such run is kept."""
     rows = [
-        _without(title, runs)
-        for variant, title in TITLES.items()
-        if variant not in ("bandit", "skyline") and (runs := runs_of(found, name, variant))
+        _without(_title(variant, runs), runs)
+        for variant in TITLES
+        if variant not in ("bandit", "skyline")
+        and (runs := runs_of(found, name, variant))
+        and _length(runs[0]) >= COMPARED_AT
     ]
     if len(rows) < 2:
         return []
@@ -110,7 +140,7 @@ def _over_time(found: dict[str, Any], name: str) -> str:
     """Return what the full loop's held-out answers were after so many interactions."""
     runs = runs_of(found, name, "full")
     lines = [
-        f"{name}, the full loop over time, held-out questions\n",
+        f"{name}, {_title('full', runs)}, over time, held-out questions\n",
         f"| {' | '.join(OVER_TIME)} |",
         "|---" * len(OVER_TIME) + "|",
     ]

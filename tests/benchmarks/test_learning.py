@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -12,10 +15,11 @@ import torch
 
 from benchmarks.drawn_answers import Drawn
 from benchmarks.learning_desk import LiveDesk
-from benchmarks.learning_live import LATEST, Variant, live
+from benchmarks.learning_live import LATEST, live
 from benchmarks.learning_peers import Bandit, Told, bandit
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
-from benchmarks.learning_report import SEEN, plot, table
+from benchmarks.learning_recipes import Variant, recipe_of
+from benchmarks.learning_report import MARK, MARKED, SEEN, TITLES, plot, table
 from benchmarks.learning_users import Crowd
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
@@ -178,12 +182,10 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
             {"interactions": 2_500 * n, "right": last, "violations": 0.01 * n, SEEN: 0.01, **handed}
             for n in range(1, 5)
         ]
-        return {"set": "clinc150", "variant": variant, "seed": 0, "points": points, "live": lived}
+        about = {"set": "clinc150", "variant": variant, "seed": 0, "recipe": recipe_of(variant)}
+        return {**about, "points": points, "live": lived}
 
-    found = {
-        "interactions": 10_000,
-        "runs": [run("full", 0.4, 0.8), run("skyline", 0.4, 0.9), run("bandit", 0.5, 0.6)],
-    }
+    found = {"runs": [run("full", 0.4, 0.8), run("skyline", 0.4, 0.9), run("bandit", 0.5, 0.6)]}
     text = table(found)
     assert "| full loop | 1 | 0.400 | 0.800 | 80% | 0.800 | 0.035 | 0.010 |" in text
     over_time = ["10,000", "0.800", "0.100", "0.750", "0.250", "0.040"]
@@ -210,12 +212,51 @@ def test_the_loop_without_a_part_is_compared_where_both_have_been() -> None:
             "set": "banking77",
             "variant": variant,
             "seed": seed,
+            "recipe": recipe_of(variant),
             "points": points,
             "live": lived,
         }
 
     runs = [run("full", 0, 0.8), run("full", 1, 0.9), run("no-replay", 0, 0.7)]
-    text = table({"interactions": 10_000, "runs": runs})
+    text = table({"runs": runs})
     same = "0.500 [0.500, 0.500] | - | 0.600 [0.600, 0.600] | 0.020 [0.020, 0.020]"
     assert f"| full loop | 2 | {' | '.join(['0.850 [0.800, 0.900]'] * 2)} | {same} |" in text
     assert "| without replay | 1 | 0.700 | 0.700 | 0.500 | - | 0.600 | 0.020 |" in text
+
+
+def test_runs_of_another_recipe_are_marked_and_each_table_says_how_long_its_runs_were() -> None:
+    def run(seed: int, interactions: int, right: float, **recipe: str) -> dict[str, object]:
+        points = [
+            {"interactions": at, "right": right, "topic: handed over": 0.1}
+            for at in (0, interactions)
+        ]
+        lived = [{"interactions": 500, "right": right, "violations": 0.0}]
+        about = {"set": "banking77", "variant": "full", "seed": seed, **recipe}
+        return {**about, "points": points, "live": lived}
+
+    now = recipe_of("full")
+    long, short = run(0, 10_000, 0.8, recipe=now), run(1, 500, 0.7, recipe=now)
+
+    text = table({"runs": [short, long]})
+    whole, brief = text.index("10,000 interactions"), text.index(", 500 interactions")
+    assert whole < text.index("| full loop | 1 | 0.800 | 0.800 |") < brief
+    assert brief < text.index("| full loop | 1 | 0.700 | 0.700 |")
+    assert MARK not in text
+
+    for recipe in ({}, {"recipe": "0123"}):
+        text = table({"runs": [long, run(2, 10_000, 0.6, **recipe)]})
+        assert f"| full loop {MARK} | 2 |" in text
+        assert text.endswith(MARKED)
+
+
+def test_a_recipe_is_the_same_in_every_process_and_another_for_every_variant() -> None:
+    told = "from benchmarks.learning_recipes import recipe_of; print(recipe_of('full'))"
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", told],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
+    assert elsewhere.stdout.strip() == recipe_of("full")
+    assert len({recipe_of(variant) for variant in TITLES}) == len(TITLES)
