@@ -26,16 +26,14 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from benchmarks.learner_work import Work, ceiling_seconds, scoring_work, step_work
 from benchmarks.learner_workload import (
     EPOCHS,
-    KL_WEIGHT,
-    LEARNING_RATE,
-    LENGTH_SCALE,
     LOADS,
-    LORA_RANK,
     TINY,
+    Order,
     Row,
     Size,
     draw,
@@ -48,8 +46,8 @@ from benchmarks.loop import RESULTS, ROOT, commit, machine
 FILE = RESULTS / "learner.json"
 TRL = "1.16.0"
 INSTALL = f"""python3.11 -m venv PEERS
-PEERS/bin/pip install --extra-index-url https://download.pytorch.org/whl/cpu \\
-    torch==2.13.0 transformers==5.17.0 peft~=0.21.0 datasets==5.2.0 trl=={TRL}"""
+PEERS/bin/pip install torch==2.13.0 transformers==5.17.0 peft~=0.21.0 datasets==5.2.0 trl=={TRL}"""
+INSTALL_ON_CPU = f"{INSTALL} \\\n    --extra-index-url https://download.pytorch.org/whl/cpu"
 KINDS, DTYPES = ("step", "whole"), ("float32", "bfloat16")
 SAME = 0.01
 """How far apart loss and gradient norm of the first update may be in float32, as a part of TRL's.
@@ -87,7 +85,9 @@ def main() -> int:
     kept = msgspec.json.decode(options.out.read_bytes())
     print(table(kept), first_table(kept), sep="\n\n")
     if options.peers is None and not options.table:
-        print(f"\nTRL was left out. To measure it too, install it and give --peers:\n{INSTALL}")
+        print(
+            f"\nTRL was left out. To measure it too, install it and give --peers:\n{INSTALL_ON_CPU}"
+        )
     return 0
 
 
@@ -122,28 +122,16 @@ def contest(
 ) -> dict[str, Any]:
     """Let the contestants take turns; return what each took, round by round, and the ceiling."""
     rows = msgspec.json.decode(batch.read_bytes(), type=list[Row])
-    order: dict[str, Any] = {
-        "model": str(model),
-        "batch": str(batch),
-        "dtype": dtype,
-        "kind": kind,
-        "seed": options.seed,
-        "epochs": EPOCHS,
-        "kl_weight": KL_WEIGHT,
-        "length_scale": LENGTH_SCALE,
-        "learning_rate": LEARNING_RATE,
-        "lora_rank": LORA_RANK,
-        "device": "cpu",
-    }
+    order = Order(model=str(model), batch=str(batch), dtype=dtype, kind=kind, seed=options.seed)
     field = [OURS, *(PEERS if options.peers else ())]
     taken: dict[str, list[dict[str, float]]] = {one.name: [] for one in field}
     rates = []
     with ExitStack() as stack:
-        ceiling = stack.enter_context(process(OURS, {**order, "kind": "ceiling"}, options.peers))
+        ceiling = stack.enter_context(process(OURS, replace(order, kind="ceiling"), options.peers))
         processes = {}
         for one in field:
             micro = one.micro_batch or len(rows)
-            told = {**order, "micro_batch": micro, "checkpointing": one.checkpointing}
+            told = replace(order, micro_batch=micro, checkpointing=one.checkpointing)
             processes[one.name] = stack.enter_context(process(one, told, options.peers))
         for number in range(options.rounds + 1):
             for name in list(processes)[:: 1 if number % 2 else -1]:
@@ -189,9 +177,7 @@ def _work(size: Size, everything: int, scored: int, kind: str) -> Work:
 
 
 @contextmanager
-def process(
-    one: Contestant, order: dict[str, Any], peers: Path | None
-) -> Iterator[subprocess.Popen[str]]:
+def process(one: Contestant, order: Order, peers: Path | None) -> Iterator[subprocess.Popen[str]]:
     """Run a contestant until the block ends; its standard input closed, it ends by itself."""
     python = str(peers / "bin" / "python") if one is not OURS and peers else sys.executable
     process = subprocess.Popen(

@@ -17,18 +17,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
-from benchmarks.learner import OURS, PEERS, TRL, process, turn
+from benchmarks.learner import INSTALL, OURS, PEERS, process, turn
 from benchmarks.learner_workload import (
-    EPOCHS,
-    KL_WEIGHT,
-    LEARNING_RATE,
-    LENGTH_SCALE,
     TINY,
     Load,
+    Order,
     Row,
     draw,
     make_llama,
@@ -37,9 +35,7 @@ from benchmarks.learner_workload import (
 from benchmarks.loop import RESULTS, commit, machine
 
 FILE = RESULTS / "learner_gpu.json"
-INSTALL = f"""python3.11 -m venv PEERS
-PEERS/bin/pip install torch==2.13.0 transformers==5.17.0 peft~=0.21.0 datasets==5.2.0 trl=={TRL}"""
-RANK = 16
+RANK: Literal[16] = 16
 SHAPE = {
     "vocab_size": 151_936,
     "hidden_size": 1024,
@@ -79,7 +75,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         shape = SHAPE if options.device == "cuda" else TINY
         model = make_llama(Path(folder) / "model", shape, "bfloat16")
-        for rows, length in (map(int, one.split("x")) for one in options.batches):
+        for rows, length in options.batches:
             half = length // 2
             load = Load(rows, (half, half), (length - half, length - half))
             drawn = _logged(draw(load, 4096, 0), shape["vocab_size"])
@@ -99,26 +95,21 @@ def _logged(drawn: list[Row], vocabulary: int) -> list[Row]:
 def _contest(
     model: Path, batch: Path, drawn: list[Row], options: argparse.Namespace
 ) -> dict[str, Any]:
-    order = {
-        "model": str(model),
-        "batch": str(batch),
-        "dtype": "bfloat16",
-        "kind": "step",
-        "seed": 0,
-        "epochs": EPOCHS,
-        "kl_weight": KL_WEIGHT,
-        "length_scale": LENGTH_SCALE,
-        "learning_rate": LEARNING_RATE,
-        "lora_rank": RANK,
-        "bucket_tokens": options.pass_tokens,
-        "device": options.device,
-    }
+    order = Order(
+        model=str(model),
+        batch=str(batch),
+        dtype="bfloat16",
+        kind="step",
+        lora_rank=RANK,
+        bucket_tokens=options.pass_tokens,
+        device=options.device,
+    )
     field = [(f"{OURS.name}{how}", OURS, again) for how, again in _WAYS]
     if options.peers:
         field += [(f"{PEERS[0].name}{how}", PEERS[0], again) for how, again in _WAYS]
     taken: dict[str, Any] = {}
     for name, contestant, again in field:  # one after another: each has the memory to itself
-        told = {**order, "checkpointing": again, "micro_batch": max(1, len(drawn) // 4)}
+        told = replace(order, checkpointing=again, micro_batch=max(1, len(drawn) // 4))
         with ExitStack() as stack:
             running = stack.enter_context(process(contestant, told, options.peers))
             try:
@@ -147,12 +138,24 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def batch_of(text: str) -> tuple[int, int]:
+    """Return how many answers of how many tokens ``NxM`` says; ArgumentTypeError when nothing."""
+    rows, _, length = text.partition("x")
+    if not (rows.isdecimal() and length.isdecimal() and int(rows) >= 1 and int(length) >= 2):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not NxM, N answers (1 or more) of M tokens (2 or more), such as 16x1024"
+        )
+    return int(rows), int(length)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     parser.add_argument("--peers", type=Path, metavar="DIR", help="virtual environment with TRL")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--batches", nargs="+", metavar="NxM", default=["2x8192", "16x1024"])
+    parser.add_argument(
+        "--batches", nargs="+", type=batch_of, metavar="NxM", default=[(2, 8192), (16, 1024)]
+    )
     parser.add_argument("--pass-tokens", type=int, default=16384, help="of ours, at most")
     parser.add_argument("--out", type=Path, default=FILE, metavar="FILE")
     parser.add_argument("--table", action="store_true", help="print the table only")

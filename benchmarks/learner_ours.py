@@ -10,24 +10,13 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import torch
-from msgspec import Struct
 
 from benchmarks.learner_ceiling import rates
 from benchmarks.learner_turns import Turns
-from benchmarks.learner_workload import (
-    EPOCHS,
-    KL_WEIGHT,
-    LEARNING_RATE,
-    LENGTH_SCALE,
-    LORA_RANK,
-    Row,
-    size_of,
-    tokens,
-)
+from benchmarks.learner_workload import Order, Row, size_of, tokens
 from contracts import settings as s
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
@@ -39,20 +28,6 @@ from learner.train_state import TrainState, new_train_state
 from learner.update import update
 
 MAX_TOKENS = 1 << 17
-
-
-class Order(Struct, frozen=True, kw_only=True):
-    """What a contestant is told: which model and batch, in which format, and what an update is."""
-
-    model: str
-    batch: str
-    dtype: str
-    kind: str
-    seed: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-    lora_rank: Literal[8, 16, 32, 64] = LORA_RANK
-    bucket_tokens: int = 1024
-    checkpointing: bool = False
 
 
 def settings_of(order: Order) -> s.Settings:
@@ -68,10 +43,10 @@ def settings_of(order: Order) -> s.Settings:
             recompute=order.checkpointing,
             lora_rank=order.lora_rank,
             lora_alpha=2.0 * order.lora_rank,
-            learning_rate=LEARNING_RATE,
-            kl_weight=KL_WEIGHT if whole else 0.0,
-            inner_epochs=EPOCHS if whole else 1,
-            length_scale=float(LENGTH_SCALE),
+            learning_rate=order.learning_rate,
+            kl_weight=order.kl_weight if whole else 0.0,
+            inner_epochs=order.epochs if whole else 1,
+            length_scale=float(order.length_scale),
             replay_share=0.0,
             max_log_ratio=1e9,
             constraint=s.Constraint(mode="off"),

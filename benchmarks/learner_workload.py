@@ -1,4 +1,4 @@
-"""The batches and models of the learner's benchmark, and how many operations an update needs.
+"""The batches, models and orders of the learner's benchmark.
 
 Lengths are drawn evenly between two bounds, so that padding to the longest costs a known share;
 token ids are drawn at random. The log-probabilities of the engine are the base's own with a little
@@ -15,10 +15,30 @@ import msgspec
 from msgspec import Struct
 
 LORA_RANK: Literal[8] = 8
-LENGTH_SCALE = 8
-LEARNING_RATE = 5e-4
-KL_WEIGHT = 0.01
 EPOCHS = 2
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What a contestant is told: which model and batch, in which format, and what an update is.
+
+    ``epochs`` and ``kl_weight`` are of a whole update alone; ``micro_batch`` is for the peer,
+    ``bucket_tokens`` for ours.
+    """
+
+    model: str
+    batch: str
+    dtype: str
+    kind: str
+    seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    lora_rank: Literal[8, 16, 32, 64] = LORA_RANK
+    epochs: int = EPOCHS
+    kl_weight: float = 0.01
+    length_scale: int = 8
+    learning_rate: float = 5e-4
+    micro_batch: int = 0
+    bucket_tokens: int = 1024
+    checkpointing: bool = False
 
 
 class Row(Struct, frozen=True):

@@ -9,14 +9,16 @@ import msgspec
 import pytest
 import torch
 
+from benchmarks import learner_gpu
 from benchmarks.learner import FILE, OURS, PEERS, check_same, contest, table
-from benchmarks.learner_ours import MAX_TOKENS, Order, experiences, settings_of, with_logprobs
+from benchmarks.learner_ours import MAX_TOKENS, experiences, settings_of, with_logprobs
 from benchmarks.learner_work import Work, ceiling_seconds, products, scoring_work, step_work
 from benchmarks.learner_workload import (
     LOADS,
     LORA_RANK,
     TINY,
     Load,
+    Order,
     Size,
     draw,
     make_llama,
@@ -122,3 +124,23 @@ def test_updates_stay_the_peers_as_long_as_the_baseline_learns_nothing(tmp_path:
     theirs, ours = ([one["loss"] for one in whole[name][:2]] for name in (PEERS[0].name, OURS.name))
     assert found == pytest.approx(theirs, rel=1e-3)
     assert ours[1] != pytest.approx(theirs[1], rel=0.1)
+
+
+def test_an_update_is_what_the_order_says() -> None:
+    given = {"epochs": 3, "kl_weight": 0.5, "length_scale": 5, "learning_rate": 0.25}
+    order = Order(model="m", batch="", dtype="float32", kind="whole", **given)  # type: ignore[arg-type] # one type for all in a dict
+    told = settings_of(order).learner
+
+    assert (told.inner_epochs, told.kl_weight) == (3, 0.5)
+    assert (told.length_scale, told.learning_rate) == (5.0, 0.25)
+
+
+@pytest.mark.parametrize("text", ["16", "16x", "x16", "axb", "0x16", "4x1", "1x2x3"])
+def test_a_batch_that_says_nothing_is_refused_at_the_start(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["learner_gpu", "--batches", "2x64", text])
+    with pytest.raises(SystemExit) as ended:
+        learner_gpu.main()
+    assert ended.value.code == 2
+    assert f"{text!r} is not NxM" in capsys.readouterr().err

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from benchmarks.drawn_answers import Drawn
-from benchmarks.learning_desk import LiveDesk
 from benchmarks.learning_live import LATEST, live
 from benchmarks.learning_peers import Bandit, Told, bandit
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
@@ -24,6 +23,7 @@ from benchmarks.learning_users import Crowd
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
 from simulator.product import Prompt, say
+from tests.benchmarks.learning_desk import LiveDesk
 
 SEED = 1
 INTERACTIONS = 4_096

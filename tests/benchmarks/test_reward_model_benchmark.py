@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.loop import RESULTS
 from benchmarks.reward_model import RECIPE, measure, read_pairs, split, table
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
+from learner.buckets import TokenSequence
 from learner.reward_training import Pair
 
 SMALL = msgspec.structs.replace(RECIPE, max_tokens=32, members=2, rank=2, batch=64)
@@ -50,13 +52,31 @@ def test_answers_differ_and_follow_the_same_prompt(pairs: list[Pair]) -> None:
         assert pair.chosen.response_ids[-1] == pair.rejected.response_ids[-1]  # the end
 
 
-def test_a_small_base_goes_the_whole_way_and_leaves_figures_alone(
-    tiny_policy: Path, data: Path, pairs: list[Pair]
+def _planted(count: int, flipped: int) -> list[Pair]:
+    """Return pairs whose better answer ends with one token and the worse with another, of every
+    ``flipped`` one the other way round."""
+    rng, found = random.Random(0), []
+    for number in range(count):
+        prompt = tuple(rng.randrange(8, 200) for _ in range(8))
+        good, bad = (
+            TokenSequence(prompt, (*(rng.randrange(8, 200) for _ in range(4)), last))
+            for last in ((20, 90), (90, 20))[number % flipped == 0]
+        )
+        found.append(Pair(f"{rng.getrandbits(64):016x}", good, bad))
+    return found
+
+
+def test_a_small_base_tells_what_it_was_taught_and_leaves_figures_alone(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = json.loads(msgspec.json.encode(measure(str(tiny_policy), data, SMALL)))
+    pairs = _planted(600, flipped=10)
+    monkeypatch.setattr("benchmarks.reward_model.read_pairs", lambda data, tokenizer: pairs)
+
+    result = json.loads(msgspec.json.encode(measure(str(tiny_policy), tmp_path, SMALL)))
+
     assert result["pairs"]["tested"] == len(split(pairs).told)
-    for name in ("frozen", "tuned"):
-        assert 0.4 < result[name]["accuracy"]["value"] < 0.8
+    assert result["tuned"]["accuracy"]["lower"] > 0.75
+    assert result["shorter"]["value"] == 0.5
     assert all(isinstance(leaf, int | float) for leaf in _leaves(result["ensemble"]))
     assert table(result).count("\n") == 7
 
