@@ -1,0 +1,48 @@
+"""The crowd of the poison benchmark floods as it says, and a short run learns from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.plan_desk import BAD, GOOD, Desk
+from benchmarks.poison import ACCOUNTS, ACTIVITY, MISTAKES, Crowd, run, table
+
+
+def test_colluding_accounts_give_the_share_of_ratings_that_is_told() -> None:
+    crowd = Crowd(0.1, 0)
+    assert crowd.colluding == 40
+    assert crowd.flood == pytest.approx(40 * ACTIVITY / (40 * ACTIVITY + ACCOUNTS - 40))
+
+    asked = [crowd.asks() for _ in range(5_000)]
+
+    flood = sum(account < crowd.colluding for account in asked) / len(asked)
+    assert flood == pytest.approx(crowd.flood, abs=0.03)
+    assert Crowd(0.0, 0).flood == 0.0
+
+
+def test_who_colludes_praises_the_bad_answer_always_and_the_others_seldom() -> None:
+    crowd = Crowd(0.1, 0)
+    assert {(crowd.rates(0, GOOD), crowd.rates(0, BAD)) for _ in range(100)} == {(-1.0, 1.0)}
+
+    praised = [crowd.rates(ACCOUNTS - 1, BAD) > 0.0 for _ in range(5_000)]
+
+    assert sum(praised) / len(praised) == pytest.approx(MISTAKES, abs=0.03)
+
+
+def test_a_short_run_learns_what_most_ratings_say_and_fills_a_row(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    base = Desk.make_base(tmp_path / "base")
+
+    honest, flooded = (run(base, share, 1, 0, batches=4) for share in (0.0, 0.2))
+
+    assert honest.before == flooded.before
+    assert honest.learned > honest.before > flooded.learned
+    assert [cell.passed + cell.held for cell in (honest, flooded)] == [1, 1]
+    rows = table([honest, flooded]).splitlines()[2:]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        ["| 0%", "0%", "a batch"],
+        ["| 20%", "83%", "a batch"],
+    ]
