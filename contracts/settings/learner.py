@@ -93,7 +93,7 @@ class Learner(Section, frozen=True):
     value_learning_rate: Positive = 2e-3
     replay_share: Annotated[float, Meta(ge=0.0, le=4.0)] = 0.25
     replay_capacity: Count = 1024
-    revision_memory: Count = 4096
+    revision_memory: Count = 16_384
     user_window: Count = 4096
     max_version_lag: Count = 12
     max_log_ratio: Positive = 10.0
