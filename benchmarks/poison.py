@@ -11,7 +11,8 @@ a version is made, and serves when the gate's rules find nothing against it (acc
 drawn from all, colluding ones too). The quarantine, which would put most of the flood aside, is
 left out: this is what is left when the flood stays below its limits.
 
-``user window`` is over how many samples users count alike; 1 is within a batch only.
+``user window`` is over how many samples users count alike; 1 is within a batch only. In some runs
+those who collude also correct each good answer to the bad one, which nobody else does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -33,10 +35,12 @@ from msgspec.structs import replace
 from tqdm import tqdm
 
 from benchmarks.loop import RESULTS, commit, machine
-from benchmarks.plan_desk import GOOD, Desk, plan_settings
+from benchmarks.plan_desk import BAD, GOOD, Desk, plan_settings
+from contracts.events import Message
 from contracts.judges import is_judge
 from contracts.settings import Gate
 from learner.adapters import load_policy
+from learner.assistant_turn import correction_ids
 from learner.evaluation import release_evidence
 from learner.experience import Experience
 from learner.progress import Progress, advance, release_is_due, released
@@ -44,7 +48,7 @@ from learner.publish import publish
 from learner.train_state import new_train_state
 from serving.gate_verdict import Subject, evidence_refusals
 
-SHARES, WINDOWS = (0.0, 0.05, 0.1, 0.2), (4096, 1)
+SHARES, WINDOWS, CORRECTING = (0.0, 0.05, 0.1, 0.2), (4096, 1), (0.05, 0.1)
 ACCOUNTS, ACTIVITY, MISTAKES = 400, 20.0, 0.2
 GATE = Gate(level="answer", min_samples=300, min_users=20)
 
@@ -52,15 +56,18 @@ GATE = Gate(level="answer", min_samples=300, min_users=20)
 class Cell(Struct, frozen=True, kw_only=True):
     """One run: the probability of the good answer, of it and the bad one, in per cent of the two.
 
-    ``learned`` is the learner's policy at the end, ``served`` the version that users have then.
+    ``learned`` is the learner's policy at the end, ``lowest`` the least of all versions it made,
+    ``served`` the version that users have at the end.
     """
 
     share: float
     user_window: int
     seed: int
+    correcting: bool
     flood: float
     before: float
     learned: float
+    lowest: float
     served: float
     passed: int
     held: int
@@ -91,24 +98,33 @@ class Crowd:
             return -right
         return -right if self.rng.random() < MISTAKES else right
 
+    def corrects(self, account: int, answer: str) -> bool:
+        """Tell whether the account would correct an answer to the bad one, where that is done."""
+        return account < self.colluding and answer == GOOD
 
-def run(base: Path, share: float, window: int, seed: int, batches: int) -> Cell:
+
+def run(
+    base: Path, share: float, window: int, seed: int, batches: int, *, correcting: bool = False
+) -> Cell:
     """Let the crowd ask and the learner learn; return where it ends."""
     with TemporaryDirectory() as directory:
         settings = plan_settings(base, Path(directory), seed)
         settings = replace(
             settings, learner=replace(settings.learner, user_window=window), gate=GATE
         )
-        desk, crowd = Desk(settings), Crowd(share, seed)
+        desk, probe, crowd = Desk(settings), Desk(settings), Crowd(share, seed)
         train = new_train_state(load_policy(settings), settings.learner)
         progress = Progress(policy=settings.policy.name, base=train.policy.base)
+        bad = correction_ids(train.policy.tokenizer, Message(role="assistant", content=BAD))
+        wanted = bad if correcting else ()
         before = desk.preference()
         passed, reasons, number = 0, dict[str, int](), 0
+        learned: list[float] = []
         while progress.batches < batches:
             fresh: list[Experience] = []
             judged: list[Experience] = []
             while len(fresh) < settings.learner.batch_samples:
-                for one in _answered(desk, crowd, number, settings.learner.batch_samples):
+                for one in _answered(desk, crowd, number, settings.learner.batch_samples, wanted):
                     number += 1
                     judges = is_judge(
                         settings.policy.name, one.user_id, settings.policy.judge_share
@@ -129,33 +145,42 @@ def run(base: Path, share: float, window: int, seed: int, batches: int) -> Cell:
             now = evidence.as_of or fresh[-1].decided_at
             refusals = evidence_refusals(evidence, GATE, subject, now)
             progress = released(progress, published.version)
+            probe.serve(published.version, published.directory, 0)
+            learned.append(probe.preference())
             for reason in refusals:
                 kind = reason.partition(":")[0]
                 reasons[kind] = reasons.get(kind, 0) + 1
             if not refusals:
                 passed += 1
                 desk.serve(published.version, published.directory, progress.sequence - 1)
-        served = desk.preference()
-        desk.serve("learned", published.directory, 0)
         return Cell(
             share=share,
             user_window=window,
             seed=seed,
+            correcting=correcting,
             flood=crowd.flood,
             before=before,
-            learned=desk.preference(),
-            served=served,
+            learned=learned[-1],
+            lowest=min(learned),
+            served=desk.preference(),
             passed=passed,
             held=len(progress.versions) - passed,
             reasons=reasons,
         )
 
 
-def _answered(desk: Desk, crowd: Crowd, number: int, count: int) -> list[Experience]:
+def _answered(
+    desk: Desk, crowd: Crowd, number: int, count: int, wanted: tuple[int, ...]
+) -> list[Experience]:
+    """Return rated answers; ``wanted`` are the tokens that some correct them to, if any."""
     accounts = [crowd.asks() for _ in range(count)]
     found = desk.answer([f"account-{account}" for account in accounts], number)
     return [
-        replace(one.experience, reward=crowd.rates(account, one.text))
+        replace(
+            one.experience,
+            reward=crowd.rates(account, one.text),
+            correction_ids=wanted if crowd.corrects(account, one.text) else (),
+        )
         for account, one in zip(accounts, found, strict=True)
     ]
 
@@ -166,23 +191,25 @@ def _kind(reason: str) -> str:
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Return the means over seeds as a Markdown table."""
+    """Return the means over seeds as a Markdown table, in brackets the least and the largest."""
     heads = (
         *("colluding accounts", "their share of ratings", "users count alike over"),
-        *("good answer preferred: before", "learned", "served", "versions passed", "held"),
-        "held for",
+        *("good answer preferred: before", "lowest", "learned", "served", "versions passed"),
+        *("held", "held for"),
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for window in WINDOWS:
-        for share in SHARES:
-            some = [c for c in cells if (c.share, c.user_window) == (share, window)]
+    for correcting in (False, True):
+        for window, share in product(WINDOWS, SHARES):
+            case = (share, window, correcting)
+            some = [c for c in cells if (c.share, c.user_window, c.correcting) == case]
             if some:
                 over = f"{window:,} samples" if window > 1 else "a batch"
+                who = f"{share:.0%}, who also correct" if correcting else f"{share:.0%}"
                 rates = (
                     f"{fmean(getattr(c, name) for c in some):.2f} "
                     f"[{min(getattr(c, name) for c in some):.2f}, "
                     f"{max(getattr(c, name) for c in some):.2f}]"
-                    for name in ("before", "learned", "served")
+                    for name in ("before", "lowest", "learned", "served")
                 )
                 counts = Counter[str]()
                 for cell in some:
@@ -190,7 +217,7 @@ def table(cells: Sequence[Cell]) -> str:
                         counts[_kind(reason)] += count
                 why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
                 lines.append(
-                    f"| {share:.0%} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
+                    f"| {who} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
                     f"| {sum(c.passed for c in some)} | {sum(c.held for c in some)} | {why} |"
                 )
     return "\n".join(lines)
@@ -211,9 +238,11 @@ def main() -> int:
     cells: list[Cell] = []
     with TemporaryDirectory() as directory:
         base = Desk.make_base(Path(directory) / "base")
-        todo = [(s, w, n) for n in range(options.seeds) for w in WINDOWS for s in SHARES]
-        for share, window, seed in tqdm(todo, desc="poison", unit="run"):
-            cells.append(run(base, share, window, seed, options.batches))
+        cases = [*product(SHARES, WINDOWS, (False,)), *product(CORRECTING, WINDOWS[:1], (True,))]
+        todo = list(product(range(options.seeds), cases))
+        for seed, (share, window, correcting) in tqdm(todo, desc="poison", unit="run"):
+            given = (base, share, window, seed, options.batches)
+            cells.append(run(*given, correcting=correcting))
     found: dict[str, Any] = {
         "machine": machine(),
         "commit": commit(),

@@ -185,7 +185,11 @@ def learning_figures() -> Iterator[str]:
     )
     cells = msgspec.convert(kept("poison")["cells"], list[poison.Cell])
     by_window = {
-        window: [one for one in cells if (one.share, one.user_window) == (0.1, window)]
+        window: [
+            one
+            for one in cells
+            if (one.share, one.user_window, one.correcting) == (0.1, window, False)
+        ]
         for window in poison.WINDOWS
     }
     over, within = ([one.learned for one in by_window[window]] for window in poison.WINDOWS)

@@ -37,12 +37,15 @@ def test_a_short_run_learns_what_most_ratings_say_and_fills_a_row(tmp_path: Path
     base = Desk.make_base(tmp_path / "base")
 
     honest, flooded = (run(base, share, 1, 0, batches=4) for share in (0.0, 0.2))
+    corrected = run(base, 0.2, 1, 0, batches=4, correcting=True)
 
     assert honest.before == flooded.before
-    assert honest.learned > honest.before > flooded.learned
+    assert honest.learned > honest.before > flooded.learned > corrected.learned
+    assert (flooded.lowest, corrected.correcting) == (flooded.learned, True)
     assert [cell.passed + cell.held for cell in (honest, flooded)] == [1, 1]
-    rows = table([honest, flooded]).splitlines()[2:]
+    rows = table([corrected, honest, flooded]).splitlines()[2:]
     assert [row.split(" | ")[:3] for row in rows] == [
         ["| 0%", "0%", "a batch"],
         ["| 20%", "83%", "a batch"],
+        ["| 20%, who also correct", "83%", "a batch"],
     ]
