@@ -32,8 +32,8 @@ MOST_SHARES = 4.0
 class Correction(Struct, frozen=True):
     """A wanted answer, and the given one; None where that cannot be scored or is the same.
 
-    ``share`` is its part of all corrections of a batch, at most 1 together. The anchor's
-    log-probabilities, one per response token, are there for pairs alone.
+    ``share`` is its part of all corrections of a batch, at most 1 together before violations are
+    dear. The anchor's log-probabilities, one per response token, are there for pairs alone.
     """
 
     wanted: TokenSequence
@@ -61,15 +61,29 @@ def teachable(
     return [one for one, asked in wanted if _can_be_scored(asked, max_tokens, vocabulary)]
 
 
-def corrections_of(batch: MicroBatch, max_tokens: int, vocabulary: int) -> tuple[Correction, ...]:
-    """Return the corrections of a batch that are `teachable`, in the order given."""
+def corrections_of(
+    batch: MicroBatch,
+    max_tokens: int,
+    vocabulary: int,
+    *,
+    safe_ids: tuple[int, ...] = (),
+    multiplier: float = 0.0,
+) -> tuple[Correction, ...]:
+    """Return the corrections of a batch that are `teachable`, in the order given.
+
+    A violation corrected to ``safe_ids`` counts ``multiplier`` times where that is more than once:
+    what the policy would hardly write can be pushed no further away, and then only this makes
+    violations fewer while their price rises.
+    """
     found = []
     told = teachable(batch.corrections, max_tokens, vocabulary)
     for one, share in zip(told, _shares(told, batch), strict=True):
+        is_safe_answer = one.violation and one.correction_ids == safe_ids
+        times = max(multiplier, 1.0) if is_safe_answer else 1.0
         wanted = TokenSequence(one.prompt_ids, one.correction_ids)
         given = TokenSequence(one.prompt_ids, one.token_ids)
         told_apart = given != wanted and _can_be_scored(given, max_tokens, vocabulary)
-        found.append(Correction(wanted, share, given if told_apart else None))
+        found.append(Correction(wanted, times * share, given if told_apart else None))
     return tuple(found)
 
 

@@ -210,7 +210,13 @@ def _begun(
     policy = state.policy
     debts = {debt.experience.decision_id: debt for debt in batch.owed}
     owed = {decision_id: debt.coefficient for decision_id, debt in debts.items()}
-    corrections = corrections_of(batch, turn.max_tokens, policy.vocabulary_size)
+    corrections = corrections_of(
+        batch,
+        turn.max_tokens,
+        policy.vocabulary_size,
+        safe_ids=state.safe_ids,
+        multiplier=state.multiplier,
+    )
     pairs = anchored(policy, state.anchor, corrections, config)
 
     def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:

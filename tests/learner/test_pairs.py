@@ -99,6 +99,20 @@ def test_users_count_alike_in_corrections_however_much_they_correct(
     assert shares == pytest.approx([one / sum(wanted) for one in wanted])
 
 
+@pytest.mark.parametrize(("multiplier", "times"), [(0.0, 1.0), (0.5, 1.0), (3.0, 3.0)])
+def test_a_violation_counts_more_while_it_is_dear(
+    make_sample: MakeSample, multiplier: float, times: float
+) -> None:
+    broken = _corrected(make_sample, 1, user_id="u1", violation=True, correction_ids=(40, 3))
+    by_a_person = _corrected(make_sample, 2, user_id="u2", violation=True)
+    harmless = _corrected(make_sample, 3, user_id="u3", correction_ids=(40, 3))
+    batch = MicroBatch(fresh=(), corrections=(broken, by_a_person, harmless))
+
+    found = corrections_of(batch, MAX, 48, safe_ids=(40, 3), multiplier=multiplier)
+
+    assert [one.share for one in found] == pytest.approx([times / 3.0, 1.0 / 3.0, 1.0 / 3.0])
+
+
 def test_who_alone_corrects_weighs_as_a_few_users_and_not_as_all(make_sample: MakeSample) -> None:
     told = tuple(_corrected(make_sample, n, user_id="corrector") for n in range(4))
     others = tuple(_corrected(make_sample, n, user_id=f"u{n}") for n in range(10, 49))
