@@ -38,7 +38,7 @@ from benchmarks.loop import RESULTS, commit, machine
 from benchmarks.plan_desk import BAD, GOOD, Desk, plan_settings
 from contracts.events import Message
 from contracts.judges import is_judge
-from contracts.settings import Gate
+from contracts.settings import Gate, Settings
 from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.evaluation import release_evidence
@@ -121,16 +121,7 @@ def run(
         passed, reasons, number = 0, dict[str, int](), 0
         learned: list[float] = []
         while progress.batches < batches:
-            fresh: list[Experience] = []
-            judged: list[Experience] = []
-            while len(fresh) < settings.learner.batch_samples:
-                for one in _answered(desk, crowd, number, settings.learner.batch_samples, wanted):
-                    number += 1
-                    judges = is_judge(
-                        settings.policy.name, one.user_id, settings.policy.judge_share
-                    )
-                    (judged if judges else fresh).append(one)
-            fresh = fresh[: settings.learner.batch_samples]
+            fresh, judged, number = _batch(desk, crowd, number, settings, wanted)
             progress = advance(train, progress, fresh, settings, judged)
             if not release_is_due(progress, settings.learner.publish_every):
                 continue
@@ -167,6 +158,22 @@ def run(
             held=len(progress.versions) - passed,
             reasons=reasons,
         )
+
+
+def _batch(
+    desk: Desk, crowd: Crowd, number: int, settings: Settings, wanted: tuple[int, ...]
+) -> tuple[list[Experience], list[Experience], int]:
+    """Return a full batch of rated answers, those of judges that came with it, and what number the
+    next question has."""
+    policy, count = settings.policy, settings.learner.batch_samples
+    fresh: list[Experience] = []
+    judged: list[Experience] = []
+    while len(fresh) < count:
+        for one in _answered(desk, crowd, number, count, wanted):
+            number += 1
+            judges = is_judge(policy.name, one.user_id, policy.judge_share)
+            (judged if judges else fresh).append(one)
+    return fresh[:count], judged, number
 
 
 def _answered(

@@ -133,7 +133,8 @@ def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
     stats = progress.stats
     told = release_figures(stats)
     read = {arrival.experience.sample_id for arrival in intake.arrivals}
-    taught = [o for o in progress.ledger if o.sample_id in read and o.outcome not in UNTAUGHT]
+    newest = progress.ledger[-len(read) :]
+    taught = [o for o in newest if o.sample_id in read and o.outcome not in UNTAUGHT]
     known = sum(1 for one in taught if one.user_reward_mean is not None)
     return {
         "used": stats.used,
