@@ -33,7 +33,7 @@ from learner.evaluation import release_evidence
 from learner.experience import Experience, experience_of
 from learner.imputation import impute
 from learner.losses import LOSSES, Bounds, LossValue, Terms
-from learner.progress import Progress, advance, release_is_due, released
+from learner.progress import Beside, Progress, advance, release_is_due, released
 from learner.publish import Published, publish
 from learner.train_state import new_train_state
 from serving.generation import LocalModel
@@ -128,9 +128,9 @@ class Pupil:
         if len(self._pending) < config.batch_samples:
             return None
         silent = impute(self._silent, None, self._settings)
-        given = (self._train, self.progress, self._pending, self._settings)
+        given = (self._train, self.progress, self._pending, self._settings, Beside(silent=silent))
         with _without_weights(not self._variant.weighted):
-            self.progress = advance(*given, silent=silent)
+            self.progress = advance(*given)
         self._pending.clear()
         self._silent.clear()
         if not release_is_due(self.progress, config.publish_every):

@@ -43,7 +43,7 @@ from learner.adapters import load_policy
 from learner.assistant_turn import correction_ids
 from learner.evaluation import release_evidence
 from learner.experience import Experience
-from learner.progress import Progress, advance, release_is_due, released
+from learner.progress import Beside, Progress, advance, release_is_due, released
 from learner.publish import publish
 from learner.train_state import new_train_state
 from serving.gate_verdict import Subject, evidence_refusals
@@ -122,7 +122,7 @@ def run(
         learned: list[float] = []
         while progress.batches < batches:
             fresh, judged, number = _batch(desk, crowd, number, settings, wanted)
-            progress = advance(train, progress, fresh, settings, judged)
+            progress = advance(train, progress, fresh, settings, Beside(judged=judged))
             if not release_is_due(progress, settings.learner.publish_every):
                 continue
             evidence = release_evidence(train.policy, progress, settings)

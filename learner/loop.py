@@ -34,7 +34,7 @@ from learner.imputation import impute
 from learner.intake import Arrival, Intake
 from learner.outlet import Outlet, Output
 from learner.practice import read_practice
-from learner.progress import Progress, advance, release_is_due, released
+from learner.progress import Beside, Progress, advance, release_is_due, released
 from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.ranks import ALONE, Ranks
@@ -138,15 +138,13 @@ class Learner:
         if fresh:
             silent = impute(silent, self.reward_model, self.settings)
         known = with_reward_means([*fresh, *silent], self.reward_means)
-        self.progress = advance(
-            self.train,
-            self.progress,
-            known[: len(fresh)],
-            self.settings,
-            _experiences(intake.judged),
-            [(arrival.experience, why) for arrival, why in intake.superseded],
-            known[len(fresh) :],
+        beside = Beside(
+            judged=_experiences(intake.judged),
+            superseded=[(arrival.experience, why) for arrival, why in intake.superseded],
+            silent=known[len(fresh) :],
         )
+        known_fresh = known[: len(fresh)]
+        self.progress = advance(self.train, self.progress, known_fresh, self.settings, beside)
 
     def rewind(self) -> None:
         """Forget what was read since the last commit; it will be read again."""

@@ -117,23 +117,35 @@ class Progress(Struct, frozen=True, kw_only=True):
         return len(self.versions) + 1
 
 
+class Beside(Struct, frozen=True, kw_only=True):
+    """What was read beside the samples of a batch.
+
+    ``judged`` are of judges and train nothing. Neither do those ``superseded``, each with its
+    outcome; what is withdrawn is not learned from again. ``silent`` are without any signal: the
+    imputed ones teach, and so may violations.
+    """
+
+    judged: Sequence[Experience] = ()
+    superseded: Sequence[tuple[Experience, str]] = ()
+    silent: Sequence[Experience] = ()
+
+
+_NOTHING = Beside()
+
+
 def advance(
     train: TrainState,
     progress: Progress,
     fresh: Sequence[Experience],
     settings: Settings,
-    judged: Sequence[Experience] = (),
-    superseded: Sequence[tuple[Experience, str]] = (),
-    silent: Sequence[Experience] = (),
+    beside: Beside = _NOTHING,
 ) -> Progress:
     """Learn from one batch of new experiences, in offset order; changes ``train`` in place.
 
-    ``judged`` are the experiences of judges read along with them: they train nothing. Neither do
-    those ``superseded``, with their outcome; what is withdrawn is not learned from again. Of those
-    ``silent``, without any signal, the imputed ones teach. Without ``fresh`` ones nothing does,
-    and none may be imputed: the weights stay as they are, what was read is accounted for, and the
-    costs of the silent move λ.
+    Without ``fresh`` ones nothing teaches, and none of those ``beside`` may be imputed: the weights
+    stay as they are, what was read is accounted for, and the costs of the silent move λ.
     """
+    judged, superseded, silent = beside.judged, beside.superseded, beside.silent
     config = settings.learner
     withdrawn = [e for e, outcome in superseded if outcome in (WITHDRAWN, FORGOTTEN)]
     progress = _heard(progress, fresh, withdrawn, config)

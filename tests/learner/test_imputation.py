@@ -33,7 +33,7 @@ from learner.ledger import Outcome
 from learner.loop import Learner
 from learner.losses import Bounds, push
 from learner.outlet import Outlet
-from learner.progress import Progress, advance
+from learner.progress import Beside, Progress, advance
 from learner.pulse import Pulse
 from learner.revision import Lesson, debts, remember, revise
 from learner.reward_model import RewardModel, load_reward_model
@@ -130,9 +130,9 @@ def test_imputed_answers_teach_at_a_part_of_the_weight_and_leave_the_baseline_al
     silent = _experiences([_silent(make_sample, n, user_id=PEOPLE[n]) for n in range(20, 24)])
     imputed = impute(silent, model, settings)
     train, before = _start(settings)
-    after = advance(train, before, fresh, settings, (), (), imputed)
+    after = advance(train, before, fresh, settings, Beside(silent=imputed))
     plain, _ = _start(settings)
-    without = advance(plain, before, fresh, settings, (), (), silent)
+    without = advance(plain, before, fresh, settings, Beside(silent=silent))
 
     assert (after.imputed, after.unrewarded) == (4, 0)
     assert (without.imputed, without.unrewarded) == (0, 4)
@@ -167,7 +167,7 @@ def test_people_who_never_rate_do_not_outweigh_those_who_rate_all_day(
     imputed = impute(_experiences(quiet), model, settings)
     train, before = _start(settings)
     before = msgspec.structs.replace(before, raters=tuple(PEOPLE[:8] * 50))
-    after = advance(train, before, fresh, settings, (), (), imputed)
+    after = advance(train, before, fresh, settings, Beside(silent=imputed))
     gains = [after.taught[e.decision_id].weight for e in (*fresh, *imputed)]
     assert sum(gains[8:]) == pytest.approx(0.25 * sum(gains[:8]))
     # At its full weight each would be the first of its user, and count like 51 of the others.
@@ -182,7 +182,7 @@ def test_the_ledger_says_which_model_imputed_and_what_was_left_without_a_reward(
     fresh = _experiences([make_sample(n) for n in range(8)])
     silent = _experiences([_silent(make_sample, n) for n in range(20, 31)])
     train, before = _start(settings)
-    after = advance(train, before, fresh, settings, (), (), impute(silent, model, settings))
+    after = advance(train, before, fresh, settings, Beside(silent=impute(silent, model, settings)))
     lines = {line.sample_id: line for line in after.ledger}
     assert len(lines) == 19
     assert _count(after.ledger, "imputed", model.version) == 8

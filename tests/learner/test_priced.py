@@ -18,7 +18,7 @@ from learner.experience import BASELINE, Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import Outcome
 from learner.losses import Bounds, push
-from learner.progress import Progress, advance
+from learner.progress import Beside, Progress, advance
 from learner.revision import debts, revise
 from learner.reward_model import load_reward_model
 from learner.scoring import score
@@ -100,7 +100,7 @@ def test_it_becomes_less_likely_and_the_baseline_learns_nothing_of_it(
     [broken] = impute([_silent(make_sample, 20, violation=True)], None, priced)
     train, before = _start(priced)
     alone, _ = _start(priced)
-    after = advance(train, before, fresh, priced, silent=[broken])
+    after = advance(train, before, fresh, priced, Beside(silent=[broken]))
     advance(alone, before, fresh, priced)
     with_it, without_it = (
         sum(score(one.policy, one.anchor, [broken], priced.learner.bucket_tokens)[0].prox)
@@ -129,7 +129,7 @@ def test_silent_users_move_the_price_like_others_however_much_they_ask(
     judges = [_silent(make_sample, 300 + n, user_id="user-4", violation=True) for n in range(9)]
     given = impute([*silent, *judges], None, priced)
     train, before = _start(priced)
-    after = advance(train, before, _fresh(make_sample), priced, silent=given)
+    after = advance(train, before, _fresh(make_sample), priced, Beside(silent=given))
     assert after.stats.cost_mean == pytest.approx(2 / 12)
     assert after.multiplier == pytest.approx(PRICE.multiplier + 2 / 12 - PRICE.aim)
     taught = after.taught
@@ -148,7 +148,7 @@ def test_silent_violations_move_the_price_where_nobody_rated_anything(
     judges = [_silent(make_sample, 300 + n, user_id="user-4", violation=True) for n in range(9)]
     train, before = _start(priced)
     adapters = {name: one.detach().clone() for name, one in train.policy.adapters().items()}
-    after = advance(train, before, [], priced, silent=[*silent, *judges])
+    after = advance(train, before, [], priced, Beside(silent=[*silent, *judges]))
     assert after.stats.cost_mean == pytest.approx(1 / 3)
     moved = PRICE.multiplier + 1 / 3 - PRICE.aim
     assert after.multiplier == after.stats.multiplier == pytest.approx(moved)
@@ -161,7 +161,7 @@ def test_silent_violations_move_the_price_where_nobody_rated_anything(
 def test_where_nothing_was_seen_no_mean_is_told(priced: Settings, make_sample: MakeSample) -> None:
     judge = _silent(make_sample, 300, user_id="user-4", violation=True)
     train, before = _start(priced)
-    stats = advance(train, before, [], priced, silent=[judge]).stats
+    stats = advance(train, before, [], priced, Beside(silent=[judge])).stats
     assert (stats.reward_mean, stats.cost_mean) == (None, None)
     assert release_figures(stats) == {"multiplier": PRICE.multiplier}
     told = release_figures(advance(train, before, _fresh(make_sample), priced).stats)
@@ -176,7 +176,7 @@ def test_while_violations_have_no_price_they_teach_nothing(
     assert given[0].imputed
     train, before = _start(free)
     alone, _ = _start(free)
-    after = advance(train, before, _fresh(make_sample), free, silent=given)
+    after = advance(train, before, _fresh(make_sample), free, Beside(silent=given))
     without = advance(alone, before, _fresh(make_sample), free)
     assert _line(after, "silent-20").outcome == "no-reward"
     assert (after.priced, after.unrewarded, after.stats.dropped) == (0, 1, {})
@@ -189,7 +189,7 @@ def test_what_cannot_be_scored_has_no_reward_and_a_model_says_nothing_of_violati
     unknown = _silent(make_sample, 20, violation=True, token_ids=(99_999,))
     train, before = _start(priced)
     given = impute([unknown], None, priced)
-    after = advance(train, before, _fresh(make_sample), priced, silent=given)
+    after = advance(train, before, _fresh(make_sample), priced, Beside(silent=given))
     line = _line(after, "silent-20")
     assert (line.outcome, line.coefficient) == ("no-reward", 0.0)
     model = load_reward_model(priced, small_reward_model(priced, make_sample, tmp_path / "models"))
@@ -218,7 +218,7 @@ def test_a_reward_that_comes_later_teaches_what_it_would_have_besides_the_violat
 ) -> None:
     [broken] = impute([_silent(make_sample, 20, violation=True)], None, priced)
     train, before = _start(priced)
-    after = advance(train, before, _fresh(make_sample), priced, silent=[broken])
+    after = advance(train, before, _fresh(make_sample), priced, Beside(silent=[broken]))
     taught = after.taught[broken.decision_id]
     assert taught.share == 1.0
     told = msgspec.structs.replace(broken, reward=1.0, imputed="", censored=False)

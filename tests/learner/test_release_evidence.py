@@ -25,7 +25,7 @@ from learner.experience import Experience, experience_of
 from learner.first_decision import Decisions, decisions_of, probabilities, taken
 from learner.ledger import JUDGE
 from learner.policy import Policy
-from learner.progress import Progress, advance, keep_judged, released
+from learner.progress import Beside, Progress, advance, keep_judged, released
 from learner.publish import publish
 from learner.reward_model import RewardModel, load_reward_model
 from learner.train_state import new_train_state
@@ -81,7 +81,7 @@ def test_samples_of_judges_are_in_the_ledger_as_judge_and_never_in_the_weights(
     judged = [
         experience_of(make_sample(50 + n, user_id="user-4"), offset=2 * n + 1) for n in range(3)
     ]
-    after = advance(train, before, fresh, settings, judged)
+    after = advance(train, before, fresh, settings, Beside(judged=judged))
     without = advance(alone, before, fresh, settings)
 
     share = settings.policy.judge_share

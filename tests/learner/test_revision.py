@@ -20,7 +20,7 @@ from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
 from learner.ledger import WITHDRAWN
 from learner.losses import Bounds, push
-from learner.progress import Progress, advance
+from learner.progress import Beside, Progress, advance
 from learner.revision import (
     Curve,
     Lesson,
@@ -247,7 +247,9 @@ def _run(settings: Settings, make_sample: MakeSample, praise: bool, take_back: b
         progress = advance(state, progress, [*fresh, *_filler(make_sample, batch)], settings)
     back = [_taken_back(one) for one in praised] if take_back else []
     for batch in range(7, 19):
-        progress = advance(state, progress, _filler(make_sample, batch), settings, superseded=back)
+        progress = advance(
+            state, progress, _filler(make_sample, batch), settings, Beside(superseded=back)
+        )
         back = []
     assert progress.owed == ()
     for one in praised:
@@ -294,7 +296,7 @@ def test_blame_that_many_take_back_does_not_end_as_praise(
     low = sum(state.policy.logprobs([sequence], 1)[0]) - sum(before)
     back = [_taken_back(one) for one in blamed]
     for number in range(9, 25):
-        progress = advance(state, progress, batch(number, 0), settings, superseded=back)
+        progress = advance(state, progress, batch(number, 0), settings, Beside(superseded=back))
         back = []
 
     assert not progress.owed
@@ -311,7 +313,7 @@ def test_a_decision_that_was_never_learned_owes_nothing_when_it_is_withdrawn(
     gone = _one(make_sample, 3)
 
     progress = advance(
-        state, progress, _filler(make_sample, 1), settings, superseded=[(gone, WITHDRAWN)]
+        state, progress, _filler(make_sample, 1), settings, Beside(superseded=[(gone, WITHDRAWN)])
     )
 
     assert progress.owed == ()
@@ -330,7 +332,7 @@ def test_what_the_policy_has_moved_far_from_is_taken_back_without_its_log_probab
     gone = replace(other, sample_id="gone", logprobs=far, offset=901)
 
     fresh, back = [newer, *_filler(make_sample, 2)], [(gone, WITHDRAWN)]
-    progress = advance(state, progress, fresh, settings, superseded=back)
+    progress = advance(state, progress, fresh, settings, Beside(superseded=back))
     for batch in range(3, 9):
         progress = advance(state, progress, _filler(make_sample, batch), settings)
 
@@ -371,7 +373,7 @@ def test_a_retraction_that_cannot_be_scored_stays_owed_and_holds_up_no_others(
     back = [_taken_back(e) for e in first]
     back = [(replace(e, token_ids=(99_999,)) if n < 6 else e, o) for n, (e, o) in enumerate(back)]
 
-    progress = advance(state, progress, _filler(make_sample, 1), settings, superseded=back)
+    progress = advance(state, progress, _filler(make_sample, 1), settings, Beside(superseded=back))
     for batch in range(2, 14):
         progress = advance(state, progress, _filler(make_sample, batch), settings)
 
@@ -433,7 +435,7 @@ def test_any_history_of_rewards_ends_as_if_only_the_last_of_each_had_been_taught
                 fresh[one.decision_id] = one
                 last[one.decision_id] = one
         kept = [pair for pair in gone if pair[0].decision_id not in fresh]
-        progress = advance(state, progress, list(fresh.values()), settings, superseded=kept)
+        progress = advance(state, progress, list(fresh.values()), settings, Beside(superseded=kept))
     _pay(state, progress, settings, make_sample, last)
 
 

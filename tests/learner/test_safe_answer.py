@@ -24,7 +24,7 @@ from learner.experience import Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import WITHDRAWN
 from learner.loop import run
-from learner.progress import Progress, advance
+from learner.progress import Beside, Progress, advance
 from learner.safe_answer import check_safe_answer, corrected, safe_answer_ids
 from learner.train_state import TrainState, new_train_state
 from tests.learner.test_priced import PEOPLE
@@ -105,7 +105,7 @@ def test_the_policy_learns_to_say_it_and_is_told_again_later(
         broken = silent[0]
     train, progress = _start(priced)
     before = _safe(train, broken)
-    progress = advance(train, progress, rated, priced, silent=silent)
+    progress = advance(train, progress, rated, priced, Beside(silent=silent))
     assert _safe(train, broken) > before + 0.05
     assert progress.stats.corrections == 1
     [kept] = progress.replay.corrections
@@ -125,7 +125,7 @@ def test_what_a_person_says_later_takes_its_place(
     later = [_experience(make_sample, 10 + n) for n in range(8)]
     said = msgspec.structs.replace(rated[0], sample_id="later", offset=30, correction_ids=(9, 3))
     if withdrawn:
-        progress = advance(train, progress, later, priced, superseded=[(said, WITHDRAWN)])
+        progress = advance(train, progress, later, priced, Beside(superseded=[(said, WITHDRAWN)]))
         assert (progress.stats.corrections, progress.replay.corrections) == (0, ())
         return
     progress = advance(train, progress, [*later, said], priced)
@@ -206,7 +206,7 @@ def test_the_ledger_says_whose_correction_is_in_the_weights(
     silent = [_silent(make_sample, 20 + n, violation=n == 0) for n in range(2)]
     train, progress = _start(last)
     given = impute(silent, None, last)
-    progress = advance(train, progress, rated, last, silent=given)
+    progress = advance(train, progress, rated, last, Beside(silent=given))
     assert progress.multiplier == 0.0
     found = {o.sample_id: (o.outcome, o.correction) for o in progress.ledger}
     told = [found[e.sample_id] for e in (*rated[:4], *silent)]
@@ -229,7 +229,7 @@ def test_a_restart_goes_on_with_the_same_bits(priced: Settings, make_sample: Mak
     def read(train: TrainState, progress: Progress, first: int) -> Progress:
         rated = [_experience(make_sample, first + n, violation=n == 0) for n in range(8)]
         said = [_silent(make_sample, first + 10 + n, violation=n == 1) for n in range(3)]
-        return advance(train, progress, rated, priced, silent=impute(said, None, priced))
+        return advance(train, progress, rated, priced, Beside(silent=impute(said, None, priced)))
 
     train, progress = _start(priced)
     progress = read(train, progress, 0)
