@@ -8,7 +8,6 @@ monitor saw was observed, whoever kept silent. An observed reward is left as it 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -19,6 +18,7 @@ from learner.admission import unusable
 from learner.buckets import TokenSequence
 from learner.experience import BASELINE, Experience
 from learner.reward_model import RewardModel
+from learner.turns import in_turns
 
 
 def impute(
@@ -66,14 +66,10 @@ def _priced(silent: Sequence[Experience], settings: Settings) -> list[Experience
     """Return the experiences, the newest violations of each user with the baseline's."""
     found = list(silent)
     broken = [place for place in _unobserved(silent, settings) if found[place].violation]
-    newer = Counter[str]()
-    turns = []
-    for place in reversed(broken):
-        turns.append((newer[found[place].user_id], place))
-        newer[found[place].user_id] += 1
-    turns.sort(key=lambda one: one[0])
-    for _, place in turns[: settings.learner.batch_samples]:
-        found[place] = replace(found[place], imputed=BASELINE)
+    newest = broken[::-1]
+    turns = in_turns([found[place].user_id for place in newest])
+    for turn in turns[: settings.learner.batch_samples]:
+        found[newest[turn]] = replace(found[newest[turn]], imputed=BASELINE)
     return found
 
 

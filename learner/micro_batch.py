@@ -18,6 +18,7 @@ from learner.experience import Experience
 from learner.practice import Practised
 from learner.revision import Debt
 from learner.safe_answer import corrected
+from learner.turns import in_turns
 
 CORRECTIONS_KEPT = 512
 """So many of people's corrections are kept, and as many violations corrected to the safe answer:
@@ -32,10 +33,10 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
     ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
     number seen serving; staleness is counted from it. ``activity`` is how many of the newest
-    samples each user has, ``correctors`` how many of the corrections that are kept, these included.
-    ``silent`` are answers without a signal; those with an imputed reward
-    teach, and all of them move the price of violations. ``pace`` is the share of the learning rate
-    that its steps are made with.
+    samples each user has, ``correction_weights`` how much each correction counts beside the others,
+    1 unless said, by its decision. ``silent`` are answers without a signal; those with an imputed
+    reward teach, and all of them move the price of violations. ``pace`` is the share of the
+    learning rate that its steps are made with.
     """
 
     fresh: tuple[Experience, ...]
@@ -45,7 +46,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     corrections: tuple[Experience, ...] = ()
     served_sequence: int = 0
     activity: dict[str, int] = {}
-    correctors: dict[str, int] = {}
+    correction_weights: dict[str, float] = {}
     practised: tuple[Practised, ...] = ()
     silent: tuple[Experience, ...] = ()
     pace: float = 1.0
@@ -99,17 +100,17 @@ def compose(
     ]
     earlier = [e for e in replay.corrections if e.decision_id not in newer]
     new, old = corrected((*fresh, *silent), safe_ids), corrected(earlier, safe_ids)
+    again = _draw_in_turns(rng, old, config.correction_replay)
     return MicroBatch(
         fresh=tuple(e for e in fresh if e.decision_id not in learned),
         revised=tuple(e for e in fresh if e.decision_id in learned),
         replayed=_draw(rng, eligible, int(config.replay_share * len(fresh))),
-        corrections=(*new, *_draw(rng, old, config.correction_replay)),
-        correctors=dict(Counter(e.user_id for e in (*new, *old))),
+        corrections=(*new, *again),
+        correction_weights=_weights(new, old, again),
         owed=owed,
         served_sequence=served_sequence,
         activity=activity or {},
         silent=silent,
-        pace=min(1.0, (number + 1) / max(config.warm_up_batches, 1)),
     )
 
 
@@ -145,15 +146,44 @@ def without(replay: Replay, decision_ids: frozenset[str]) -> Replay:
 
 
 def _newest_of_each_kind(corrections: Sequence[Experience]) -> tuple[Experience, ...]:
-    """Return what is kept of people's corrections and of violations, in the order given."""
-    room = {True: CORRECTIONS_KEPT, False: CORRECTIONS_KEPT}
-    kept = []
-    for one in reversed(corrections):
-        by_a_person = bool(one.correction_ids)
-        if room[by_a_person] > 0:
-            room[by_a_person] -= 1
-            kept.append(one)
-    return tuple(reversed(kept))
+    """Return what is kept of people's corrections and of violations, in the order given.
+
+    Users take turns, from their newest back: no account can push out what all others said.
+    """
+    kept: list[int] = []
+    for by_a_person in (True, False):
+        places = [n for n, e in enumerate(corrections) if bool(e.correction_ids) == by_a_person]
+        newest = places[::-1]
+        turns = in_turns([corrections[place].user_id for place in newest])
+        kept += [newest[turn] for turn in turns[:CORRECTIONS_KEPT]]
+    return tuple(corrections[place] for place in sorted(kept))
+
+
+def _weights(
+    new: Sequence[Experience], old: Sequence[Experience], again: Sequence[Experience]
+) -> dict[str, float]:
+    """Return how much corrections count, so that users do so alike over time.
+
+    A user is drawn as often as any other, however much they correct; of the ``new`` ones there are
+    as many as they give, and each counts as much as its user has few of all that are known.
+    """
+    known, drawn = (Counter(e.user_id for e in group) for group in ((*new, *old), again))
+    usual = known.total() / max(len(known), 1)
+    of_new = {e.decision_id: usual / known[e.user_id] for e in new}
+    return of_new | {e.decision_id: 1.0 / drawn[e.user_id] for e in again}
+
+
+def _draw_in_turns(
+    rng: random.Random, candidates: Sequence[Experience], count: int
+) -> tuple[Experience, ...]:
+    """Return a draw in which users take turns, each giving one of theirs at random."""
+    users = sorted({e.user_id for e in candidates})
+    rng.shuffle(users)
+    rank = {user: number for number, user in enumerate(users)}
+    shuffled = rng.sample(range(len(candidates)), len(candidates))
+    shuffled.sort(key=lambda place: rank[candidates[place].user_id])
+    turns = in_turns([candidates[place].user_id for place in shuffled])
+    return tuple(candidates[place] for place in sorted(shuffled[turn] for turn in turns[:count]))
 
 
 def _draw(

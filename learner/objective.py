@@ -59,6 +59,7 @@ class StepStats(Struct, frozen=True, kw_only=True):
     mean_weight: float = 1.0
     grad_norm: float = 0.0
     tokens: int = 0
+    stepped: bool = False
     skipped: bool = False
 
 
@@ -155,6 +156,7 @@ def descend(
         mean_weight=passed.weight_sum / passed.tokens if passed.tokens else 1.0,
         grad_norm=norm,
         tokens=passed.tokens,
+        stepped=True,
     )
 
 

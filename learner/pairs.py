@@ -17,7 +17,6 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
-from learner.advantage import user_weights
 from learner.anchor import Anchor
 from learner.buckets import TokenSequence, bucket_of, grouped, padded
 from learner.experience import Experience
@@ -26,7 +25,8 @@ from learner.micro_batch import MicroBatch
 from learner.policy import Policy
 
 MOST_SHARES = 4.0
-"""A user's corrections count as much as the samples of this many users, at most."""
+"""A user's corrections count as much as the samples of this many users, at most; those to the safe
+answer λ times that."""
 
 
 class Correction(Struct, frozen=True):
@@ -88,20 +88,21 @@ def corrections_of(
 
 
 def _shares(told: Sequence[Experience], batch: MicroBatch) -> list[float]:
-    """Return what part each correction has: users count alike, however much each of them corrects.
+    """Return what part each correction has, by its weight in the batch.
 
-    None has more than `MOST_SHARES` times an equal share of all users of the batch: a few who are
-    the only ones to correct must not weigh as much as all ratings together.
+    No user has more than `MOST_SHARES` times an equal share of all users of the batch: a few who
+    are the only ones to correct must not weigh as much as all ratings together.
     """
-    users = [e.user_id for e in told]
-    everybody = {e.user_id for e in (*batch.fresh, *batch.replayed)} | set(users)
-    weights = user_weights(users, batch.correctors)
+    everybody = {e.user_id for e in (*batch.fresh, *batch.replayed, *told)}
+    weights = [batch.correction_weights.get(e.decision_id, 1.0) for e in told]
+    total = sum(weights)
     of_user = defaultdict[str, float](float)
-    for user, weight in zip(users, weights, strict=True):
-        of_user[user] += weight
+    for e, weight in zip(told, weights, strict=True):
+        of_user[e.user_id] += weight / total
     most = MOST_SHARES / max(len(everybody), 1)
     return [
-        weight * min(1.0, most / of_user[user]) for user, weight in zip(users, weights, strict=True)
+        weight / total * min(1.0, most / of_user[e.user_id])
+        for e, weight in zip(told, weights, strict=True)
     ]
 
 

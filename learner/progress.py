@@ -61,10 +61,12 @@ class Progress(Struct, frozen=True, kw_only=True):
 
     ``next_offset`` is the first offset of `samples` not yet learned from. ``ledger`` lists the
     outcome of every sample since version ``parent``, whose range began at ``first_offset``; those
-    of silent ones that taught nothing only from the first rating on.
-    ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
-    was seen serving. ``evaluation`` holds the newest answers that judges rated, oldest first, and
-    ``judged`` counts all of them, ``superseded`` the samples that another took the place of.
+    of silent ones that taught nothing only from the first rating on, which came at ``ledger_from``
+    or later.
+    ``steps`` counts the batches that moved the weights. ``versions`` maps released ids to their
+    numbers; ``served_sequence`` is the newest one that was seen serving. ``evaluation`` holds the
+    newest answers that judges rated, oldest first, and ``judged`` counts all of them,
+    ``superseded`` the samples that another took the place of.
     ``multiplier`` is λ of `learner.constraint`; ``taught`` maps decisions to what was taught of
     them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
     Of decisions made until ``forgotten_before``, in POSIX seconds, it may be forgotten.
@@ -79,6 +81,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     policy: str
     base: str
     batches: int = 0
+    ledger_from: int = 0
+    steps: int = 0
     next_offset: int = 0
     first_offset: int = 0
     released_batches: int = 0
@@ -172,10 +176,12 @@ def advance(
     progress = _learned(train, progress, batch, result, config)
     heard = progress.as_of is not None  # else no version will ever have the lines
     lines = [o for o in outcomes if heard or o.outcome != NO_REWARD]
+    next_offset = max((o.offset for o in outcomes), default=progress.next_offset - 1) + 1
     return replace(
         progress,
         batches=progress.batches + 1,
-        next_offset=max((o.offset for o in outcomes), default=progress.next_offset - 1) + 1,
+        next_offset=next_offset,
+        ledger_from=progress.ledger_from if len(lines) == len(outcomes) else next_offset,
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
         ledger=(*progress.ledger, *lines),
         judged=progress.judged + len(judged),
@@ -195,21 +201,21 @@ def _heard(
     taught, as it should have been by now, and the samples of what that changed."""
     memory: Memory = progress.taught
     changed = {e.decision_id: e for e in progress.owed}
-    for experience in withdrawn:
-        if experience.decision_id in memory:
-            memory = retract(memory, experience.decision_id)
-            changed[experience.decision_id] = experience
+    gone = {e.decision_id: e for e in withdrawn}
+    known = [decision_id for decision_id in memory if decision_id in gone] if gone else []
+    for decision_id in reversed(known):  # undone as by hand: what was taught last goes first
+        memory = retract(memory, decision_id)
+        changed[decision_id] = gone[decision_id]
     for experience in fresh:
         if experience.decision_id in memory:
             memory = revise(memory, experience, partial(push, config.loss, bounds_of(config)))
             changed[experience.decision_id] = experience
-    gone = frozenset(e.decision_id for e in withdrawn)
     moments = [e.feedback_time for e in fresh]
     return replace(
         progress,
         taught=dict(memory),
         owed=tuple(changed.values()),
-        replay=without(progress.replay, gone),
+        replay=without(progress.replay, frozenset(gone)),
         evaluation=tuple(e for e in progress.evaluation if e.decision_id not in gone),
         raters=(*progress.raters, *(e.user_id for e in fresh))[-config.user_window :],
         served_sequence=max([progress.served_sequence, *(e.behaviour_sequence for e in fresh)]),
@@ -246,14 +252,22 @@ def _batch_of(
         served_sequence=progress.served_sequence,
         learned=frozenset(progress.taught),
         owed=owed[: paid_at_once(config.batch_samples)],
-        activity=dict(Counter(progress.raters)),
+        activity=_activity(progress),
         silent=silent,
         safe_ids=train.safe_ids,
     )
+    batch = replace(batch, pace=min(1.0, (progress.steps + 1) / max(config.warm_up_batches, 1)))
     if train.practice is None:
         return batch
     practised = practise(train.policy, train.practice, config, progress.batches)
     return replace(batch, practised=practised)
+
+
+def _activity(progress: Progress) -> dict[str, int]:
+    """Return how many samples each user has, in the window or in the buffer, where these are more:
+    who rated a lot and stopped is no newcomer as long as that is repeated."""
+    repeated = Counter(e.user_id for e in progress.replay.recent)
+    return dict(Counter(progress.raters) | repeated)
 
 
 def _learned(
@@ -266,11 +280,11 @@ def _learned(
     used = sum(1 for o in result.outcomes if o.outcome == USED)
     known = settle(progress.taught, result.undone)
     memory = remember_lessons(known, result.lessons, config.revision_memory)
-    paid = frozenset(lesson.decision_id for lesson in result.lessons)
     given_up = {e.decision_id for e in batch.revised if e.sample_id not in learned}
-    tried = frozenset(debt.experience.decision_id for debt in batch.owed) - paid
+    tried = frozenset(debt.experience.decision_id for debt in batch.owed)
     changed = [e for e in progress.owed if stats.skipped or e.decision_id not in given_up]
-    changed.sort(key=lambda e: e.decision_id in tried)  # what was refused must not block the others
+    # What is paid slowly, or not at all, must not block the others.
+    changed.sort(key=lambda e: e.decision_id in tried)
     teachers = [e for e in fresh if e.sample_id in learned]
     heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
     told = frozenset(e.decision_id for e in batch.corrections)
@@ -289,6 +303,7 @@ def _learned(
         anchor=train.anchor.version,
         practice=train.practice.digest if train.practice else "",
         stats=stats,
+        steps=progress.steps + stats.stepped,
         samples=progress.samples + used,
         revised=progress.revised + len(learned) - used,
         dropped=progress.dropped + len(fresh) - len(learned),

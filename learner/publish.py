@@ -34,6 +34,9 @@ from learner.progress import Progress
 from learner.telemetry import release_figures
 
 LEDGER = "ledger.jsonl"
+LEDGER_FROM = "ledger_from"
+"""In ``config`` of the first version's manifest, where somebody was silent before anybody rated."""
+
 OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states", "reward_model"})
 """Settings of the learner that no version depends on."""
 
@@ -131,6 +134,7 @@ def _manifest(
     """Return the manifest without the hashes of files."""
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
+    silent = progress.ledger_from > progress.first_offset
     return Manifest(
         policy=settings.policy.name,
         sequence=progress.sequence,
@@ -155,6 +159,7 @@ def _manifest(
             "learner": _what_matters(settings.learner, progress.practice),
             **{name: attrgetter(at)(settings) for name, at in OTHERS_THAT_MATTER.items()},
             "reward_model": reward_model,
+            **({LEDGER_FROM: progress.ledger_from} if silent else {}),
             **({"practice_rules": practice_rules} if practice_rules else {}),
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
             "device": policy.device.type,

@@ -68,16 +68,16 @@ class Proof:
     def __init__(self, part: Sequence[Link]) -> None:
         self._wanted = {line.offset: line.sample_id for link in part for line in link.ledger()}
         self._left = dict(self._wanted)
+        self._begins = part[0].begins
 
     def check_beginning(self, log: LogPart) -> None:
         """Raise UnavailableError when the broker removed what is needed."""
-        least = min(self._wanted, default=log.first)
-        if log.begins > least:
+        if log.begins > self._begins:
             raise UnavailableError(
                 f"{SAMPLES.name} begins at offset {log.begins} on {log.kafka.bootstrap}, and the "
-                f"versions to replay were learned from offset {least} on: retention has removed "
-                "what is needed; give --from a later version ('headrace replay --help'), and set "
-                f"a longer retention.ms for {SAMPLES.name}"
+                f"versions to replay were learned from offset {self._begins} on: retention has "
+                "removed what is needed; give --from a later version ('headrace replay --help'), "
+                f"and set a longer retention.ms for {SAMPLES.name}"
             )
 
     def take(self, record: Received) -> None:

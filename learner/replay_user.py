@@ -32,20 +32,21 @@ def presence(settings: Settings, line: Sequence[Link], user: str, until: int, sa
     """Return where the user first is in what the line has read before offset ``until``."""
     whole = line[0].manifest.parent == BASE_VERSION
     read = [link for link in line if link.first < until]
-    lines = [outcome for link in read for outcome in link.ledger()]
-    if whole and all(outcome.user_id for outcome in lines):
-        mine = [o.offset for o in lines if o.user_id == user and o.offset < until]
-        return Presence(min(mine, default=None), certain=True, begins=0)
+    lines = [outcome for link in read for outcome in link.ledger() if outcome.offset < until]
+    named = min((o.offset for o in lines if o.user_id == user), default=None)
+    told = whole and all(outcome.user_id for outcome in lines)
+    if told:
+        until = min(until, line[0].silent_until)
+        if until <= line[0].first:
+            return Presence(named, certain=True, begins=0)
     log = LogPart(settings.kafka, 0, until)
-    least = min((outcome.offset for outcome in line[0].ledger()), default=line[0].first)
-    found = Presence(None, certain=whole and log.begins <= least, begins=log.begins)
-    if log.begins >= until:
-        return found
-    for record in log.records():
-        say(record.offset, log)
-        if is_of_user(record, settings.policy.name, user):
-            return Presence(record.offset, found.certain, log.begins)
-    return found
+    certain = whole and log.begins <= line[0].begins
+    if log.begins < until:
+        for record in log.records():
+            say(record.offset, log)
+            if is_of_user(record, settings.policy.name, user):
+                return Presence(record.offset, certain, log.begins)
+    return Presence(named if told else None, certain, log.begins)
 
 
 def is_of_user(record: Received, policy: str, user: str) -> bool:

@@ -18,8 +18,8 @@ from msgspec.structs import replace
 from learner.experience import Experience
 from learner.value import LARGEST_ADVANTAGE
 
-SETTLED = 1e-9
-"""Coefficients below this are rounding."""
+SETTLED = 1e-7
+"""Coefficients below this are rounding, of float32 sums near 1."""
 
 
 Push = Callable[[float, float], float]
@@ -161,10 +161,14 @@ def retract(memory: Memory, decision_id: str) -> dict[str, Taught]:
 
 
 def settle(memory: Memory, undone: Iterable[str]) -> dict[str, Taught]:
-    """Return the memory when what was taught of these decisions is undone: nothing is owed."""
+    """Return the memory when the policy is back where it was before these decisions taught.
+
+    Nothing is owed. What was taught and not taken back stays on the account, or it could be taught
+    a second time by rating the decision again.
+    """
     found = dict(memory)
     for decision_id in undone:
-        found[decision_id] = replace(found[decision_id], coefficient=found[decision_id].wanted)
+        found[decision_id] = replace(found[decision_id], wanted=found[decision_id].coefficient)
     return found
 
 

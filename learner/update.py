@@ -3,7 +3,7 @@
 Of the used experiences, and of the corrections,
 
     loss = Σ_i u_i / scale · [ loss of answer i + kl_weight · Σ_t anchor penalty ]
-         + 1 / scale · mean over corrections of
+         + 1 / scale · Σ over corrections, each by its share, of
                [ correction_weight · Σ_t −log pi(wanted) + preference_weight · DPO loss ]
          + practice.weight / scale · mean over answers drawn for practice of their loss
 

@@ -20,7 +20,7 @@ from contracts.settings import Learner, Practice, Settings
 from guard.rules import compile_rules, digest_of
 from learner.directory import versions_directory
 from learner.ledger import Outcome
-from learner.publish import LEDGER, OF_NO_MATTER, OTHERS_THAT_MATTER
+from learner.publish import LEDGER, LEDGER_FROM, OF_NO_MATTER, OTHERS_THAT_MATTER
 from learner.version_state import state_of
 
 MOST_NAMED = 8
@@ -43,8 +43,19 @@ class Link(Struct, frozen=True):
         """The first offset that it has not read."""
         return self.manifest.trained_on[0].next
 
+    @property
+    def silent_until(self) -> int:
+        """Up to here nobody had rated anything, and the ledger has no lines; 0 if it has all."""
+        return int(self.manifest.config.get(LEDGER_FROM, 0))
+
+    @property
+    def begins(self) -> int:
+        """The first offset of a sample that it has read, as far as its files can tell."""
+        least = min((outcome.offset for outcome in self.ledger()), default=self.first)
+        return self.first if self.silent_until else least
+
     def ledger(self) -> Iterator[Outcome]:
-        """Yield what it did with every sample it read."""
+        """Yield what it did with every sample it read, but for those before `silent_until`."""
         with (self.directory / LEDGER).open("rb") as lines:
             yield from (msgspec.json.decode(line, type=Outcome) for line in lines)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
+from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.settings import Settings
@@ -47,17 +47,6 @@ def test_the_draw_depends_on_the_seed_and_the_batch_number_alone(
     assert {e.sample_id for e in first.replayed} <= _all(old)
 
 
-def test_the_rate_is_reached_in_steps(settings: Settings, make_sample: MakeSample) -> None:
-    fresh = _experiences(make_sample, 0, 8)
-    for batches, wanted in ((0, [1.0, 1.0]), (4, [0.25, 0.5, 0.75, 1.0, 1.0])):
-        config = msgspec.structs.replace(settings.learner, warm_up_batches=batches)
-        paces = [
-            compose(fresh, Replay(), config, number=number, served_sequence=0).pace
-            for number in range(len(wanted))
-        ]
-        assert paces == wanted
-
-
 def test_replay_leaves_out_old_versions_but_keeps_corrections(
     settings: Settings, make_sample: MakeSample
 ) -> None:
@@ -84,7 +73,7 @@ def test_the_buffer_is_bounded_and_a_revision_replaces_what_it_revises(
     replay = remember(Replay(), old, _all(old), settings.learner)
     assert [e.offset for e in replay.recent] == list(range(68, 100))
 
-    revision = msgspec.structs.replace(old[99], sample_id="revised", reward=0.5, offset=100)
+    revision = replace(old[99], sample_id="revised", reward=0.5, offset=100)
     revised = remember(replay, [revision], frozenset({"revised"}), settings.learner)
 
     found = [e for e in revised.recent if e.decision_id == old[99].decision_id]
@@ -104,21 +93,33 @@ def test_violations_do_not_push_out_what_people_corrected(
 ) -> None:
     replay = Replay()
     told = _experiences(make_sample, 0, 8)  # two of them
-    broken = msgspec.structs.replace(told[1], violation=True)
+    broken = replace(told[1], violation=True)
     replay = remember(replay, told, frozenset(), settings.learner)
     for first in range(0, CORRECTIONS_KEPT + 8, 8):
         silent = [
-            msgspec.structs.replace(broken, decision_id=f"d{first + n}", offset=100 + first + n)
-            for n in range(8)
+            replace(broken, decision_id=f"d{first + n}", offset=100 + first + n) for n in range(8)
         ]
         names = frozenset(e.decision_id for e in silent)
         replay = remember(replay, silent, frozenset(), settings.learner, names)
     offsets = [e.offset for e in replay.corrections]
     assert offsets == [0, 7, *range(108, 108 + CORRECTIONS_KEPT)]
-    many = [
-        msgspec.structs.replace(told[0], decision_id=f"p{n}", offset=1000 + n)
-        for n in range(CORRECTIONS_KEPT)
-    ]
+    many = [replace(told[0], decision_id=f"p{n}", offset=1000 + n) for n in range(CORRECTIONS_KEPT)]
     replay = remember(replay, many, frozenset(), settings.learner)
     offsets = [e.offset for e in replay.corrections]
-    assert offsets == [*range(108, 108 + CORRECTIONS_KEPT), *range(1000, 1000 + CORRECTIONS_KEPT)]
+    broken_offsets = range(108, 108 + CORRECTIONS_KEPT)
+    of_people = [7, *range(1001, 1000 + CORRECTIONS_KEPT)]  # the other one's user said more since
+    assert offsets == sorted([*broken_offsets, *of_people])
+
+
+def test_no_account_pushes_out_what_others_corrected(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    [told] = _experiences(make_sample, 0, 1)
+    by_few = [replace(told, decision_id=f"f{n}", user_id=f"u{n // 2}") for n in range(20)]
+    by_one = [replace(told, decision_id=f"a{n}", user_id="always") for n in range(CORRECTIONS_KEPT)]
+
+    replay = remember(Replay(), by_few, frozenset(), settings.learner)
+    replay = remember(replay, by_one, frozenset(), settings.learner)
+
+    kept = [e.decision_id for e in replay.corrections]
+    assert kept == [e.decision_id for e in (*by_few, *by_one[20:])]

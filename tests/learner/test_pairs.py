@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.settings import Settings
@@ -14,7 +16,7 @@ from learner.adapters import load_policy
 from learner.anchor import Anchor
 from learner.buckets import TokenSequence
 from learner.experience import Experience, experience_of
-from learner.micro_batch import MicroBatch
+from learner.micro_batch import MicroBatch, Replay, compose, remember
 from learner.objective import bounds_of
 from learner.pairs import Correction, add_gradients, anchored, corrections_of
 from learner.train_state import TrainState, new_train_state
@@ -86,17 +88,35 @@ def test_an_answer_given_that_is_the_one_wanted_or_cannot_be_scored_makes_no_pai
 
 
 def test_users_count_alike_in_corrections_however_much_they_correct(
-    make_sample: MakeSample,
+    settings: Settings, make_sample: MakeSample
 ) -> None:
     told = [_corrected(make_sample, n, user_id=f"u{min(n, 3)}") for n in range(8)]
-    batch = MicroBatch(
-        fresh=(), corrections=tuple(told), correctors={"u0": 1, "u1": 2, "u2": 4, "u3": 5}
-    )
+    batch = compose(told, Replay(), settings.learner, number=0, served_sequence=0)
 
     shares = [one.share for one in corrections_of(batch, MAX, vocabulary=48)]
 
-    wanted = [1.0, 0.5, 0.25, *[0.2] * 5]
-    assert shares == pytest.approx([one / sum(wanted) for one in wanted])
+    assert shares == pytest.approx([*[1 / 4] * 3, *[1 / 20] * 5])
+
+
+def test_whoever_corrects_all_day_teaches_no_more_than_whoever_does_it_once(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    seldom = [_corrected(make_sample, n, user_id=f"u{n}") for n in range(30)]
+    always = [_corrected(make_sample, n, user_id="always") for n in range(100, 1000)]
+    config = replace(settings.learner, correction_replay=8)
+    replay = remember(remember(Replay(), seldom, frozenset(), config), always, frozenset(), config)
+
+    taught = defaultdict[str, float](float)
+    for number in range(300):
+        fresh = [_corrected(make_sample, 2000 + number, user_id="always")]
+        batch = compose(fresh, replay, config, number=number, served_sequence=0)
+        told = corrections_of(batch, MAX, vocabulary=48)
+        for one, correction in zip(batch.corrections, told, strict=True):
+            taught[one.user_id] += correction.share
+
+    mean = sum(share for user, share in taught.items() if user != "always") / 30
+    assert taught["always"] < 1.3 * mean
+    assert all(share > 0.5 * mean for share in taught.values())
 
 
 @pytest.mark.parametrize(("multiplier", "times"), [(0.0, 1.0), (0.5, 1.0), (3.0, 3.0)])

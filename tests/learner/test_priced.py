@@ -158,6 +158,25 @@ def test_silent_violations_move_the_price_where_nobody_rated_anything(
     assert (after.unrewarded, after.priced, after.replay) == (12, 0, before.replay)
 
 
+def test_the_slow_start_begins_with_the_first_batch_that_teaches(
+    priced: Settings, make_sample: MakeSample
+) -> None:
+    settings = _with(priced, warm_up_batches=4)
+    train, progress = _start(settings)
+    for n in range(3):
+        silent = Beside(silent=[_silent(make_sample, 20 + n, violation=True)])
+        progress = advance(train, progress, [], settings, silent)
+    paces = []
+    for n in range(5):
+        fresh = [
+            msgspec.structs.replace(e, decision_id=f"{e.decision_id}/{n}")
+            for e in _fresh(make_sample)
+        ]
+        progress = advance(train, progress, fresh, settings)
+        paces.append(train.optimizer.param_groups[0]["lr"] / settings.learner.learning_rate)
+    assert paces == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
 def test_where_nothing_was_seen_no_mean_is_told(priced: Settings, make_sample: MakeSample) -> None:
     judge = _silent(make_sample, 300, user_id="user-4", violation=True)
     train, before = _start(priced)

@@ -9,11 +9,13 @@ from threading import Event
 
 import pytest
 import torch
+from kafka import TopicPartition
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from contracts.clock import ManualClock
 from contracts.codec import Record, encode
+from contracts.errors import SettingsError, UnavailableError
 from contracts.events import Release
 from contracts.ids import NewId
 from contracts.settings import Constraint, Kafka, Settings
@@ -27,13 +29,14 @@ from learner.pulse import Pulse
 from learner.rebuild import rebuild
 from learner.replay_report import ReplayOrder, ReplayReport
 from learner.version_line import line_of
+from tests.broker_contract.clients import admin_client
 from tests.learner.kill_plan import MakeSample
 from tests.learner.reading import no_means, read_on
 from tests.learner.small_reward_model import small_reward_model
 from tests.topic_log import events, write
 
 Learn = Callable[[Settings, Sequence[Record]], list[str]]
-Replay = Callable[[str, Settings], ReplayReport]
+Replay = Callable[..., ReplayReport]
 
 
 @pytest.fixture
@@ -61,10 +64,11 @@ def learn(clock: ManualClock, new_id: NewId) -> Learn:
 
 @pytest.fixture
 def replay(clock: ManualClock, tmp_path: Path) -> Replay:
-    """Replay up to a version from the base."""
+    """Replay up to a version, from the base unless another start is given."""
 
-    def make(end: str, settings: Settings) -> ReplayReport:
-        order = ReplayOrder(directory=str(tmp_path / "replay"), end=end, start="base")
+    def make(end: str, settings: Settings, start: str = "base", **more: str) -> ReplayReport:
+        directory = str(tmp_path / f"replay-{len(list(tmp_path.glob('replay-*')))}")
+        order = ReplayOrder(directory=directory, end=end, start=start, **more)
         return rebuild(settings, order, clock, no_means, lambda _step: None)
 
     return make
@@ -190,3 +194,45 @@ def test_a_reward_model_that_another_took_the_place_of_is_found_beside_it(
     assert first > 0
     assert [v.same for v in again.versions][:first] == [True] * first
     # The one that was being learned at the change may have batches of both.
+
+
+def test_who_was_silent_before_anybody_rated_anything_is_looked_for_in_the_log(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their violations moved λ, and no ledger has them."""
+    monkeypatch.setattr("learner.intake.READ_PER_PLACE", 2)
+    silent = [
+        make_sample(
+            5000 + n,
+            status="censored",
+            reward=0.0,
+            correction=None,
+            user_id="quiet" if n % 4 == 0 else f"other-{n}",
+            violation=n % 4 == 0,
+        )
+        for n in range(48)
+    ]
+    begin = [encode(SAMPLES, sample, source="test") for sample in silent]
+    versions = learn(settings, [*begin, *pieces])
+    line = line_of(settings, versions[-1])
+    assert line[0].silent_until == 48
+    assert not any(outcome.user_id == "quiet" for outcome in line[0].ledger())
+
+    left_out = replay(versions[-1], settings, start="", without_user="quiet")
+    assert (left_out.start, left_out.same) == ("base", False)
+    assert left_out.removal is not None
+    assert (left_out.removal.certain, left_out.removal.samples) == (True, 12)
+
+    with admin_client(kafka) as admin:
+        place = TopicPartition(SAMPLES.full_name(kafka.prefix), 0)
+        admin.delete_records({place: line[0].silent_until})
+    with pytest.raises(UnavailableError, match="retention has removed what is needed; give --from"):
+        replay(versions[-1], settings)
+    with pytest.raises(SettingsError, match="cannot be told; give --from"):
+        replay(versions[-1], settings, start="", without_user="quiet")

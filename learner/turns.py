@@ -1,0 +1,16 @@
+"""Users take turns, so that whoever says much does not take the room of those who say little."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+
+def in_turns(users: Sequence[str]) -> list[int]:
+    """Return the places of all in turns: the first of each user, then the second of each, ..."""
+    so_far = Counter[str]()
+    turns = []
+    for place, user in enumerate(users):
+        turns.append((so_far[user], place))
+        so_far[user] += 1
+    return [place for _, place in sorted(turns)]
