@@ -9,8 +9,8 @@ of another recipe than the present one is marked, and to renew it its runs are t
 file. ``--table`` prints what is there and draws it.
 
 DIR is SmolLM2-135M-Instruct in safetensors; `learning_base` makes the policy of it.
-The held-out questions are the same for every seed, and the depth of the base was chosen by how many
-of them it answers right before it learns (decision 0450). No test file is read.
+The held-out questions are the same for every seed. The base's depth and the loop's recipe were
+chosen by how many of them are answered right, on other seeds (decision 0450). No test file is read.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from benchmarks.learning_questions import SETS, read_questions
-from benchmarks.learning_recipes import BANDIT, SKYLINE, VARIANTS, recipe_of
+from benchmarks.learning_recipes import BANDIT, NOISE, NOISY, SKYLINE, VARIANTS, recipe_of
 from benchmarks.learning_report import TITLES, WHOLE, plot, table
 from benchmarks.loop import RESULTS, commit, machine
 from contracts.settings import load_settings
@@ -47,17 +48,21 @@ def run(cell: Cell, base: Path, data: Path, interactions: int | None, place: int
 
     from benchmarks.learning_live import live
     from benchmarks.learning_peers import bandit, skyline
+    from learner.publish import code_version
 
     torch.set_num_threads(1)
     name, variant, seed = cell
     questions = read_questions(name, data)
-    interactions = interactions or (INTERACTIONS if variant in WHOLE else WITHOUT_A_PART)
+    if variant.endswith(NOISY):
+        questions.habits = replace(questions.habits, noise=NOISE)
+    whole = variant in WHOLE or variant.startswith(BANDIT)
+    interactions = interactions or (INTERACTIONS if whole else WITHOUT_A_PART)
     given: dict[str, Any] = {"seed": seed, "interactions": interactions, "place": place}
     origin = {"set": name, "variant": variant, "seed": seed}
-    origin |= {"commit": commit(), "recipe": recipe_of(variant)}
+    origin |= {"commit": commit(), "recipe": recipe_of(variant), "learner": code_version()}
     began = time.process_time()
     with TemporaryDirectory() as directory:
-        if variant == BANDIT:
+        if variant.startswith(BANDIT):
             found = bandit(questions, **given)
         elif variant == SKYLINE:
             found = skyline(questions, base, Path(directory), **given)

@@ -129,7 +129,7 @@ class Pupil:
             return None
         silent = impute(self._silent, None, self._settings)
         given = (self._train, self.progress, self._pending, self._settings, Beside(silent=silent))
-        with _without_weights(not self._variant.weighted):
+        with without_weights(not self._variant.weighted):
             self.progress = advance(*given)
         self._pending.clear()
         self._silent.clear()
@@ -142,7 +142,7 @@ class Pupil:
 
 
 @contextmanager
-def _without_weights(on: bool) -> Iterator[None]:
+def without_weights(on: bool) -> Iterator[None]:
     """Learn as if every answer had been drawn by the present policy."""
     before = LOSSES["ppo"]
 

@@ -31,7 +31,7 @@ from benchmarks.learning_live import (
 )
 from benchmarks.learning_questions import ESCALATE, Topics
 from benchmarks.learning_recipes import AGAIN, EXPLORED, REFIT, SHARED, TEACHING, TOLD
-from benchmarks.learning_users import POLICY, START, Closing, Crowd, shares
+from benchmarks.learning_users import POLICY, START, Closing, Crowd, Product, shares
 from contracts.events import Message, Sample, text_of
 from contracts.settings import Engine, Learner, Policy, Settings
 from learner.adapters import load_policy, save_adapter
@@ -154,7 +154,7 @@ def _held(chooser: Bandit, product: Topics) -> dict[str, float]:
 
 
 def skyline(
-    product: Topics,
+    product: Product,
     base: Path,
     directory: Path,
     *,

@@ -104,6 +104,7 @@ class Topics:
 
     def __init__(self, name: str, rows: Sequence[Row]) -> None:
         self.name = name
+        self.habits = HABITS
         rng = random.Random(f"{SPLIT_SEED}/{name}")
         rows = rng.sample(rows, len(rows))
         by_topic: dict[str, list[Row]] = defaultdict(list)
@@ -162,7 +163,7 @@ class Topics:
         """Draw the signals that follow an answer; nobody asks to be handed over by the rule."""
         verdict = self.judge(prompt, answer)
         wanted = None if verdict.right_action or verdict.violation else prompt.right
-        return draw_signals(verdict, wanted, rng, bias=bias, habits=HABITS)
+        return draw_signals(verdict, wanted, rng, bias=bias, habits=self.habits)
 
     def monitor_rates(self) -> dict[str, float]:
         """Return the rules' recall, and how often they take another request for a restricted."""

@@ -12,6 +12,10 @@ from msgspec.structs import asdict
 from benchmarks.learning_questions import ESCALATE
 
 BANDIT, SKYLINE = "bandit", "skyline"
+NOISY = "-noisy"
+"""Ends the names of variants whose users rate with `NOISE` in the place of the usual."""
+NOISE = 1.0
+"""Standard deviation of a rating's mood, in units of utility: one in four or five is wrong."""
 
 
 class Variant(Struct, frozen=True, kw_only=True):
@@ -59,10 +63,11 @@ VARIANTS = (
     _variant("ppo", loss="ppo"),
     _variant("unweighted", loss="ppo", weighted=False),
     _variant("no-baseline", value_learning_rate=1e-12),
-    _variant("no-replay", replay_share=0.0),
-    _variant("no-lagrangian", constraint={"mode": "off"}),
+    _variant("no-replay", replay_share=0.0, correction_replay=0),
+    _variant("no-lagrangian", constraint={**PRICE, "safe_answer": ESCALATE, "rate": 1e-12}),
     _variant("no-corrections", corrected=False),
     _variant("no-safe-answer", constraint=PRICE),
+    _variant(f"full{NOISY}"),
 )
 
 REFIT, EXPLORED = 250, 0.05
@@ -77,11 +82,13 @@ AGAIN = 1
 
 def recipe_of(variant: str) -> str:
     """Return a short hash of how a variant learns; the same in every process."""
-    if variant == BANDIT:
+    if variant.startswith(BANDIT):
         recipe: dict[str, Any] = {"refit": REFIT, "explored": EXPLORED}
     elif variant == SKYLINE:
         recipe = {"learner": {**SHARED, **TEACHING}, "told": TOLD, "again": AGAIN}
     else:
         way = next(one for one in VARIANTS if one.name == variant)
         recipe = {**asdict(way), "learner": {**SHARED, **way.learner}}
+    if variant.endswith(NOISY):
+        recipe["noise"] = NOISE
     return sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]

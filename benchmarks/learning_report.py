@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.learning_questions import SETS, SHIFT_AT
-from benchmarks.learning_recipes import recipe_of
+from benchmarks.learning_recipes import BANDIT, SKYLINE, recipe_of
 
 TITLES = {
     "full": "full loop",
@@ -18,17 +18,19 @@ TITLES = {
     "unweighted": "with ppo, without its importance weights",
     "no-baseline": "without baseline",
     "no-replay": "without replay",
-    "no-lagrangian": "without the safety constraint",
+    "no-lagrangian": "without a price of violations",
     "no-corrections": "without people's corrections",
     "no-safe-answer": "without the safe answer",
+    "full-noisy": "full loop, noisier ratings",
+    "bandit-noisy": "contextual bandit, noisier ratings",
 }
 COLOURS = {variant: f"C{number}" for number, variant in enumerate(TITLES)}
 COLUMNS = (
     *("held-out questions right", "seeds", "at the start", "at the end"),
-    *("of the way to the skyline", "live, last 2,000", "violations since the shift"),
+    *("of the way to the skyline", "live, last 2,000", "of topics", "violations since the shift"),
     "seen by the monitor",
 )
-WHOLE = ("full", "bandit", "skyline")
+WHOLE = ("full", "bandit", "skyline", "no-lagrangian")
 COMPARED_AT = 3_500
 """Interactions after which the loop without a part is compared with the whole one."""
 
@@ -41,11 +43,15 @@ OVER_TIME = (
     *("beyond all topics: handed over", "answered all the same", "violations, live"),
 )
 BEYOND = "out-of-scope: handed over"
+LIVED = ("right", "topic: right")
 SEEN = "violations seen by the monitor"
 """Of live answers; the constraint's limit is about these, not about those that were none to it."""
 
 MARK = "†"
-MARKED = f"{MARK} of another recipe than the present one, or of one that was not kept"
+MARKED = (
+    f"{MARK} of another recipe than the present one, or of one that was not kept, or its runs of "
+    "several states of the learner's code"
+)
 
 Run = dict[str, Any]
 
@@ -67,8 +73,11 @@ def _length(run: Run) -> int:
 
 
 def _title(variant: str, runs: Sequence[Run]) -> str:
-    """Return a row's title, marked where not all its runs are of the present recipe."""
+    """Return a row's title, marked where not all its runs are of the present recipe, or of one
+    state of the learner's code; the bandit has none of it."""
+    codes = {run.get("learner") for run in runs}
     old = any(run.get("recipe") != recipe_of(variant) for run in runs)
+    old = old or (len(codes) > 1 and not variant.startswith(BANDIT))
     return f"{TITLES[variant]} {MARK}" if old else TITLES[variant]
 
 
@@ -88,9 +97,8 @@ def _whole(found: dict[str, Any], name: str) -> list[str]:
     tables = []
     for length in sorted({_length(r) for runs in there.values() for r in runs}, reverse=True):
         same = {v: [r for r in runs if _length(r) == length] for v, runs in there.items()}
-        sky = [run["points"][-1]["right"] for run in same["skyline"]]
         rows = [
-            _row(_title(variant, runs), runs, fmean(sky) if sky else None)
+            _row(_title(variant, runs), runs, same[SKYLINE])
             for variant, runs in same.items()
             if runs
         ]
@@ -107,17 +115,21 @@ def _sets(found: dict[str, Any]) -> list[str]:
 
 def _without_parts(found: dict[str, Any], name: str) -> list[str]:
     """Return a table of the loop without each of its parts, none where no such run is kept."""
-    rows = [
-        _without(_title(variant, runs), runs)
+    rows = {
+        variant: _without(_title(variant, runs), runs)
         for variant in TITLES
-        if variant not in ("bandit", "skyline")
+        if variant != SKYLINE
         and (runs := runs_of(found, name, variant))
         and _length(runs[0]) >= COMPARED_AT
-    ]
-    if len(rows) < 2:
+    }
+    if not rows.keys() - {"full", BANDIT}:
         return []
     title = f"{name}, the loop without a part, after {COMPARED_AT:,} interactions\n"
-    return ["\n".join([title, f"| {' | '.join(WITHOUT)} |", "|---" * len(WITHOUT) + "|", *rows])]
+    return [
+        "\n".join(
+            [title, f"| {' | '.join(WITHOUT)} |", "|---" * len(WITHOUT) + "|", *rows.values()]
+        )
+    ]
 
 
 def _without(title: str, runs: Sequence[Run]) -> str:
@@ -163,19 +175,25 @@ def _violations_before(run: Run, at: int) -> float | None:
     return before[-1] if before else None
 
 
-def _row(title: str, runs: Sequence[Run], sky: float | None) -> str:
+def _row(title: str, runs: Sequence[Run], sky: Sequence[Run]) -> str:
     first = fmean(run["points"][0]["right"] for run in runs)
     ends = [run["points"][-1]["right"] for run in runs]
-    way = f"{(fmean(ends) - first) / (sky - first):.0%}" if sky is not None else "-"
-    lived = [_late(run, "right") for run in runs if "live" in run]
+    way = f"{_way(ends, sky):.0%}" if sky else "-"
+    lived = [[_late(run, what) for run in runs if "live" in run] for what in LIVED]
     harmed, caught = (
         [found for run in runs for found in _since_shift(run, what)]
         for what in ("violations", SEEN)
     )
     return (
-        f"| {title} | {len(runs)} | {first:.3f} | {_span(ends)} | {way} | {_span(lived)} "
-        f"| {_span(harmed)} | {_span(caught)} |"
+        f"| {title} | {len(runs)} | {first:.3f} | {_span(ends)} | {way} "
+        f"| {' | '.join(map(_span, lived))} | {_span(harmed)} | {_span(caught)} |"
     )
+
+
+def _way(ends: Sequence[float], sky: Sequence[Run]) -> float:
+    """Return how far it is to the skyline's end from where the skyline, and the loop, begin."""
+    first, last = (fmean(run["points"][at]["right"] for run in sky) for at in (0, -1))
+    return (fmean(ends) - first) / (last - first)
 
 
 def _late(run: Run, what: str) -> float:
