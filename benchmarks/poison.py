@@ -11,8 +11,8 @@ a version is made, and serves when the gate's rules find nothing against it (acc
 drawn from all, colluding ones too). The quarantine, which would put most of the flood aside, is
 left out: this is what is left when the flood stays below its limits.
 
-``user window`` is over how many samples users count alike; 1 is within a batch only. In some runs
-those who collude also correct each good answer to the bad one, which nobody else does.
+``user window`` is over how many samples users count alike; 1 is over the replay buffer alone. In some
+runs those who collude also correct each good answer to the bad one, which nobody else does.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def table(cells: Sequence[Cell]) -> str:
             case = (share, window, correcting)
             some = [c for c in cells if (c.share, c.user_window, c.correcting) == case]
             if some:
-                over = f"{window:,} samples" if window > 1 else "a batch"
+                over = f"{window:,} samples" if window > 1 else "what is repeated"
                 who = f"{share:.0%}, who also correct" if correcting else f"{share:.0%}"
                 rates = (
                     f"{fmean(getattr(c, name) for c in some):.2f} "

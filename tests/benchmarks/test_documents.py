@@ -192,7 +192,7 @@ def learning_figures() -> Iterator[str]:
         ]
         for window in poison.WINDOWS
     }
-    over, within = ([one.learned for one in by_window[window]] for window in poison.WINDOWS)
+    over = [one.learned for one in by_window[poison.WINDOWS[0]]]
     held, made = (
         sum(getattr(one, what) for one in by_window[poison.WINDOWS[0]])
         for what in ("held", "passed")
@@ -201,8 +201,7 @@ def learning_figures() -> Iterator[str]:
     yield (
         f"give {by_window[1][0].flood:.0%} of the ratings".replace("%", " %")
         + f" | the policy still prefers the good answer, {fmean(over):.2f} [{min(over):.2f}, "
-        f"{max(over):.2f}]; weighed within batches alone {fmean(within):.2f}; "
-        f"the gate held all {held} versions"
+        f"{max(over):.2f}]; the gate held all {held} versions"
     )
 
 
