@@ -11,8 +11,8 @@ a version is made, and serves when the gate's rules find nothing against it (acc
 drawn from all, colluding ones too). The quarantine, which would put most of the flood aside, is
 left out: this is what is left when the flood stays below its limits.
 
-``user window`` is over how many samples users count alike; 1 is over the replay buffer alone. In some
-runs those who collude also correct each good answer to the bad one, which nobody else does.
+``user window`` is over how many samples users count alike; 1 is over the replay buffer alone. In
+some runs those who collude also correct each good answer to the bad one, which nobody else does.
 """
 
 from __future__ import annotations
