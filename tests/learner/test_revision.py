@@ -306,6 +306,7 @@ def test_any_history_of_rewards_ends_as_if_only_the_last_of_each_had_been_taught
     draw = random.Random(seed)
     state, progress = started(settings)
     last: dict[str, Experience | None] = {}
+    before: dict[str, float] = {}
     number = 0
     for _ in range(12):
         fresh: dict[str, Experience] = {}
@@ -319,33 +320,38 @@ def test_any_history_of_rewards_ends_as_if_only_the_last_of_each_had_been_taught
                 one = replace(one, decision_id=old)
             if old is not None and draw.random() < 0.3:
                 gone.append((one, WITHDRAWN))
-                last[old] = None
+                last[old], before[old] = None, progress.taught[old].coefficient
             else:
                 fresh[one.decision_id] = one
                 last[one.decision_id] = one
         kept = [pair for pair in gone if pair[0].decision_id not in fresh]
         progress = advance(state, progress, list(fresh.values()), settings, Beside(superseded=kept))
-    _pay(state, progress, settings, make_sample, last)
+    progress = _paid(state, progress, settings, make_sample)
+    _check(progress, last, before)
+    assert all(bool(torch.isfinite(p).all()) for p in state.policy.adapters().values())
 
 
-def _pay(
-    state: TrainState,
-    progress: Progress,
-    settings: Settings,
-    make_sample: MakeSample,
-    last: dict[str, Experience | None],
-) -> None:
+def _paid(
+    state: TrainState, progress: Progress, settings: Settings, make_sample: MakeSample
+) -> Progress:
     turn = 0
     while progress.owed:
         turn += 1
         progress = advance(state, progress, others(make_sample, 50 + turn), settings)
         assert turn < 60
+    return progress
+
+
+def _check(
+    progress: Progress, last: dict[str, Experience | None], before: dict[str, float]
+) -> None:
+    """``before`` is what was taught of each retracted decision when its retraction was read."""
     for decision_id, experience in last.items():
         taught = progress.taught[decision_id]
         assert taught.coefficient == pytest.approx(taught.wanted, abs=SETTLED)
-        if experience is None:  # nothing is left of it, or the policy came back before
-            assert taught.retracted is not None
-            assert abs(taught.coefficient) < abs(taught.retracted) + SETTLED
-        else:
+        if experience is not None:
             assert taught.reward == experience.reward
-    assert all(bool(torch.isfinite(p).all()) for p in state.policy.adapters().values())
+            continue
+        assert taught.retracted is not None
+        least, most = sorted((0.0, before[decision_id]))
+        assert least - SETTLED <= taught.coefficient <= most + SETTLED
