@@ -106,7 +106,7 @@ def compose(
         revised=tuple(e for e in fresh if e.decision_id in learned),
         replayed=_draw(rng, eligible, int(config.replay_share * len(fresh))),
         corrections=(*new, *again),
-        correction_weights=_weights(new, old, again),
+        correction_weights=_correction_weights(new, old, again),
         owed=owed,
         served_sequence=served_sequence,
         activity=activity or {},
@@ -159,7 +159,7 @@ def _newest_of_each_kind(corrections: Sequence[Experience]) -> tuple[Experience,
     return tuple(corrections[place] for place in sorted(kept))
 
 
-def _weights(
+def _correction_weights(
     new: Sequence[Experience], old: Sequence[Experience], again: Sequence[Experience]
 ) -> dict[str, float]:
     """Return how much corrections count, so that users do so alike over time.

@@ -62,9 +62,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``next_offset`` is the first offset of `samples` not yet learned from. ``ledger`` lists the
     outcome of every sample since version ``parent``, whose range began at ``first_offset``; those
     of silent ones that taught nothing only from the first rating on, which came at ``ledger_from``
-    or later.
-    ``steps`` counts the batches that moved the weights. ``versions`` maps released ids to their
-    numbers; ``served_sequence`` is the newest one that was seen serving. ``evaluation`` holds the
+    or later. ``stepped_batches`` are those that moved the weights.
+    ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
+    was seen serving. ``evaluation`` holds the
     newest answers that judges rated, oldest first, and ``judged`` counts all of them,
     ``superseded`` the samples that another took the place of.
     ``multiplier`` is λ of `learner.constraint`; ``taught`` maps decisions to what was taught of
@@ -82,7 +82,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     base: str
     batches: int = 0
     ledger_from: int = 0
-    steps: int = 0
+    stepped_batches: int = 0
     next_offset: int = 0
     first_offset: int = 0
     released_batches: int = 0
@@ -256,7 +256,9 @@ def _batch_of(
         silent=silent,
         safe_ids=train.safe_ids,
     )
-    batch = replace(batch, pace=min(1.0, (progress.steps + 1) / max(config.warm_up_batches, 1)))
+    batch = replace(
+        batch, pace=min(1.0, (progress.stepped_batches + 1) / max(config.warm_up_batches, 1))
+    )
     if train.practice is None:
         return batch
     practised = practise(train.policy, train.practice, config, progress.batches)
@@ -303,7 +305,7 @@ def _learned(
         anchor=train.anchor.version,
         practice=train.practice.digest if train.practice else "",
         stats=stats,
-        steps=progress.steps + stats.stepped,
+        stepped_batches=progress.stepped_batches + stats.stepped,
         samples=progress.samples + used,
         revised=progress.revised + len(learned) - used,
         dropped=progress.dropped + len(fresh) - len(learned),
