@@ -210,7 +210,7 @@ def table(cells: Sequence[Cell]) -> str:
             case = (share, window, correcting)
             some = [c for c in cells if (c.share, c.user_window, c.correcting) == case]
             if some:
-                over = f"{window:,} samples" if window > 1 else "what is repeated"
+                over = f"{window:,} samples" if window > 1 else "the replay buffer"
                 who = f"{share:.0%}, who also correct" if correcting else f"{share:.0%}"
                 rates = (
                     f"{fmean(getattr(c, name) for c in some):.2f} "

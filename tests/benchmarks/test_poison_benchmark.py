@@ -45,7 +45,7 @@ def test_a_short_run_learns_what_most_ratings_say_and_fills_a_row(tmp_path: Path
     assert [cell.passed + cell.held for cell in (honest, flooded)] == [1, 1]
     rows = table([corrected, honest, flooded]).splitlines()[2:]
     assert [row.split(" | ")[:3] for row in rows] == [
-        ["| 0%", "0%", "what is repeated"],
-        ["| 20%", "83%", "what is repeated"],
-        ["| 20%, who also correct", "83%", "what is repeated"],
+        ["| 0%", "0%", "the replay buffer"],
+        ["| 20%", "83%", "the replay buffer"],
+        ["| 20%, who also correct", "83%", "the replay buffer"],
     ]
