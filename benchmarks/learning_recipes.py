@@ -35,7 +35,7 @@ SHARED: dict[str, Any] = {
     "lora_alpha": 64.0,
     "keep_states": 0,
 }
-PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.15}
+PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.3}
 SHORT_ANSWERS: dict[str, Any] = {
     "loss": "likelihood",
     "learning_rate": 3e-4,
