@@ -22,6 +22,7 @@ from contracts.heartbeat import beat
 from contracts.settings import Settings
 from contracts.topics import DECISIONS, FEEDBACK, Topic
 from contracts.tracing import span
+from streams.commits import forget_refused
 from streams.delivery import Delivery, FeatureLog
 from streams.fetching import pace, rewind_uncommitted
 from streams.flow import Flow
@@ -246,6 +247,7 @@ class Worker:
             consumer = thread._ensure_consumer()
             pace(consumer._fetcher)
             rewind_uncommitted(thread)
+            forget_refused(self.app.consumer)
             keep_member_id(consumer._coordinator)
             self._membership.watch(consumer._coordinator)
             self._corrected = thread
