@@ -33,9 +33,10 @@ from contracts.errors import UnavailableError
 from contracts.settings import load_settings
 from learner.base_model import block_count
 from learner.buckets import TokenSequence
-from learner.calibration import Calibration, Floats, errors_on_pairs, proportion
+from learner.calibration import Calibration, errors_on_pairs
+from learner.raters import Floats, proportion, strangers
 from learner.reward_card import RewardRecipe
-from learner.reward_fitting import Fitted, Scores, Slices, fit, scores_of
+from learner.reward_fitting import Fitted, Scores, Slices, calibration_of, fit, scores_of
 from learner.reward_model import cut
 from learner.reward_training import Pair
 from learner.reward_version import new_trunk, shape
@@ -96,8 +97,10 @@ def measure(model: str, data: Path, recipe: RewardRecipe = RECIPE) -> dict[str, 
     tuned = fit(trunk, slices, recipe)
     trained = time.process_time()
     scores = scores_of(trunk, tuned.heads, slices.told, recipe)
+    calibrated = scores_of(trunk, tuned.heads, slices.calibrated, recipe)
     return {
         "model": Path(model).name,
+        "base": trunk.base,
         "pairs": {"trained": len(slices.trained), "calibrated": len(slices.calibrated)}
         | {"tested": len(slices.told)},
         "recipe": msgspec.to_builtins(recipe),
@@ -108,39 +111,49 @@ def measure(model: str, data: Path, recipe: RewardRecipe = RECIPE) -> dict[str, 
         "frozen": _figures(frozen),
         "tuned": _figures(tuned),
         "shorter": _shorter(tested),
-        "ensemble": ensemble(scores, tuned.calibration),
+        "ensemble": ensemble(scores, calibrated, tuned.calibration),
         "cpu_seconds": {"frozen": probed - began, "tuned": trained - probed},
         "wall_seconds": time.monotonic() - began_wall,
     }
 
 
-def ensemble(scores: Scores, calibration: Calibration) -> dict[str, Any]:
+def ensemble(scores: Scores, calibrated: Scores, calibration: Calibration) -> dict[str, Any]:
     """Return what the members add: against each alone, and whether their discord tells errors.
 
+    Each alone has a calibration of its own, as it would have without the others.
     ``wrong_above`` is the chance that a wrong pair has more discord than a right one (the area
     under the ROC curve; 0.5 says nothing), and the same for a small difference of mean scores.
     """
     differences_nk = scores.pairs_2nk[0] - scores.pairs_2nk[1]
     mean_n = differences_nk.mean(axis=1)
-    nothing = [0.0] * len(mean_n)
+    nothing, each = [0.0] * len(mean_n), strangers(len(mean_n))
     alone = [
-        errors_on_pairs(calibration, differences_nk[:, k], nothing)
+        errors_on_pairs(calibration_of(only(calibrated, k)), differences_nk[:, k], each, nothing)
         for k in range(differences_nk.shape[1])
     ]
     discord_n = np.asarray(calibration.preference(differences_nk)).std(axis=1)
     calm_n = discord_n <= np.median(discord_n)
-    right_n = mean_n > 0.0
+    right_n = (mean_n > 0.0).astype(float)
     return {
         "members": [one.accuracy.value for one in alone if one.accuracy],
         "member_brier": float(np.mean([one.brier for one in alone])),
-        "together_brier": errors_on_pairs(calibration, mean_n, nothing).brier,
-        "calm_half": proportion(float(right_n[calm_n].sum()), int(calm_n.sum())),
-        "discordant_half": proportion(float(right_n[~calm_n].sum()), int((~calm_n).sum())),
+        "together_brier": errors_on_pairs(calibration, mean_n, each, nothing).brier,
+        "calm_half": proportion(right_n[calm_n], each.of(calm_n)),
+        "discordant_half": proportion(right_n[~calm_n], each.of(~calm_n)),
         "wrong_above": {
-            "discord": _area(discord_n, ~right_n),
-            "small_difference": _area(-np.abs(mean_n), ~right_n),
+            "discord": _area(discord_n, right_n == 0.0),
+            "small_difference": _area(-np.abs(mean_n), right_n == 0.0),
         },
     }
+
+
+def only(scores: Scores, member: int) -> Scores:
+    """Return the scores of one member alone."""
+    return replace(
+        scores,
+        rated_nk=scores.rated_nk[:, [member]],
+        pairs_2nk=scores.pairs_2nk[:, :, [member]],
+    )
 
 
 def _area(values_n: Floats, wrong_n: np.ndarray[Any, np.dtype[np.bool_]]) -> float:
@@ -157,7 +170,7 @@ def _figures(fitted: Fitted) -> dict[str, Any]:
 def _shorter(pairs: list[Pair]) -> dict[str, Any]:
     """Return how often the shorter answer, in tokens, was the one wanted."""
     signs = [np.sign(len(p.rejected.response_ids) - len(p.chosen.response_ids)) for p in pairs]
-    found = proportion(float(sum((sign + 1) / 2 for sign in signs)), len(pairs))
+    found = proportion((np.array(signs) + 1.0) / 2.0, strangers(len(pairs)))
     return dict(msgspec.to_builtins(found))
 
 

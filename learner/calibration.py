@@ -7,14 +7,12 @@ Shape suffix: n answers or pairs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from learner.raters import Floats, Proportion, Raters, proportion
 
 BINS = 10
 _PENALTY = 1e-3
@@ -41,15 +39,6 @@ class Calibration(Struct, frozen=True):
         return sigmoid(self.slope * differences_n)
 
 
-class Proportion(Struct, frozen=True):
-    """A share of ``count`` with its two-sided 95 % interval (Wilson 1927)."""
-
-    value: float
-    lower: float
-    upper: float
-    count: int
-
-
 class Errors(Struct, frozen=True, kw_only=True):
     """How a model does on answers or pairs it was neither trained nor calibrated on.
 
@@ -73,26 +62,44 @@ def sigmoid(logits_n: Floats) -> Floats:
     return np.asarray(1.0 / (1.0 + np.exp(-bounded_n)))
 
 
-def calibrate(
-    scores_n: Floats, good_n: Floats, differences_n: Floats, compared_n: Floats
-) -> Calibration:
+class Labels(Struct, frozen=True):
+    """What was told of scored answers, ``good_n`` in [0, 1], and of pairs.
+
+    ``differences_n`` are the score of the better minus that of the worse answer of each pair,
+    ``compared_2n`` the scores of both.
+    """
+
+    scores_n: Floats
+    good_n: Floats
+    rated_by: Raters
+    compared_2n: Floats
+    paired_by: Raters
+
+    @property
+    def differences_n(self) -> Floats:
+        """Return how much higher the better one of each pair is scored."""
+        return np.asarray(self.compared_2n[0] - self.compared_2n[1])
+
+
+def calibrate(labels: Labels) -> Calibration:
     """Return the calibration under which labels are likeliest.
 
-    ``good_n`` in [0, 1] is how good each scored answer was found, ``differences_n`` the score of
-    the better minus that of the worse answer of each pair, ``compared_n`` all the scores of pairs.
     By Newton's method, with a small penalty on leaving slope 1 and bias 0; the slope is kept
     positive. Pairs alone do not say what is good: then their answers have the value 0 on average.
     """
+    scores_n, good_n, differences_n = labels.scores_n, labels.good_n, labels.differences_n
+    told_n, compared_n = labels.rated_by.weight_n, labels.paired_by.weight_n
     slope, bias = 1.0, 0.0
     for _ in range(_STEPS):
         p_n, q_n = sigmoid(slope * scores_n + bias), sigmoid(slope * differences_n)
         gradient_2 = np.array(
             [
-                ((p_n - good_n) * scores_n).sum() + ((q_n - 1.0) * differences_n).sum(),
-                (p_n - good_n).sum(),
+                (told_n * (p_n - good_n) * scores_n).sum()
+                + (compared_n * (q_n - 1.0) * differences_n).sum(),
+                (told_n * (p_n - good_n)).sum(),
             ]
         ) + _PENALTY * np.array([slope - 1.0, bias])
-        weight_n, pair_n = p_n * (1.0 - p_n), q_n * (1.0 - q_n)
+        weight_n, pair_n = told_n * p_n * (1.0 - p_n), compared_n * q_n * (1.0 - q_n)
         cross = (weight_n * scores_n).sum()
         hessian_22 = np.array(
             [
@@ -106,40 +113,32 @@ def calibrate(
         if float(np.abs(step_2).max()) < 1e-9:
             break
     if not len(scores_n) and len(compared_n):
-        bias = -slope * float(compared_n.mean())
+        bias = -slope * labels.paired_by.mean(labels.compared_2n.mean(axis=0))
     return Calibration(slope, bias)
 
 
-def expected_calibration_error(probability_n: Floats, label_n: Floats) -> float:
+def expected_calibration_error(probability_n: Floats, label_n: Floats, raters: Raters) -> float:
     """Return the mean distance of probability and frequency over ten bins of equal width.
 
-    Naeini et al., AAAI 2015; weighted by how many fall into each bin. Labels are in [0, 1].
+    Naeini et al., AAAI 2015; weighted by how much falls into each bin. Labels are in [0, 1].
     """
     place_n = np.minimum((probability_n * BINS).astype(int), BINS - 1)
     found = 0.0
     for place in range(BINS):
         inside_n = place_n == place
         if inside_n.any():
-            gap = abs(float(probability_n[inside_n].mean() - label_n[inside_n].mean()))
-            found += gap * float(inside_n.mean())
+            gap = abs(raters.of(inside_n).mean(probability_n[inside_n] - label_n[inside_n]))
+            found += gap * raters.mean(inside_n.astype(float))
     return found
 
 
-def brier(probability_n: Floats, label_n: Floats) -> float:
+def brier(probability_n: Floats, label_n: Floats, raters: Raters) -> float:
     """Return the mean squared distance of probability and label (Brier 1950)."""
-    return float(((probability_n - label_n) ** 2).mean())
-
-
-def proportion(right: float, count: int) -> Proportion:
-    """Return ``right`` of ``count``; half counts for what cannot be told apart."""
-    z, share = 1.959964, right / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return Proportion(share, max(middle - half, 0.0), min(middle + half, 1.0), count)
+    return raters.mean((probability_n - label_n) ** 2)
 
 
 def errors_on_pairs(
-    calibration: Calibration, differences_n: Floats, spreads: Sequence[float]
+    calibration: Calibration, differences_n: Floats, raters: Raters, spreads: Sequence[float]
 ) -> Errors:
     """Return the errors on pairs, given the score of the better minus that of the worse.
 
@@ -148,29 +147,38 @@ def errors_on_pairs(
     right_n = np.where(differences_n == 0.0, 0.5, differences_n > 0.0)
     sure_n = np.abs(differences_n)
     told_n, raw_n = calibration.preference(sure_n), sigmoid(sure_n)
-    return Errors(
-        accuracy=proportion(float(right_n.sum()), len(right_n)),
-        ece=expected_calibration_error(told_n, right_n),
-        brier=brier(told_n, right_n),
-        raw_ece=expected_calibration_error(raw_n, right_n),
-        raw_brier=brier(raw_n, right_n),
-        spread=float(np.mean(spreads)),
-    )
+    return _errors(proportion(right_n, raters), told_n, raw_n, right_n, raters, spreads)
 
 
 def errors_on_rewards(
-    calibration: Calibration, scores_n: Floats, rewards_n: Floats, spreads: Sequence[float]
+    calibration: Calibration,
+    scores_n: Floats,
+    rewards_n: Floats,
+    raters: Raters,
+    spreads: Sequence[float],
 ) -> Errors:
     """Return the errors on rewarded answers; a reward of 0 has no sign to tell."""
-    good_n, told_n = (rewards_n + 1.0) / 2.0, calibration.probability(scores_n)
+    told_n = calibration.probability(scores_n)
     signed_n = rewards_n != 0.0
     right_n = (told_n[signed_n] > 0.5) == (rewards_n[signed_n] > 0.0)
-    raw_n = sigmoid(scores_n)
+    accuracy = proportion(right_n.astype(float), raters.of(signed_n)) if len(right_n) else None
+    good_n = (rewards_n + 1.0) / 2.0
+    return _errors(accuracy, told_n, sigmoid(scores_n), good_n, raters, spreads)
+
+
+def _errors(
+    accuracy: Proportion | None,
+    told_n: Floats,
+    raw_n: Floats,
+    label_n: Floats,
+    raters: Raters,
+    spreads: Sequence[float],
+) -> Errors:
     return Errors(
-        accuracy=proportion(float(right_n.sum()), len(right_n)) if len(right_n) else None,
-        ece=expected_calibration_error(told_n, good_n),
-        brier=brier(told_n, good_n),
-        raw_ece=expected_calibration_error(raw_n, good_n),
-        raw_brier=brier(raw_n, good_n),
+        accuracy=accuracy,
+        ece=expected_calibration_error(told_n, label_n, raters),
+        brier=brier(told_n, label_n, raters),
+        raw_ece=expected_calibration_error(raw_n, label_n, raters),
+        raw_brier=brier(raw_n, label_n, raters),
         spread=float(np.mean(spreads)),
     )

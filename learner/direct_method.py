@@ -7,6 +7,7 @@ Shape suffixes: n answers, k first decisions, f features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,19 +67,41 @@ def predict(
 def foretell(
     policy: Policy, usable: Sequence[Experience], settings: Settings, reward_model: RewardModel
 ) -> Foretold:
-    """Have the reward model look at the newest questions: at the answer given, and at those that
-    the candidate draws now."""
+    """Have the reward model look at some questions: at the answer given, and at those that the
+    candidate draws now, as long at most as the given one could be."""
     given_n, drawn_n = np.zeros(len(usable)), np.zeros(len(usable))
-    first = max(len(usable) - settings.learner.drawn_answers // DRAWS, 0)
-    given = [sequence_of(e) for e in usable[first:]]
-    if given:
-        asked = [one for one in given for _ in range(DRAWS)]
-        most, room = settings.gateway.max_tokens, settings.engine.max_model_len
-        answers = draw(policy, asked, most, room, settings.learner.seed)
-        own = [TokenSequence(q.prompt_ids, ids) for q, ids in zip(asked, answers, strict=True)]
-        said_n = np.array([expected.mean for expected in reward_model.score(given)])
-        own_n = np.array([expected.mean for expected in reward_model.score(own)])
+    asked = _asked(usable, settings.learner.drawn_answers // DRAWS)
+    if asked:
+        said_n = np.array(
+            [one.mean for one in reward_model.score([sequence_of(usable[n]) for n in asked])]
+        )
+        drawn = _drawn(policy, [usable[n] for n in asked for _ in range(DRAWS)], settings)
+        own_n = np.array([one.mean for one in reward_model.score(drawn)])
         # Around 0, which is what stands where it was not asked.
-        given_n[first:] = said_n - said_n.mean()
-        drawn_n[first:] = own_n.reshape(-1, DRAWS).mean(axis=1) - said_n.mean()
+        given_n[asked] = said_n - said_n.mean()
+        drawn_n[asked] = own_n.reshape(-1, DRAWS).mean(axis=1) - said_n.mean()
     return Foretold(given_n, drawn_n)
+
+
+def _asked(usable: Sequence[Experience], most: int) -> list[int]:
+    """Return the places of the questions asked, by the hash of their decisions.
+
+    Not the newest: what is revised late stands among them, and of bad answers that are more. Where
+    it was not logged how long the answer could be, no draw is like it.
+    """
+    known = [place for place, e in enumerate(usable) if e.max_tokens is not None]
+    chosen = sorted(known, key=lambda n: sha256(usable[n].decision_id.encode()).digest())[:most]
+    return sorted(chosen)
+
+
+def _drawn(policy: Policy, given: Sequence[Experience], settings: Settings) -> list[TokenSequence]:
+    """Return an answer that the policy draws now to each question, as long as it could be then."""
+    found = [sequence_of(e) for e in given]
+    for most in sorted({e.max_tokens or 1 for e in given}):
+        places = [place for place, e in enumerate(given) if e.max_tokens == most]
+        questions = [found[place] for place in places]
+        room = settings.engine.max_model_len
+        answers = draw(policy, questions, most, room, settings.learner.seed)
+        for place, answer in zip(places, answers, strict=True):
+            found[place] = TokenSequence(found[place].prompt_ids, answer)
+    return found

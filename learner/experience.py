@@ -34,7 +34,7 @@ class Experience(Struct, frozen=True, kw_only=True):
 
     ``logprobs`` (natural log, one per token of ``token_ids``) is empty when they are not usable.
     ``temperature`` is what logits are divided by: 1 for an answer that was drawn greedily, which
-    has no probabilities of its own.
+    has no probabilities of its own. ``max_tokens`` is the most that it could have, None: not known.
     ``behaviour_sequence`` is the release number of the version that served it, 0 for the base and
     for versions this learner did not make. ``correction_ids`` are the tokens of the answer wanted.
     ``user_reward_mean`` is what the gateway had for the decision; None when there was none, or what
@@ -66,6 +66,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     tool_alone: bool = False
     censored: bool = False
     imputed: str = ""
+    max_tokens: int | None = None
 
 
 def experience_of(
@@ -104,6 +105,7 @@ def experience_of(
         action=sample.action,
         violation=sample.violation,
         censored=sample.status == "censored",
+        max_tokens=sample.max_tokens,
         tool_alone={name for name, part in sample.signals.items() if part > 0.0} == {TOOL},
     )
 

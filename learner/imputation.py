@@ -18,7 +18,7 @@ from learner.admission import unusable
 from learner.buckets import TokenSequence
 from learner.experience import BASELINE, Experience
 from learner.reward_model import RewardModel
-from learner.turns import in_turns
+from learner.turns import newest_in_turns
 
 
 def impute(
@@ -41,18 +41,22 @@ def impute(
 def _expected(
     silent: Sequence[Experience], model: RewardModel, settings: Settings
 ) -> list[Experience]:
-    """Return the experiences, the newest that are fit with the conservative reward of a model.
+    """Return the experiences, the newest fit ones of each user with a model's conservative reward.
 
     A violation too many for its price teaches nothing: what was seen is not for a model to judge.
     """
     room, vocabulary = settings.engine.max_model_len, model.trunk.vocabulary_size
     priced = settings.learner.constraint.mode != "off"
-    fit = [
-        place
-        for place in _unobserved(silent, settings)
-        if not (priced and silent[place].violation)
-        and unusable(silent[place], room, vocabulary) is None
-    ][-settings.learner.batch_samples :]
+    fit = _newest(
+        silent,
+        [
+            place
+            for place in _unobserved(silent, settings)
+            if not (priced and silent[place].violation)
+            and unusable(silent[place], room, vocabulary) is None
+        ],
+        settings,
+    )
     answers = [TokenSequence(silent[place].prompt_ids, silent[place].token_ids) for place in fit]
     found = list(silent)
     for place, expected in zip(fit, model.score(answers), strict=True):
@@ -66,11 +70,15 @@ def _priced(silent: Sequence[Experience], settings: Settings) -> list[Experience
     """Return the experiences, the newest violations of each user with the baseline's."""
     found = list(silent)
     broken = [place for place in _unobserved(silent, settings) if found[place].violation]
-    newest = broken[::-1]
-    turns = in_turns([found[place].user_id for place in newest])
-    for turn in turns[: settings.learner.batch_samples]:
-        found[newest[turn]] = replace(found[newest[turn]], imputed=BASELINE)
+    for place in _newest(silent, broken, settings):
+        found[place] = replace(found[place], imputed=BASELINE)
     return found
+
+
+def _newest(silent: Sequence[Experience], places: Sequence[int], settings: Settings) -> list[int]:
+    """Return as many of the places as a batch has, the newest of each user first."""
+    users = [silent[place].user_id for place in places]
+    return [places[turn] for turn in newest_in_turns(users, settings.learner.batch_samples)]
 
 
 def _unobserved(silent: Sequence[Experience], settings: Settings) -> list[int]:

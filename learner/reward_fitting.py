@@ -15,12 +15,13 @@ from msgspec import Struct
 from learner.calibration import (
     Calibration,
     Errors,
-    Floats,
+    Labels,
     calibrate,
     errors_on_pairs,
     errors_on_rewards,
 )
 from learner.policy import Policy
+from learner.raters import Floats, Raters, raters_of
 from learner.reward_card import LessonCounts, RewardRecipe
 from learner.reward_model import RewardHeads, member_scores, member_values
 from learner.reward_training import Pair, Rated, RewardLesson, answers_of, train
@@ -90,7 +91,9 @@ class Scores(Struct, frozen=True):
 
     rated_nk: Floats
     rewards_n: Floats
+    rated_by: Raters
     pairs_2nk: Floats
+    paired_by: Raters
 
 
 def scores_of(
@@ -99,23 +102,28 @@ def scores_of(
     """Return the members' scores of a slice."""
     answers, firsts = answers_of(lessons)
     scores_ak = member_scores(trunk, heads, answers, recipe.max_tokens)
-    rated = [
-        (f, one.reward) for f, one in zip(firsts, lessons, strict=True) if isinstance(one, Rated)
-    ]
-    first_of_pairs = [f for f, one in zip(firsts, lessons, strict=True) if isinstance(one, Pair)]
+    rated = [(f, one) for f, one in zip(firsts, lessons, strict=True) if isinstance(one, Rated)]
+    pairs = [(f, one) for f, one in zip(firsts, lessons, strict=True) if isinstance(one, Pair)]
+    first_of_pairs = [first for first, _ in pairs]
     return Scores(
-        scores_ak[[place for place, _ in rated]],
-        np.array([reward for _, reward in rated]),
-        np.stack([scores_ak[first_of_pairs], scores_ak[[f + 1 for f in first_of_pairs]]]),
+        rated_nk=scores_ak[[place for place, _ in rated]],
+        rewards_n=np.array([one.reward for _, one in rated]),
+        rated_by=raters_of([one.user for _, one in rated], recipe.user_lessons),
+        pairs_2nk=np.stack([scores_ak[first_of_pairs], scores_ak[[f + 1 for f in first_of_pairs]]]),
+        paired_by=raters_of([one.user for _, one in pairs], recipe.user_lessons),
     )
 
 
 def calibration_of(found: Scores) -> Calibration:
     """Return the calibration of the members' mean score on a slice."""
-    pairs_2n = found.pairs_2nk.mean(axis=2)
-    rated_n = found.rated_nk.mean(axis=1)
     return calibrate(
-        rated_n, (found.rewards_n + 1.0) / 2.0, pairs_2n[0] - pairs_2n[1], pairs_2n.ravel()
+        Labels(
+            scores_n=found.rated_nk.mean(axis=1),
+            good_n=(found.rewards_n + 1.0) / 2.0,
+            rated_by=found.rated_by,
+            compared_2n=found.pairs_2nk.mean(axis=2),
+            paired_by=found.paired_by,
+        )
     )
 
 
@@ -125,10 +133,10 @@ def errors_of(found: Scores, calibration: Calibration) -> tuple[Errors | None, E
     if len(found.rated_nk):
         spreads = member_values(found.rated_nk, calibration).std(axis=1).tolist()
         on_rewards = errors_on_rewards(
-            calibration, found.rated_nk.mean(axis=1), found.rewards_n, spreads
+            calibration, found.rated_nk.mean(axis=1), found.rewards_n, found.rated_by, spreads
         )
     if found.pairs_2nk.shape[1]:
         pairs_2n = found.pairs_2nk.mean(axis=2)
         spreads = member_values(found.pairs_2nk, calibration).std(axis=2).ravel().tolist()
-        on_pairs = errors_on_pairs(calibration, pairs_2n[0] - pairs_2n[1], spreads)
+        on_pairs = errors_on_pairs(calibration, pairs_2n[0] - pairs_2n[1], found.paired_by, spreads)
     return on_rewards, on_pairs

@@ -20,9 +20,13 @@ from contracts.topics import SAMPLES
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence
 from learner.reward_training import Pair, Rated, RewardLesson
+from learner.turns import newest_in_turns
 
 LEAST_LESSONS = 60
 """With fewer there is too little to calibrate on, and nothing could be told of the errors."""
+
+LEAST_USERS = 5
+"""Members draw users: with fewer they nearly agree, and what is unknown looks certain."""
 
 
 class Read(Struct, frozen=True, kw_only=True):
@@ -41,9 +45,10 @@ class _Found(Struct, frozen=True):
 
 
 def read_lessons(settings: Settings, tokenizer: Any, vocabulary: int, limit: int) -> Read:
-    """Return the newest ``limit`` lessons in the log now.
+    """Return at most ``limit`` lessons of the log now, the newest of each user.
 
-    UnavailableError when there are fewer than 60, DeadlineError when the broker goes away.
+    UnavailableError when there are fewer than 60, or fewer than 5 users taught them, DeadlineError
+    when the broker goes away.
     """
     records = events_to_end(settings.kafka, (SAMPLES,), "headrace-reward-model")
     return lessons_of(records, settings.policy, tokenizer, vocabulary, limit)
@@ -56,32 +61,22 @@ def lessons_of(
     vocabulary: int,
     limit: int,
 ) -> Read:
-    """Return the newest ``limit`` lessons of a policy in these records; see `read_lessons`.
+    """Return at most ``limit`` lessons of a policy in these records; see `read_lessons`.
 
     Of a decision the last sample and the last preference hold, and neither once it was withdrawn.
+    A reward that nobody gave, the default of those who keep silent, is no lesson. Users take turns,
+    so that whoever says much does not push out the others.
     """
-    held: dict[tuple[str, str], _Found] = {}
-    for record, event in records:
-        if not isinstance(event, Sample | Preference) or event.assignment.policy != policy.name:
-            continue
-        if is_judge(policy.name, event.user_id, policy.judge_share):
-            continue
-        if isinstance(event, Sample) and event.status == "censored" and not event.withdrawn:
-            continue
-        key = (event.TYPE, event.decision_id)
-        held.pop(key, None)
-        if isinstance(event, Sample) and event.withdrawn:
-            held.pop((Preference.TYPE, event.decision_id), None)
-            continue
-        held[key] = _Found(record.offset, event)
-        if len(held) > 2 * limit:  # some of them may turn out to be no lesson
-            held.pop(next(iter(held)))
-    lessons = [(found, _lesson(found.event, tokenizer, vocabulary)) for found in held.values()]
-    chosen = [(found, lesson) for found, lesson in lessons if lesson is not None][-limit:]
-    if len(chosen) < LEAST_LESSONS:
+    held = _last_words(records, policy, limit)
+    lessons = [(found, _lesson(found.event, tokenizer, vocabulary)) for found in held]
+    usable = [(found, lesson) for found, lesson in lessons if lesson is not None]
+    users = [found.event.user_id for found, _ in usable]
+    chosen = [usable[place] for place in newest_in_turns(users, limit)]
+    if len(chosen) < LEAST_LESSONS or len(set(users)) < LEAST_USERS:
         raise UnavailableError(
-            f"{len(chosen)} rewarded answers and pairs of policy {policy.name!r} in the log, at "
-            f"least {LEAST_LESSONS} needed: make the reward model when more was rated"
+            f"{len(chosen)} rewarded answers and pairs of policy {policy.name!r} in the log, by "
+            f"{len(set(users))} users; at least {LEAST_LESSONS} by {LEAST_USERS} users are needed: "
+            "make the reward model when more was rated"
         )
     return Read(
         lessons=tuple(lesson for _, lesson in chosen),
@@ -90,6 +85,29 @@ def lessons_of(
         as_of=max(found.event.decided_at for found, _ in chosen),
         newest_feedback_time=max(found.event.feedback_time for found, _ in chosen),
     )
+
+
+def _last_words(
+    records: Iterable[tuple[Received, Event]], policy: Policy, limit: int
+) -> list[_Found]:
+    """Return what was last said of each decision: of 2·``limit`` and more the newest in turns."""
+    held: dict[tuple[str, str], _Found] = {}
+    for record, event in records:
+        if not isinstance(event, Sample | Preference) or event.assignment.policy != policy.name:
+            continue
+        if is_judge(policy.name, event.user_id, policy.judge_share):
+            continue
+        key = (event.TYPE, event.decision_id)
+        held.pop(key, None)
+        if isinstance(event, Sample) and (event.withdrawn or event.status != "final"):
+            held.pop((Preference.TYPE, event.decision_id), None)
+            continue
+        held[key] = _Found(record.offset, event)
+        if len(held) >= 4 * limit:  # some of them may turn out to be no lesson
+            items = list(held.items())
+            users = [found.event.user_id for found in held.values()]
+            held = dict(items[place] for place in newest_in_turns(users, 2 * limit))
+    return list(held.values())
 
 
 def _lesson(event: Sample | Preference, tokenizer: Any, vocabulary: int) -> RewardLesson | None:

@@ -24,8 +24,9 @@ from contracts.settings import Settings
 from contracts.signing import trusted_keys
 from learner.adapters import Adapting, adapt, restore_adapters
 from learner.buckets import Bucket, TokenSequence, bucketed
-from learner.calibration import Calibration, Floats
+from learner.calibration import Calibration
 from learner.policy import Policy
+from learner.raters import Floats
 from learner.reward_card import RewardModelCard, read_card
 
 WEIGHTS = "reward_model.safetensors"
@@ -35,7 +36,7 @@ PASS_TOKENS = 4096
 
 
 class Expected(Struct, frozen=True):
-    """The reward to expect: mean and standard deviation over the members, in [-1, 1].
+    """The reward to expect: value of the members' mean score, and their standard deviation.
 
     ``conservative`` is mean − k·std, never below -1: what is said where nobody can check it.
     """
@@ -79,12 +80,12 @@ class RewardModel:
     def score(self, answers: Sequence[TokenSequence]) -> list[Expected]:
         """Return the reward to expect of each answer; deterministic given the answers."""
         scores_nk = member_scores(self.trunk, self.heads, answers, self.card.recipe.max_tokens)
-        values_nk = member_values(scores_nk, self.card.calibration)
+        # The value of the mean score, not the mean of values: it is what was calibrated and judged.
+        value_n = self.card.calibration.value(scores_nk.mean(axis=1))
+        std_n = member_values(scores_nk, self.card.calibration).std(axis=1)
         return [
             Expected(mean, std, max(mean - self.card.recipe.uncertainty * std, -1.0))
-            for mean, std in zip(
-                values_nk.mean(axis=1).tolist(), values_nk.std(axis=1).tolist(), strict=True
-            )
+            for mean, std in zip(value_n.tolist(), std_n.tolist(), strict=True)
         ]
 
 
@@ -120,16 +121,22 @@ def bucket_states(trunk: Policy, bucket: Bucket, *, adapted: bool = True) -> Ten
 
 
 def cut(answer: TokenSequence, max_tokens: int) -> TokenSequence:
-    """Return the answer's beginning, in at most half the room, after the end of its prompt."""
-    response = answer.response_ids[: max(max_tokens // 2, 1)]
-    return TokenSequence(answer.prompt_ids[-(max_tokens - len(response)) :], response)
+    """Return the answer's beginning after the end of its prompt.
+
+    A prompt leaves the answer half the room at least, and all of it that it does not fill.
+    """
+    room = max(max_tokens - len(answer.prompt_ids), max_tokens // 2, 1)
+    response = answer.response_ids[:room]
+    rest = max_tokens - len(response)
+    return TokenSequence(answer.prompt_ids[-rest:] if rest else (), response)
 
 
 def load_reward_model(settings: Settings, directory: Path) -> RewardModel:
-    """Load a reward model that a trusted key signed and that was made for ``policy.model``.
+    """Load a reward model that a trusted key signed, made for this policy and ``policy.model``.
 
     Raises ManifestError when it is not what its manifest says, or nobody trusted signed it;
-    SettingsError when it belongs to another base, whose tokens would mean other words.
+    SettingsError when it belongs to another policy, or to another base, whose tokens would mean
+    other words.
     """
     version, _ = read_manifest(directory)
     manifest = verify_signed(directory, version, trusted_keys(settings))
@@ -137,6 +144,12 @@ def load_reward_model(settings: Settings, directory: Path) -> RewardModel:
         raise ManifestError(
             f"{directory} has form {manifest.form!r}, not {FORM!r}; make a reward model with "
             "'python -m learner reward-model'"
+        )
+    if manifest.policy != settings.policy.name:
+        raise SettingsError(
+            f"the reward model {directory} belongs to policy {manifest.policy!r}, whose judges are "
+            f"others than those of {settings.policy.name!r}: name one of its own in "
+            "learner.reward_model, or in its segment's reward_model"
         )
     card = read_card(directory)
     trunk = adapt(settings.policy.model, adapting(card))

@@ -14,3 +14,9 @@ def in_turns(users: Sequence[str]) -> list[int]:
         turns.append((so_far[user], place))
         so_far[user] += 1
     return [place for _, place in sorted(turns)]
+
+
+def newest_in_turns(users: Sequence[str], most: int) -> list[int]:
+    """Return at most so many places in their order: the newest, last one, of each user first."""
+    last = len(users) - 1
+    return sorted(last - turn for turn in in_turns(users[::-1])[:most])

@@ -152,6 +152,7 @@ def sample_of(
         token_ids=decision.token_ids,
         logprobs=decision.logprobs if logprobs_are_usable(decision) else (),
         temperature=decision.sampling.temperature,
+        max_tokens=decision.sampling.max_tokens,
         reward=reward.value or 0.0,
         status=reward.status,
         withdrawn=withdrawn,

@@ -72,6 +72,7 @@ class Sample(Event, frozen=True, kw_only=True):
     there is none, and ``reward`` is 0 and says nothing.
     ``prompt_token_ids`` and ``token_ids`` are the engine's own; ``logprobs`` has one value per
     token of ``token_ids`` and is empty when they are not usable for importance weights.
+    ``max_tokens`` is the most tokens that the answer could have, None where it was not logged.
     ``feedback_time`` is the event time of the newest signal behind the reward. Of the samples of
     one decision the last in the log holds; ``withdrawn``: it has no reward any more, since what
     was said was taken back. ``features`` are those that the gateway had for the decision;
@@ -92,6 +93,7 @@ class Sample(Event, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     temperature: float
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
     reward: Score
     status: Literal["final", "default", "censored"] = "final"
     withdrawn: bool = False

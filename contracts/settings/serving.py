@@ -82,7 +82,7 @@ class Gateway(Section, frozen=True):
 
 
 class Segment(Section, frozen=True):
-    """Users with a policy of their own, and perhaps a rollout plan of their own.
+    """Users with a policy of their own, and perhaps a rollout plan and a reward model of their own.
 
     An empty ``tier``, ``language`` or ``region`` fits any; the first segment that fits a request
     has it, and what fits none has ``policy.name``.
@@ -93,3 +93,4 @@ class Segment(Section, frozen=True):
     language: str = ""
     region: str = ""
     rollout: Rollout | None = None
+    reward_model: str = ""

@@ -58,18 +58,24 @@ def policies_of(settings: Settings) -> tuple[str, ...]:
 
 
 def settings_for(settings: Settings, policy: str) -> Settings:
-    """Return the settings as the processes of one policy see them: its name and its rollout plan.
+    """Return the settings as the processes of one policy see them: its name, its rollout plan, and
+    a reward model that it does not share, since another policy's judges may have taught that.
 
     Raises SettingsError for a policy that neither the general name nor a segment names.
     """
     known = policies_of(settings)
     if policy not in known:
         raise SettingsError(f"policy {policy!r} is not one of {', '.join(known)}; name a segment's")
-    plans = [s.rollout for s in settings.segments if s.policy == policy and s.rollout is not None]
+    if policy == settings.policy.name:
+        return settings
+    own = [segment for segment in settings.segments if segment.policy == policy]
+    rollout = next((s.rollout for s in own if s.rollout is not None), settings.rollout)
+    reward_model = next((s.reward_model for s in own if s.reward_model), "")
     return replace(
         settings,
         policy=replace(settings.policy, name=policy),
-        rollout=plans[0] if plans else settings.rollout,
+        learner=replace(settings.learner, reward_model=reward_model),
+        rollout=rollout,
     )
 
 

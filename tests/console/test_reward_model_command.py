@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,13 +15,19 @@ from console.reward_model import RewardModelView, reward_model_text
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
 from contracts.manifest import OffsetRange as Offsets
 from contracts.signing import signing_key
-from learner.calibration import Calibration, Errors, proportion
+from learner.calibration import Calibration, Errors
+from learner.raters import proportion, strangers
 from learner.reward_card import LessonCounts, RewardModelCard, RewardRecipe, write_card
 from tests.console.story import START
 from tests.signing_keys import new_key
 
 ERRORS = Errors(
-    accuracy=proportion(61, 90), ece=0.031, brier=0.21, raw_ece=0.112, raw_brier=0.24, spread=0.07
+    accuracy=proportion(np.repeat([1.0, 0.0], [61, 29]), strangers(90)),
+    ece=0.031,
+    brier=0.21,
+    raw_ece=0.112,
+    raw_brier=0.24,
+    spread=0.07,
 )
 CARD = RewardModelCard(
     base="sha256:b",

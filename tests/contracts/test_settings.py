@@ -12,6 +12,7 @@ from contracts.errors import SettingsError
 from contracts.settings import (
     SECRETS,
     DisallowedTopic,
+    Learner,
     RewardComponent,
     Segment,
     Settings,
@@ -305,11 +306,16 @@ def test_full_weights_are_for_one_policy_alone() -> None:
 
 def test_a_segments_policy_has_its_own_name_and_plan_and_an_unknown_one_is_refused() -> None:
     plan = Rollout(min_rewards=5)
-    settings = Settings(segments=(Segment(policy="assistant-de", language="de", rollout=plan),))
+    segment = Segment(policy="assistant-de", language="de", rollout=plan)
+    settings = Settings(segments=(segment,), learner=Learner(reward_model="models/general"))
     assert policies_of(settings) == ("assistant", "assistant-de")
     assert settings_for(settings, "assistant") == settings
     german = settings_for(settings, "assistant-de")
     assert (german.policy.name, german.rollout) == ("assistant-de", plan)
+    assert german.learner.reward_model == ""
+    of_its_own = msgspec.structs.replace(segment, reward_model="models/german")
+    own = msgspec.structs.replace(settings, segments=(of_its_own,))
+    assert settings_for(own, "assistant-de").learner.reward_model == "models/german"
     with pytest.raises(SettingsError, match=r"'desk' is not one of assistant, assistant-de"):
         settings_for(settings, "desk")
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import msgspec
 import numpy as np
 import pytest
 
+from contracts.events import Sample
+from contracts.settings import Settings
 from learner import off_policy
+from learner.adapters import load_policy
+from learner.buckets import TokenSequence
+from learner.direct_method import foretell
+from learner.drawing import draw
+from learner.experience import Experience, experience_of
 from learner.off_policy import Floats, Foretold, LoggedAnswers, cross_fitted
+from learner.policy import Policy
+from learner.reward_model import Expected, RewardModel
+from learner.scoring import sequence_of
 
 Model = Literal["none", "right", "biased", "noise", "asked of half"]
 LOGS, COUNT, DRAWS = 100, 400, 4
@@ -81,3 +93,59 @@ def test_a_model_that_knows_something_takes_noise_out_and_one_that_knows_nothing
     assert spread["right"] < 0.85 * spread["none"]
     assert spread["asked of half"] < spread["none"]
     assert spread["noise"] < 1.1 * spread["none"]
+
+
+class LikesLength(RewardModel):
+    """Expects more of longer answers, which is all it knows."""
+
+    def __init__(self) -> None: ...
+
+    def score(self, answers: Sequence[TokenSequence]) -> list[Expected]:
+        """Return a fortieth of each answer's length."""
+        return [Expected(len(one.response_ids) / 40.0, 0.0, 0.0) for one in answers]
+
+
+def _logged(
+    policy: Policy, make_sample: Callable[..., Sample], mosts: Sequence[int | None]
+) -> list[Experience]:
+    """Answers that the policy drew, each with its own bound on the length."""
+    asked = [
+        experience_of(make_sample(n, max_tokens=most, temperature=1.0))
+        for n, most in enumerate(mosts)
+    ]
+    found = []
+    for number, (one, most) in enumerate(zip(asked, mosts, strict=True)):
+        answer = draw(policy, [sequence_of(one)], most or 40, 64, seed=100 + number)[0]
+        found.append(msgspec.structs.replace(one, token_ids=answer))
+    return found
+
+
+def test_the_policy_that_gave_the_answers_draws_no_better_ones(
+    settings: Settings, make_sample: Callable[..., Sample]
+) -> None:
+    """However short a request wanted its answer, and whatever the gateway's own bound is."""
+    policy = load_policy(settings)
+    given = _logged(policy, make_sample, [4 if n % 2 else 40 for n in range(160)])
+    found = foretell(policy, given, settings, LikesLength())
+    assert found.given_n.std() > 0.1
+    for part_n in (found.drawn_n - found.given_n, (found.drawn_n - found.given_n)[1::2]):
+        assert abs(part_n.mean()) < 3.5 * part_n.std() / np.sqrt(len(part_n)) + 1e-9
+
+
+def test_which_questions_are_asked_depends_on_neither_their_place_nor_their_answer(
+    settings: Settings, make_sample: Callable[..., Sample]
+) -> None:
+    policy = load_policy(settings)
+    few = msgspec.structs.replace(settings.learner, drawn_answers=80)
+    mine = msgspec.structs.replace(settings, learner=few)
+    given = _logged(policy, make_sample, [4] * 40 + [None] * 10)
+
+    def asked(answers: Sequence[Experience]) -> set[str]:
+        found = foretell(policy, answers, mine, LikesLength())
+        told = zip(answers, found.given_n, found.drawn_n, strict=True)
+        return {e.decision_id for e, own, drawn in told if own or drawn}
+
+    first = asked(given)
+    assert 15 <= len(first) <= 20
+    assert asked(given[::-1]) == first
+    assert not first & {e.decision_id for e in given[40:]}

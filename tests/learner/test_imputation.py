@@ -106,6 +106,15 @@ def test_no_more_are_imputed_than_a_batch_has_and_those_are_the_newest(
     assert [bool(e.imputed) for e in found] == [False] * 12 + [True] * 8
 
 
+def test_users_who_say_much_leave_the_others_their_place(
+    settings: Settings, model: RewardModel, make_sample: MakeSample
+) -> None:
+    names = [PEOPLE[0]] * 3 + [PEOPLE[1]] * 2 + [PEOPLE[2]] * 20
+    silent = _experiences([_silent(make_sample, n, user_id=u) for n, u in enumerate(names)])
+    found = impute(silent, model, settings)
+    assert [n for n, e in enumerate(found) if e.imputed] == [0, 1, 2, 3, 4, 22, 23, 24]
+
+
 def test_a_score_that_is_no_number_imputes_nothing(
     settings: Settings, model: RewardModel, make_sample: MakeSample
 ) -> None:

@@ -37,7 +37,7 @@ NEAR = 1e-9
 
 def _judged(policy: Policy, make_sample: MakeSample, count: int) -> tuple[Experience, ...]:
     """Answers of six judges with the log-probabilities that the untrained policy gives."""
-    samples = [make_sample(n, user_id=f"judge-{n % 6}") for n in range(count)]
+    samples = [make_sample(n, user_id=f"judge-{n % 6}", max_tokens=12) for n in range(count)]
     drawn = [experience_of(sample, offset=n) for n, sample in enumerate(samples)]
     asked = [TokenSequence(e.prompt_ids, e.token_ids) for e in drawn]
     logged = policy.logprobs(asked, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.topic_log import write
 MakeSample = Callable[..., Sample]
 POLICY = Policy(name="assistant")
 VOCABULARY = 48
+USERS = [u for u in map("user-{}".format, range(40)) if not is_judge("assistant", u, 0.2)][:8]
 
 
 def _preference(sample: Sample, wanted: str = "w1 w2") -> Preference:
@@ -61,7 +63,7 @@ def _read(tiny_model: Path, events: list[Event], limit: int = 1000) -> Read:
 
 
 def _others(make_sample: MakeSample, count: int = 80) -> list[Event]:
-    return [make_sample(1000 + n) for n in range(count)]
+    return [make_sample(1000 + n, user_id=USERS[n % len(USERS)]) for n in range(count)]
 
 
 def test_samples_are_rewarded_answers_and_preferences_are_pairs(
@@ -118,6 +120,33 @@ def test_the_newest_lessons_are_taken_and_too_few_are_refused(
     assert (len(found.lessons), found.first_offset, found.next_offset) == (70, 130, 200)
     with pytest.raises(UnavailableError, match="59 rewarded answers and pairs"):
         _read(tiny_model, _others(make_sample, 59))
+    of_four: list[Event] = [make_sample(n, user_id=USERS[n % 4]) for n in range(80)]
+    with pytest.raises(UnavailableError, match=r"by 4 users; at least 60 by 5 users"):
+        _read(tiny_model, of_four)
+
+
+def test_whoever_says_much_does_not_push_out_the_others(
+    tiny_model: Path, make_sample: MakeSample
+) -> None:
+    flood: list[Event] = [make_sample(5000 + n, user_id=USERS[0]) for n in range(600)]
+    found = _read(tiny_model, [*_others(make_sample, 100), *flood], limit=120)
+    assert len(found.lessons) == 120
+    assert Counter(lesson.user for lesson in found.lessons)[USERS[0]] == 120 - 87
+    assert found.next_offset == 700
+
+
+def test_a_reward_that_nobody_gave_teaches_nothing_and_takes_the_place_of_what_was_said(
+    tiny_model: Path, make_sample: MakeSample
+) -> None:
+    rated = make_sample(1)
+    silent: list[Event] = [
+        make_sample(2000 + n, status="default", user_id=USERS[0]) for n in range(50)
+    ]
+    taken_back = msgspec.structs.replace(rated, id="back", revision=1, status="default")
+    events = [rated, _preference(rated), *_others(make_sample), *silent, taken_back]
+    found = _read(tiny_model, events)
+    assert len(found.lessons) == 80
+    assert found.first_offset == 2
 
 
 def test_the_command_trains_on_the_topic_and_leaves_a_signed_version(
@@ -128,7 +157,7 @@ def test_the_command_trains_on_the_topic_and_leaves_a_signed_version(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write(kafka, *(encode(SAMPLES, make_sample(n), source="test") for n in range(90)))
+    write(kafka, *(encode(SAMPLES, one, source="test") for one in _others(make_sample, 90)))
     mine = msgspec.structs.replace(settings, kafka=kafka)
     for name, value in to_environment(mine).items():
         monkeypatch.setenv(name, value)

@@ -144,6 +144,16 @@ def test_a_loaded_model_says_what_it_said_when_it_was_made(
     assert loaded.version == written.name
 
 
+def test_the_errors_told_are_those_of_what_the_model_says(
+    written: Path, settings: Settings, fitted: tuple[Policy, Fitted]
+) -> None:
+    told = [one for one in sliced(_lessons(240), RECIPE).told if isinstance(one, Rated)]
+    said = load_reward_model(settings, written).score([one.answer for one in told])
+    errors_n = [(e.mean - one.reward) ** 2 / 4.0 for e, one in zip(said, told, strict=True)]
+    assert fitted[1].on_rewards is not None
+    assert fitted[1].on_rewards.brier == pytest.approx(float(np.mean(errors_n)), abs=1e-5)
+
+
 def _parts(fitted: tuple[Policy, Fitted]) -> tuple[Policy, RewardHeads]:
     return fitted[0], fitted[1].heads
 
@@ -189,6 +199,12 @@ def test_a_model_that_nobody_trusted_signed_or_of_another_base_is_not_loaded(
     (other / "generation_config.json").write_text("{}")
     policy = msgspec.structs.replace(settings.policy, model=str(other))
     with pytest.raises(SettingsError, match="belongs to base"):
+        load_reward_model(msgspec.structs.replace(settings, policy=policy), written)
+
+
+def test_a_model_of_another_policy_is_refused(written: Path, settings: Settings) -> None:
+    policy = msgspec.structs.replace(settings.policy, name="german")
+    with pytest.raises(SettingsError, match=r"belongs to policy 'assistant'.*segment's"):
         load_reward_model(msgspec.structs.replace(settings, policy=policy), written)
 
 
@@ -260,8 +276,11 @@ def test_a_slice_without_one_kind_has_no_errors_of_it(tiny_model: Path) -> None:
 def test_long_answers_keep_their_beginning_and_long_prompts_their_end() -> None:
     long = TokenSequence(tuple(range(100)), tuple(range(200, 300)))
     assert cut(long, 32) == TokenSequence(tuple(range(84, 100)), tuple(range(200, 216)))
-    short = TokenSequence((1, 2), (3,))
-    assert cut(short, 32) == short
+    for whole in (TokenSequence((1, 2), (3,)), TokenSequence((1, 2), tuple(range(200, 230)))):
+        assert cut(whole, 32) == whole
+    most = cut(TokenSequence((1, 2), tuple(range(200, 300))), 32)
+    assert most == TokenSequence((1, 2), tuple(range(200, 230)))
+    assert cut(TokenSequence((), (5,) * 40), 32) == TokenSequence((), (5,) * 32)
 
 
 def test_half_of_a_deep_base_is_used_and_all_of_a_shallow_one() -> None:

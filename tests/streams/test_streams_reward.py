@@ -154,6 +154,14 @@ def test_a_decision_without_a_reward_has_a_sample_only_where_that_is_wanted_and_
     assert (default.status, default.reward) == ("default", 0.25)
 
 
+def test_a_sample_says_how_its_answer_was_drawn(decision: Any, feedback: Any) -> None:
+    made = decision(sampling=Sampling(temperature=0.5, max_tokens=8))
+    rating = feedback(made)
+    sample = sample_of(evidence_on(made, rating), rewarded(made, rating))
+    assert sample is not None
+    assert (sample.temperature, sample.max_tokens) == (0.5, 8)
+
+
 def test_where_the_guard_spoke_in_the_policys_place_nothing_is_sent_without_a_reward(
     decision: Any,
 ) -> None:
