@@ -24,7 +24,7 @@ from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
 
 CLIENT_ID = "headrace-explain"
-LEDGER = "ledger.jsonl"
+LEDGER, PAYMENTS = "ledger.jsonl", "payments.jsonl"
 ALL_TOPICS = (DECISIONS, FEEDBACK, REWARDS, SAMPLES, AUDIT)
 
 
@@ -37,7 +37,7 @@ class Version(Struct, frozen=True, kw_only=True):
 
 
 class Learned(Struct, frozen=True, kw_only=True):
-    """What a later version did with the decision's sample, a line of that version's ledger."""
+    """What a later version did with the decision's sample, a line of its ledger or payments."""
 
     version: str
     sequence: int
@@ -58,13 +58,14 @@ class SpanLine(Struct, frozen=True, kw_only=True):
 
 class Evidence(Struct, frozen=True, kw_only=True):
     """``about`` maps a decision or a version to the events on it, by time; ``offsets`` a sample to
-    its offset; ``learned`` a sample to what became of it; ``spans`` a trace id to its spans, by
-    start."""
+    its offset; ``learned`` a sample to what became of it, ``paid`` to what was taught of it later;
+    ``spans`` a trace id to its spans, by start."""
 
     versions: Mapping[str, Version]
     about: Mapping[str, Sequence[Event]]
     offsets: Mapping[str, int]
     learned: Mapping[str, Sequence[Learned]]
+    paid: Mapping[str, Sequence[Learned]]
     spans: Mapping[str, Sequence[SpanLine]]
 
 
@@ -74,14 +75,21 @@ def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
     versions = manifests(directories)
     events = [event for _, event in _records(kafka, ALL_TOPICS, (decision_id,))]
     samples = {event.id for event in events if isinstance(event, Sample)}
-    learned = _learned(kafka, directories, versions, samples) if samples else {}
-    learners = {entry.version for entries in learned.values() for entry in entries}
+    learned, paid = _learned(kafka, directories, versions, samples) if samples else ({}, {})
+    both = (*learned.values(), *paid.values())
+    learners = {entry.version for entries in both for entry in entries}
     if learners:
         events += [event for _, event in _records(kafka, (AUDIT,), learners)]
     traces = {event.trace_id for event in events if isinstance(event, Decision) and event.trace_id}
     spans = _spans(settings.state_dir / "spans", traces) if traces else {}
-    about = _about(events)
-    return Evidence(versions=versions, about=about, offsets={}, learned=learned, spans=spans)
+    return Evidence(
+        versions=versions,
+        about=_about(events),
+        offsets={},
+        learned=learned,
+        paid=paid,
+        spans=spans,
+    )
 
 
 def all_evidence(kafka: Kafka, settings: Settings) -> Evidence:
@@ -93,11 +101,13 @@ def all_evidence(kafka: Kafka, settings: Settings) -> Evidence:
     for offset, event in records:
         if isinstance(event, Sample):
             offsets.setdefault(event.id, offset)
+    learned, paid = _learned(kafka, directories, versions)
     return Evidence(
         versions=versions,
         about=_about(event for _, event in records),
         offsets=offsets,
-        learned=_learned(kafka, directories, versions),
+        learned=learned,
+        paid=paid,
         spans=_spans(settings.state_dir / "spans"),
     )
 
@@ -109,7 +119,15 @@ def version_directories(versions: Path) -> dict[str, Path]:
 
 def ledger_lines(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a version's ledger: one per sample read since its parent."""
-    path = directory / LEDGER
+    return _lines(directory / LEDGER)
+
+
+def payment_lines(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield what a version taught of earlier samples, whose reward changed; `learner.ledger`."""
+    return _lines(directory / PAYMENTS)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open(encoding="utf-8") as lines:
             yield from (json.loads(line) for line in lines if line.strip())
@@ -173,24 +191,25 @@ def _learned(
     directories: Mapping[str, Path],
     versions: Mapping[str, Version],
     samples: Collection[str] | None = None,
-) -> dict[str, list[Learned]]:
-    """Return what versions did with these samples, or with all."""
+) -> tuple[dict[str, list[Learned]], dict[str, list[Learned]]]:
+    """Return what versions did with these samples, or with all, when they read them and later."""
     phases = {row.version: row.phase for row in read_versions(kafka)}
-    found: dict[str, list[Learned]] = defaultdict(list)
+    both: tuple[dict[str, list[Learned]], dict[str, list[Learned]]] = ({}, {})
     for version, directory in directories.items():
         manifest = versions[version].manifest
-        for line in ledger_lines(directory):
-            sample = str(line.get("sample_id"))
-            if samples is None or sample in samples:
-                found[sample].append(
-                    Learned(
-                        version=version,
-                        sequence=manifest.sequence if manifest else 0,
-                        phase=phases.get(version, "not announced"),
-                        outcome=line,
+        for found, lines in zip(both, (ledger_lines, payment_lines), strict=True):
+            for line in lines(directory):
+                sample = str(line.get("sample_id"))
+                if samples is None or sample in samples:
+                    found.setdefault(sample, []).append(
+                        Learned(
+                            version=version,
+                            sequence=manifest.sequence if manifest else 0,
+                            phase=phases.get(version, "not announced"),
+                            outcome=line,
+                        )
                     )
-                )
-    return dict(found)
+    return both
 
 
 def _spans(directory: Path, traces: Collection[str] | None = None) -> dict[str, list[SpanLine]]:

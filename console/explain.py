@@ -38,6 +38,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     rewards: tuple[Reward, ...]
     samples: tuple[Sample, ...]
     learned: tuple[Learned, ...]
+    paid: tuple[Learned, ...]
     audit: tuple[AuditRecord, ...]
     spans: tuple[SpanLine, ...]
 
@@ -57,7 +58,10 @@ def explanation(evidence: Evidence, decision_id: str) -> Explanation:
             "header X-Headrace-Decision-Id hold the id"
         )
     samples = tuple(_of(about, Sample))
-    learned = tuple(entry for sample in samples for entry in evidence.learned.get(sample.id, ()))
+    learned, paid = (
+        tuple(entry for sample in samples for entry in found.get(sample.id, ()))
+        for found in (evidence.learned, evidence.paid)
+    )
     return Explanation(
         decision=decision,
         action_probability=math.exp(sum(decision.logprobs)) if decision.logprobs else None,
@@ -68,7 +72,8 @@ def explanation(evidence: Evidence, decision_id: str) -> Explanation:
         rewards=tuple(_of(about, Reward)),
         samples=samples,
         learned=learned,
-        audit=_audit(evidence, decision_id, {entry.version for entry in learned}),
+        paid=tuple(sorted(paid, key=lambda entry: entry.sequence)),
+        audit=_audit(evidence, decision_id, {entry.version for entry in (*learned, *paid)}),
         spans=tuple(evidence.spans.get(decision.trace_id or "", ())),
     )
 

@@ -140,6 +140,11 @@ def _learning(found: Explanation) -> Iterator[str]:
         outcome = ", ".join(f"{k} {v}" for k, v in entry.outcome.items() if "id" not in k)
         version = f"version {entry.version[:12]} (number {entry.sequence}, {entry.phase})"
         yield f"  read for {version}: {outcome}"
+    for entry in found.paid:
+        line = entry.outcome
+        rest = ", back where it was: the rest let go" if line.get("undone") else ""
+        version = f"version {entry.version[:12]} (number {entry.sequence}, {entry.phase})"
+        yield f"  put right in {version}: coefficient {line.get('coefficient', 0.0):+.4f}{rest}"
     if found.samples and not found.learned:
         yield "  no version was made from it yet"
 

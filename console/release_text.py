@@ -20,6 +20,10 @@ _LEDGER_HEAD = (
     *("offset", "sample", "decision", "user", "action", "outcome"),
     *("reward", "coefficient", "correction", "user mean"),
 )
+_PAID = ("offset", "sample_id", "decision_id", "user_id", "action")
+_PAID_HEAD = ("offset", "sample", "decision", "user", "action", "coefficient", "the rest")
+PUT_RIGHT = "decisions that had taught, whose reward changed or was taken back"
+
 _SAYS_NOTHING = frozenset({NO_REWARD, PRICED, WITHDRAWN})
 """Outcomes of samples whose reward stands for none."""
 
@@ -32,7 +36,7 @@ def view_text(view: ReleaseView) -> str:
     if view.manifest is not None:
         parts[0] += f" (number {view.manifest.sequence} of {view.manifest.policy})"
         parts.append(table(("what", "value"), _facts(view, view.manifest)))
-        parts.append(_counts(view.outcomes, view.corrections))
+        parts.append(_counts(view))
         parts.append(_actions(view.actions))
         parts.append("learned with\n" + "\n".join(_config(view.manifest.config)))
     if view.files:
@@ -42,7 +46,17 @@ def view_text(view: ReleaseView) -> str:
     parts.append(report_text(view.gate) if view.gate else "it did not come before the gate yet")
     if view.ledger:
         parts.append(table(_LEDGER_HEAD, [_line(line) for line in view.ledger]))
+    if view.payments:
+        parts.append("put right: " + PUT_RIGHT)
+        parts.append(table(_PAID_HEAD, [_payment(line) for line in view.payments]))
     return "\n\n".join(parts)
+
+
+def _payment(line: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the cells of an earlier sample whose reward changed after it had taught."""
+    ids = [line.get(name) or None for name in _PAID]
+    rest = "let go: back where it was" if line.get("undone") else None
+    return (*ids, f"{line.get('coefficient', 0.0):+.4f}", rest)
 
 
 def _line(line: Mapping[str, Any]) -> tuple[object, ...]:
@@ -77,11 +91,14 @@ def _facts(view: ReleaseView, manifest: Manifest) -> list[tuple[str, object]]:
     ]
 
 
-def _counts(outcomes: dict[str, int], corrections: dict[str, int]) -> str:
-    """Return how many samples taught it, why the others did not, and what corrections did."""
+def _counts(view: ReleaseView) -> str:
+    """Return how many samples taught it, why the others did not, what corrections did, and how
+    many earlier ones were put right."""
+    outcomes, corrections = view.outcomes, view.corrections
     rest = {name: count for name, count in outcomes.items() if name != "used"}
     rows = [("used", outcomes.get("used", 0)), *rest.items()]
     told = [(name, corrections[by]) for by, name in _CORRECTIONS.items() if by in corrections]
+    told += [("earlier ones put right", view.put_right)] if view.put_right else []
     return table(("samples", "count"), [*rows, ("read in all", sum(outcomes.values())), *told])
 
 
@@ -93,7 +110,7 @@ def _actions(rows: Sequence[ActionRow]) -> str:
             row.samples,
             None if row.reward_mean is None else f"{row.reward_mean:+.3f}",
             row.decisions,
-            f"{row.violation_rate:.1%}",
+            None if row.violation_rate is None else f"{row.violation_rate:.1%}",
             f"{row.taught:+.3f}",
         )
         for row in rows[:MOST_ACTIONS]

@@ -6,14 +6,14 @@ It needs no broker: all of it lies below the state directory.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from console.evidence import ledger_lines, version_directories
+from console.evidence import ledger_lines, payment_lines, version_directories
 from contracts.errors import ManifestError, SettingsError, UnavailableError
 from contracts.events import BASE_VERSION
 from contracts.evidence import GateReport, read_report, reports_of
@@ -41,15 +41,15 @@ class ActionRow(Struct, frozen=True, kw_only=True):
 
     ``reward_mean`` is over ``samples`` with an observed reward, None where there are none.
     ``violation_rate`` is over all ``decisions``, each once: what the monitor saw does not depend on
-    whether somebody rated it. ``taught`` is the sum of coefficients in the loss: above 0 the action
-    was encouraged.
+    whether somebody rated it. ``taught`` is the sum of coefficients in the loss, of earlier samples
+    that were put right, too: above 0 the action was encouraged. What is repeated is not in it.
     """
 
     action: str
     samples: int
     reward_mean: float | None
     decisions: int
-    violation_rate: float
+    violation_rate: float | None
     taught: float
 
 
@@ -60,7 +60,8 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     loaded, "" when it would. ``state_kept``: `headrace replay` can start from it. ``outcomes``
     counts the ledger: samples ``used``, and the others by why they taught nothing; ``actions`` is
     the same ledger by action, the most frequent first, ``corrections`` counts whose corrections
-    were imitated. ``ledger`` is empty unless it is asked for.
+    were imitated. ``put_right`` counts the payments (`learner.ledger.Payment`). ``ledger`` and
+    ``payments`` are empty unless they are asked for.
     """
 
     version: str
@@ -74,6 +75,8 @@ class ReleaseView(Struct, frozen=True, kw_only=True):
     actions: tuple[ActionRow, ...] = ()
     corrections: dict[str, int] = {}
     ledger: tuple[dict[str, Any], ...] = ()
+    put_right: int = 0
+    payments: tuple[dict[str, Any], ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -105,7 +108,7 @@ def release_view(settings: Settings, beginning: str, *, samples: bool = False) -
             outcomes={},
             gate=gate,
         )
-    ledger = _ledger(directory)
+    ledger, paid = _held(ledger_lines, directory), _held(payment_lines, directory)
     return ReleaseView(
         version=version,
         directory=str(directory),
@@ -115,9 +118,11 @@ def release_view(settings: Settings, beginning: str, *, samples: bool = False) -
         state_kept=(settings.state_dir / STATES / directory.parent.name / version).is_dir(),
         outcomes=dict(Counter(str(line.get("outcome")) for line in ledger).most_common()),
         gate=gate,
-        actions=_actions(ledger),
+        actions=_actions(ledger, paid),
         corrections=dict(Counter(str(by) for line in ledger if (by := line.get("correction")))),
         ledger=ledger if samples else (),
+        put_right=len(paid),
+        payments=paid if samples else (),
     )
 
 
@@ -147,24 +152,31 @@ def _manifest(directory: Path) -> Manifest | None:
         return None
 
 
-def _ledger(directory: Path) -> tuple[dict[str, Any], ...]:
-    """Return its lines; none when it is torn, which its hash then shows."""
+def _held(
+    lines: Callable[[Path], Iterator[dict[str, Any]]], directory: Path
+) -> tuple[dict[str, Any], ...]:
+    """Return the lines; none when the file is torn, which its hash then shows."""
     try:
-        return tuple(ledger_lines(directory))
+        return tuple(lines(directory))
     except ValueError:
         return ()
 
 
-def _actions(ledger: Sequence[Mapping[str, Any]]) -> tuple[ActionRow, ...]:
+def _actions(
+    ledger: Sequence[Mapping[str, Any]], payments: Sequence[Mapping[str, Any]]
+) -> tuple[ActionRow, ...]:
     """Return the rows of actions; a mean over all would hide what one of them came to."""
     by_action: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    taught: dict[str, float] = defaultdict(float)
+    for line in (*ledger, *payments):
+        taught[str(line.get("action") or "-")] += float(line.get("coefficient", 0.0))
     for line in ledger:
         by_action[str(line.get("action") or "-")].append(line)
-    rows = [_action(action, lines) for action, lines in by_action.items()]
+    rows = [_action(action, by_action.get(action, ()), taught[action]) for action in taught]
     return tuple(sorted(rows, key=lambda row: (-row.decisions, row.action)))
 
 
-def _action(action: str, lines: Sequence[Mapping[str, Any]]) -> ActionRow:
+def _action(action: str, lines: Sequence[Mapping[str, Any]], taught: float) -> ActionRow:
     rewards = [
         float(line.get("reward", 0.0))
         for line in lines
@@ -177,8 +189,8 @@ def _action(action: str, lines: Sequence[Mapping[str, Any]]) -> ActionRow:
         samples=len(rewards),
         reward_mean=fmean(rewards) if rewards else None,
         decisions=len(broken),
-        violation_rate=fmean(broken.values()),
-        taught=sum(float(line.get("coefficient", 0.0)) for line in lines),
+        violation_rate=fmean(broken.values()) if broken else None,
+        taught=taught,
     )
 
 

@@ -28,7 +28,9 @@ from learner.ledger import (
     USED,
     WITHDRAWN,
     Outcome,
+    Payment,
     outcome_of,
+    payments,
 )
 from learner.losses import push
 from learner.micro_batch import MicroBatch, Replay, compose, remember, without
@@ -62,7 +64,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``next_offset`` is the first offset of `samples` not yet learned from. ``ledger`` lists the
     outcome of every sample since version ``parent``, whose range began at ``first_offset``; those
     of silent ones that taught nothing only from the first rating on, which came at ``ledger_from``
-    or later. ``stepped_batches`` are those that moved the weights.
+    or later, and ``payments`` what was taught since then of decisions that had taught before.
+    ``stepped_batches`` are those that moved the weights.
     ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
     was seen serving. ``evaluation`` holds the
     newest answers that judges rated, oldest first, and ``judged`` counts all of them,
@@ -95,6 +98,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     users: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
     ledger: tuple[Outcome, ...] = ()
+    payments: tuple[Payment, ...] = ()
     replay: Replay = Replay()
     spread: Spread = Spread()
     multiplier: float | None = None
@@ -283,7 +287,9 @@ def _learned(
     known = settle(progress.taught, result.undone)
     memory = remember_lessons(known, result.lessons, config.revision_memory)
     given_up = {e.decision_id for e in batch.revised if e.sample_id not in learned}
-    tried = frozenset(debt.experience.decision_id for debt in batch.owed)
+    owed = [debt.experience for debt in batch.owed]
+    paid = {one.decision_id: one.coefficient for one in result.lessons if one.correction}
+    tried = frozenset(e.decision_id for e in owed)
     changed = [e for e in progress.owed if stats.skipped or e.decision_id not in given_up]
     # What is paid slowly, or not at all, must not block the others.
     changed.sort(key=lambda e: e.decision_id in tried)
@@ -297,6 +303,7 @@ def _learned(
         taught=memory,
         forgotten_before=max(progress.forgotten_before, forgotten(known, memory)),
         owed=tuple(debt.experience for debt in debts(memory, changed)),
+        payments=(*progress.payments, *payments(owed, paid, result.undone, result.outcomes)),
         replay=replay if stats.skipped else remember(replay, new, learned, config, told),
         oldest_feedback_time=min(heard, default=None),
         users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
@@ -351,6 +358,7 @@ def released(progress: Progress, version: str) -> Progress:
         parent=version,
         versions={**progress.versions, version: progress.sequence},
         ledger=(),
+        payments=(),
         users=(),
         oldest_feedback_time=None,
     )

@@ -34,6 +34,7 @@ from learner.progress import Progress
 from learner.telemetry import release_figures
 
 LEDGER = "ledger.jsonl"
+PAYMENTS = "payments.jsonl"
 LEDGER_FROM = "ledger_from"
 """In ``config`` of the first version's manifest, where somebody was silent before anybody rated."""
 
@@ -76,8 +77,9 @@ def publish(
     """Write the next version, signed; an equal one that is already there is kept, a torn one is
     written again.
 
-    The ledger lists every sample read since the parent, used or dropped and why, and ``evidence``
-    lies beside it; see `learner.evaluation`. ``state`` is the hash of the state it is published
+    The ledger lists every sample read since the parent, used or dropped and why, the payments what
+    was taught of earlier ones whose reward changed, and ``evidence`` lies beside them; see
+    `learner.evaluation`. ``state`` is the hash of the state it is published
     with, see `learner.version_state`, ``practice_rules`` that of the guard's rules which rewarded
     practice, if any was. Raises ManifestError when what lies there is not what
     was written. Crash points: ``inside-version``, ``renamed-version``.
@@ -94,8 +96,8 @@ def publish(
 
     def fill(directory: Path) -> None:
         save_adapter(policy, directory)
-        lines = b"".join(to_json(outcome) + b"\n" for outcome in progress.ledger)
-        (directory / LEDGER).write_bytes(lines)
+        for name, lines in ((LEDGER, progress.ledger), (PAYMENTS, progress.payments)):
+            (directory / name).write_bytes(b"".join(to_json(line) + b"\n" for line in lines))
         write_evidence(directory, evidence)
 
     clear_partial(root)

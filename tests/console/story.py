@@ -53,11 +53,18 @@ class Story(msgspec.Struct, frozen=True):
 
 
 def write_version(
-    versions: Path, sequence: int, parent: str, ledger: Sequence[Mapping[str, object]]
+    versions: Path,
+    sequence: int,
+    parent: str,
+    ledger: Sequence[Mapping[str, object]],
+    payments: Sequence[Mapping[str, object]] = (),
 ) -> str:
     partial = versions / "assistant" / f"partial-{sequence}"
     partial.mkdir(parents=True)
-    (partial / "ledger.jsonl").write_bytes(b"".join(to_json(line) + b"\n" for line in ledger))
+    for name, lines in (("ledger", ledger), ("payments", payments)):
+        if lines or name == "ledger":
+            raw = b"".join(to_json(line) + b"\n" for line in lines)
+            (partial / f"{name}.jsonl").write_bytes(raw)
     manifest = Manifest(
         policy="assistant",
         sequence=sequence,

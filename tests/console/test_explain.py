@@ -19,7 +19,7 @@ from contracts.events import (
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
 from contracts.topics import FEEDBACK
-from tests.console.story import Story, produce, tell
+from tests.console.story import Story, produce, tell, write_version
 
 
 def test_the_chain_goes_from_the_features_to_the_version_that_learned(
@@ -54,6 +54,23 @@ def test_what_users_wrote_cannot_steer_the_terminal(
     text = explanation_text(replace(found, decision=decision))
     assert all(line.isprintable() for line in text.split("\n"))
     assert text.count("it up") == 4
+
+
+def test_what_a_later_version_put_right_is_told(
+    kafka: Kafka, state_dir: Path, story: Story
+) -> None:
+    settings = Settings(state_dir=state_dir)
+    sample = explain_decision(kafka, settings, story.decision.id).samples[0]
+    line = {"sample_id": sample.id, "decision_id": story.decision.id, "offset": 0}
+    lines = [{**line, "coefficient": -0.25}, {**line, "coefficient": 0.0, "undone": True}]
+    later = write_version(state_dir / "versions", 3, story.version, [], lines)
+    found = explain_decision(kafka, settings, story.decision.id)
+    assert len(found.learned) == 1
+    assert [(one.version, one.sequence) for one in found.paid] == [(later, 3)] * 2
+    text = explanation_text(found)
+    beginning = f"put right in version {later[:12]} (number 3, not announced): coefficient "
+    assert f"{beginning}-0.2500\n" in text
+    assert f"{beginning}+0.0000, back where it was: the rest let go" in text
 
 
 def test_the_text_names_every_link(kafka: Kafka, state_dir: Path, story: Story) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,11 @@ def version(state_dir: Path) -> str:
     return _signed(state_dir, LEDGER)
 
 
-def _signed(state_dir: Path, ledger: list[dict[str, Any]]) -> str:
+def _signed(
+    state_dir: Path, ledger: list[dict[str, Any]], payments: Sequence[dict[str, Any]] = ()
+) -> str:
     key = signing_key(new_key(state_dir))
-    made = write_version(state_dir / "versions", 4, "base", ledger)
+    made = write_version(state_dir / "versions", 4, "base", ledger, payments)
     directory = state_dir / "versions" / "assistant" / made
     _, manifest = read_manifest(directory)
     again = msgspec.structs.replace(manifest, users=3, oldest_feedback_time=START)
@@ -113,6 +116,31 @@ def test_rewards_violations_and_what_was_taught_are_told_action_by_action(
 
     words = [row.split() for row in _run(state_dir, "show", version).output.splitlines()]
     assert ["search", "3", "+0.300", "3", "33.3%", "+0.100"] in words
+
+
+def test_what_was_put_right_of_earlier_samples_is_told(state_dir: Path) -> None:
+    paid: list[dict[str, Any]] = [
+        {"sample_id": "s-90", "decision_id": "d-90", "offset": 3, "user_id": "u-1"}
+        | {"action": "search", "coefficient": -0.4},
+        {"sample_id": "s-91", "decision_id": "d-91", "offset": 4, "user_id": "u-2"}
+        | {"action": "pay", "coefficient": 0.0, "undone": True},
+    ]
+    version = _signed(state_dir, LEDGER, paid)
+    code, view = _view(state_dir, version)
+    assert (code, view["put_right"], view["payments"]) == (0, 2, [])
+    taught = {row["action"]: (row["taught"], row["decisions"]) for row in view["actions"]}
+    assert taught["search"] == (pytest.approx(0.1 - 0.4), 3)
+    assert taught["pay"] == (0.0, 0)
+    assert _view(state_dir, version, "--samples")[1]["payments"] == paid
+
+    words = [
+        row.split() for row in _run(state_dir, "show", version, "--samples").output.split("\n")
+    ]
+    assert ["earlier", "ones", "put", "right", "2"] in words
+    assert ["3", "s-90", "d-90", "u-1", "search", "-0.4000", "-"] in words
+    undone = ["4", "s-91", "d-91", "u-2", "pay", "+0.0000", "let", "go:", "back"]
+    assert undone in [row[:9] for row in words]
+    assert ["pay", "0", "-", "0", "-", "+0.000"] in words
 
 
 def test_violations_that_nobody_rated_are_counted_and_what_they_taught(state_dir: Path) -> None:

@@ -70,6 +70,7 @@ def whole(state_dir: Path, new_id: NewId) -> Evidence:
         about={told.decision.id: about},
         offsets={sample.id: 63},
         learned={sample.id: [learned]},
+        paid={},
         spans={"ab" * 16: spans},
     )
 
@@ -128,7 +129,7 @@ def test_a_sample_that_no_version_has_come_to_yet_lacks_nothing(whole: Evidence)
 
 
 def test_an_empty_log_is_not_called_traceable() -> None:
-    nothing = Evidence(versions={}, about={}, offsets={}, learned={}, spans={})
+    nothing = Evidence(versions={}, about={}, offsets={}, learned={}, paid={}, spans={})
     assert not is_traceable(traceability(nothing))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from msgspec.structs import replace
 from contracts.settings import Settings
 from learner.buckets import TokenSequence
 from learner.experience import Experience
-from learner.ledger import WITHDRAWN
-from learner.progress import Beside, advance
+from learner.ledger import REVISED, WITHDRAWN, Payment
+from learner.progress import Beside, advance, released
 from learner.train_state import TrainState
 from tests.learner.lessons import (
     ANSWER,
@@ -162,3 +163,43 @@ def test_a_retraction_that_cannot_be_scored_stays_owed_and_holds_up_no_others(
     left = [progress.taught[e.decision_id].owed for e in first]
     assert left[6:] == pytest.approx([0.0, 0.0], abs=1e-8)
     assert {e.decision_id for e in progress.owed} == {e.decision_id for e in first[:6]}
+
+
+def test_the_ledgers_of_all_versions_add_up_to_what_was_taught_of_each_decision(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """Eight change their mind at once, of whom a batch pays two, and two of them take it back."""
+    settings = replace(settings, learner=replace(settings.learner, replay_share=0.0))
+    state, progress = started(settings)
+    first = [
+        rated(make_sample, n, user_id=f"user-{n}", decision_id=f"d{n}", reward=1.0)
+        for n in range(8)
+    ]
+    changed = [
+        replace(e, sample_id=f"again-{e.sample_id}", reward=-1.0, offset=e.offset + 100)
+        for e in first
+    ]
+    back = [taken_back(replace(e, offset=e.offset + 300)) for e in changed[:2]]
+    told: dict[str, float] = defaultdict(float)
+    put_right: list[Payment] = []
+    batches = [first, changed, *(others(make_sample, n) for n in range(5, 30))]
+    for number, fresh in enumerate(batches):
+        beside = Beside(superseded=back if number == 8 else [])
+        progress = advance(state, progress, fresh, settings, beside)
+        if number == 1:
+            revised = [one for one in progress.ledger if one.outcome == REVISED]
+            assert len(revised) == 8
+            assert sum(one.coefficient != 0.0 for one in revised) == 2
+        if number % 3 == 2 or number == len(batches) - 1:
+            for line in progress.ledger:
+                told[line.decision_id] += line.coefficient
+            for paid in progress.payments:
+                told[paid.decision_id] += paid.coefficient
+            put_right += progress.payments
+            progress = released(progress, f"v{number}")
+            assert not progress.payments
+    assert progress.owed == ()
+    for e in first:
+        taught = progress.taught[e.decision_id]
+        assert told[e.decision_id] == pytest.approx(taught.coefficient, abs=1e-6)
+    assert {one.sample_id for one in put_right} >= {e.sample_id for e, _ in back}
