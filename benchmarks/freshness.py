@@ -50,6 +50,8 @@ DRIFTING = {"replay_share": 0.0, "kl_weight": 0.1, "learning_rate": 3e-3}
 class StackRun(Struct, frozen=True, kw_only=True):
     """One demo: seconds from feedback to the first answer, and what was served.
 
+    ``samples_served`` of the ``samples_learned`` were in weights that answered before the end; the
+    others count as later than any, and a quantile among them is None.
     ``rate`` is in questions a second; a decision's signals are waited for ``window_seconds``.
     """
 
@@ -61,6 +63,8 @@ class StackRun(Struct, frozen=True, kw_only=True):
     interactions: int
     failed_requests: int
     versions_served: int
+    samples_learned: int | None = None
+    samples_served: int | None = None
 
 
 class DriftRun(Struct, frozen=True, kw_only=True):
@@ -100,6 +104,8 @@ def stack_run(publish_every: int, options: argparse.Namespace) -> StackRun:
         interactions=report["interactions"],
         failed_requests=report["failed_requests"],
         versions_served=report["versions_served"],
+        samples_learned=fresh["count"],
+        samples_served=fresh["finite"],
     )
 
 
@@ -152,17 +158,25 @@ def drift_run(base: Path, sync_every: int, seed: int) -> DriftRun:
 
 def stack_table(runs: Sequence[StackRun]) -> str:
     """Return the demo's runs as a Markdown table."""
-    lines = [
-        "| a release every | window s | p50 s | p95 s | versions served | interactions | failed |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heading = (
+        *("a release every", "window s", "p50 s", "p95 s", "samples served, of learned"),
+        *("versions served", "interactions", "failed"),
+    )
+    lines = [f"| {' | '.join(heading)} |", f"{'|---' * len(heading)}|"]
     for run in runs:
         ages = " | ".join("-" if age is None else f"{age:.0f}" for age in (run.p50, run.p95))
         lines.append(
             f"| {run.publish_every * BATCH_SAMPLES} samples | {run.window_seconds:g} | {ages} "
-            f"| {run.versions_served} | {run.interactions} | {run.failed_requests} |"
+            f"| {_served(run)} | {run.versions_served} | {run.interactions} "
+            f"| {run.failed_requests} |"
         )
     return "\n".join(lines)
+
+
+def _served(run: StackRun) -> str:
+    if run.samples_served is None:
+        return "-"
+    return f"{run.samples_served} of {run.samples_learned}"
 
 
 def drift_table(runs: Sequence[DriftRun]) -> str:

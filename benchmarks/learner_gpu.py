@@ -4,8 +4,12 @@
 numbers only shows that the program runs. A Llama of 0.6 billion random weights (28 blocks of width
 1024, 16 heads of 128 dimensions on 8 key heads, a vocabulary of 151,936) learns with adapters of
 rank 16 from answers of the length asked for, half of it a prompt. A step is a forward and a
-backward pass and the optimizer's step, bfloat16. prime-rl publishes 13,342 tokens/s and 5.1 GiB for
-such a model at 16k tokens on one H100. It writes ``benchmarks/results/learner_gpu.json``.
+backward pass and the optimizer's step, bfloat16; TRL has as many tokens in a pass as we have. It
+writes ``benchmarks/results/learner_gpu.json``.
+
+prime-rl publishes 13,342 tokens/s and 5.1 GiB for such a model on one H100, with sequences of
+16,384 tokens and activations computed again: the row of 2x16384 with these is to be held beside it.
+The operations of attention grow with the length: 16 answers of 1,024 have a sixteenth of them.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from benchmarks.loop import RESULTS, commit, machine
 
 FILE = RESULTS / "learner_gpu.json"
 RANK: Literal[16] = 16
+BATCHES = [(2, 16_384), (2, 8192), (16, 1024)]
 SHAPE = {
     "vocab_size": 151_936,
     "hidden_size": 1024,
@@ -107,9 +112,11 @@ def _contest(
     field = [(f"{OURS.name}{how}", OURS, again) for how, again in _WAYS]
     if options.peers:
         field += [(f"{PEERS[0].name}{how}", PEERS[0], again) for how, again in _WAYS]
+    longest = max(len(one.prompt) + len(one.response) for one in drawn)
+    at_once = min(max(1, options.pass_tokens // longest), len(drawn))
     taken: dict[str, Any] = {}
     for name, contestant, again in field:  # one after another: each has the memory to itself
-        told = replace(order, checkpointing=again, micro_batch=max(1, len(drawn) // 4))
+        told = replace(order, checkpointing=again, micro_batch=at_once)
         with ExitStack() as stack:
             running = stack.enter_context(process(contestant, told, options.peers))
             try:
@@ -125,15 +132,19 @@ _WAYS = (("", False), (", activations recomputed", True))
 
 def table(found: dict[str, Any]) -> str:
     """Return the results as a Markdown table."""
-    heading = ("answers x tokens", "contestant", "tokens/s", "peak GiB on the GPU")
+    heading = (
+        *("answers x tokens", "contestant", "tokens/s", "peak GiB on the GPU"),
+        *("first loss", "first gradient norm"),
+    )
     lines = [f"| {' | '.join(heading)} |", f"{'|---' * len(heading)}|"]
     for batch in found["batches"]:
         for name, taken in batch["contestants"].items():
-            figures = ("failed", "-")
+            figures = ("failed", "-", "-", "-")
             if taken:
                 seconds = median(one["wall_seconds"] for one in taken[1:])
                 peak = max(one.get("gpu_mb", 0.0) for one in taken) / 1024
-                figures = (f"{batch['tokens'] / seconds:,.0f}", f"{peak:.1f}")
+                loss, norm = (f"{taken[0][figure]:.3f}" for figure in ("loss", "grad_norm"))
+                figures = (f"{batch['tokens'] / seconds:,.0f}", f"{peak:.1f}", loss, norm)
             lines.append(f"| {batch['batch']} | {name} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
@@ -153,9 +164,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="after one that warms up")
     parser.add_argument("--peers", type=Path, metavar="DIR", help="virtual environment with TRL")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--batches", nargs="+", type=batch_of, metavar="NxM", default=[(2, 8192), (16, 1024)]
-    )
+    parser.add_argument("--batches", nargs="+", type=batch_of, metavar="NxM", default=BATCHES)
     parser.add_argument("--pass-tokens", type=int, default=16384, help="of ours, at most")
     parser.add_argument("--out", type=Path, default=FILE, metavar="FILE")
     parser.add_argument("--table", action="store_true", help="print the table only")

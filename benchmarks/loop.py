@@ -75,8 +75,12 @@ def given_settings() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Return the commit of the checkout, marked when files other than results differ from it."""
-    head = _git("rev-parse", "--short=12", "HEAD")
+    """Return the commit of the checkout, marked when files other than results differ from it;
+    "unknown" where there is no checkout, or no git."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # a copy without its history: the figures are worth keeping all the same
     changed = _git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
     return f"{head}-dirty" if changed else head
 

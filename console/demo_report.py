@@ -123,7 +123,7 @@ def make_report(
         decisions_traced=traced.traced,
         audit_records=traced.audit_records,
         audit_sound=not traced.broken,
-        freshness_seconds={"count": fresh.count, "p50": fresh.p50, "p95": fresh.p95},
+        freshness_seconds=msgspec.to_builtins(fresh),
         engine=engine,
         kafka=kafka,
         duration_seconds=round(sum(stages.values()), 1),
@@ -194,7 +194,10 @@ def report_text(report: Report) -> str:
         ],
     )
     p50, p95 = (_seconds(fresh[name]) for name in ("p50", "p95"))
-    freshness = f"feedback to first answer by weights trained on it: p50 {p50}, p95 {p95}"
+    freshness = (
+        f"feedback to first answer by weights trained on it: p50 {p50}, p95 {p95} "
+        f"({fresh['finite']} of {fresh['count']} samples served by the end)"
+    )
     where = f"engine {report.engine}, kafka {report.kafka}, {report.duration_seconds:.0f} s in all"
     return "\n\n".join([measured, counted, f"{freshness}\n{where}"])
 

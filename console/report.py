@@ -5,6 +5,7 @@ Plain arithmetic over events: it knows nothing of brokers, engines or the simula
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -15,6 +16,7 @@ from msgspec import Struct
 from console.releases import VersionRow, version_rows
 from contracts.events import (
     BASE_VERSION,
+    RULE_VERSION,
     DeadLetter,
     Decision,
     Event,
@@ -31,9 +33,11 @@ Ledgers = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class Quantiles(Struct, frozen=True, kw_only=True):
-    """Median and 95th percentile of ``count`` values; None when there are none."""
+    """Median and 95th percentile of ``count`` values, of which so many are ``finite``; None where
+    there is none, or no finite one at that place."""
 
     count: int
+    finite: int
     p50: float | None
     p95: float | None
 
@@ -52,7 +56,8 @@ class VersionFigures(Struct, frozen=True, kw_only=True):
 
 class RunFigures(Struct, frozen=True, kw_only=True):
     """What the log of a run shows. ``samples_learned`` counts ledger lines with outcome "used";
-    each contributed once exactly when it equals ``distinct_samples_learned``."""
+    each contributed once exactly when it equals ``distinct_samples_learned``. ``versions_served``
+    are those that were learned."""
 
     decisions_logged: int
     duplicate_decisions: int
@@ -125,7 +130,7 @@ def run_figures(log: RunLog, ledgers: Ledgers) -> RunFigures:
         promoted=phases["promoted"],
         rolled_back=phases["rolled-back"],
         refused=phases["refused"],
-        versions_served=len(served),
+        versions_served=len(served.keys() - {BASE_VERSION, RULE_VERSION}),
         dead_letters=len(log.dead_letters),
         freshness_seconds=quantiles(freshness(log, ledgers)),
         versions=tuple(_version(row, served, ledgers) for row in rows),
@@ -136,7 +141,7 @@ def freshness(log: RunLog, ledgers: Ledgers) -> list[float]:
     """Return, per sample used, the seconds from its newest feedback to the first answer served by
     weights trained on it: by the version it was learned for, or by a descendant of that one.
 
-    Samples whose version and descendants served nothing are left out.
+    Infinite where these served nothing: left out, what never came would make the rest look soon.
     """
     children = {release.parent: release.version for release in log.releases}
     first_served: dict[str, datetime] = {}
@@ -148,17 +153,19 @@ def freshness(log: RunLog, ledgers: Ledgers) -> list[float]:
     found = []
     for version, lines in ledgers.items():
         served = _first_of_line(version, children, first_served)
-        if served is None:
-            continue
         for line in lines:
             sample = samples.get(line["sample_id"])
             if sample is not None and _used(line):
-                found.append((served - sample.feedback_time).total_seconds())
+                age = served - sample.feedback_time if served else None
+                found.append(age.total_seconds() if age else math.inf)
     return found
 
 
 def quantiles(values: Sequence[float]) -> Quantiles:
-    """Return the median and the 95th percentile, interpolated between neighbours."""
+    """Return the median and the 95th percentile, interpolated between neighbours.
+
+    None where there is no value, or an infinite one at that place.
+    """
     ordered = sorted(values)
 
     def at(share: float) -> float | None:
@@ -167,9 +174,12 @@ def quantiles(values: Sequence[float]) -> Quantiles:
         place = share * (len(ordered) - 1)
         low = int(place)
         high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+        beyond = (ordered[high] - ordered[low]) * (place - low) if place > low else 0.0
+        found = ordered[low] + beyond
+        return found if math.isfinite(found) else None
 
-    return Quantiles(count=len(ordered), p50=at(0.5), p95=at(0.95))
+    finite = sum(map(math.isfinite, ordered))
+    return Quantiles(count=len(ordered), finite=finite, p50=at(0.5), p95=at(0.95))
 
 
 def stable_version(log: RunLog) -> str:

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from msgspec import Struct
 from torch import Tensor
+from torch.utils import deterministic
 
 from contracts.errors import SettingsError
 from contracts.processor import computes_bfloat16, processor_flags
@@ -69,7 +70,10 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(device)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Not as a warning: then FlashAttention's backward pass adds in any order.
+        torch.use_deterministic_algorithms(True)
+        # Whatever is new is written whole, so that nothing need be filled first.
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # the module's class has it
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

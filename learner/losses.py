@@ -183,7 +183,7 @@ def rloo(terms: Terms, bounds: Bounds) -> LossValue:
     """Return −min(R·A, clip(R, 1 − low, 1 + high)·A), R = the sequence's pi/prox.
 
     For answers that ``prox`` drew itself, with advantages of `leave_one_out`; the whole answer is
-    one action. Source: RLOO (arXiv 2402.14740).
+    one action. Source: RLOO (arXiv 2402.14740), which has no clip: that is TRL's, of PPO.
     """
     log_ratio_b = _summed(terms.logp_bt - terms.prox_bt.detach(), terms.mask_bt)
     surrogate_b1, stopped_b1 = _clipped(log_ratio_b[:, None], terms.advantage_b, bounds)
@@ -270,7 +270,10 @@ def anchor_penalty(logp_bt: Tensor, anchor_bt: Tensor) -> Tensor:
 
 
 def group_relative(reward_gk: Tensor) -> Tensor:
-    """Return (r − mean)/(std + 1e-4) of each answer in its group of k: GRPO (arXiv 2402.03300)."""
+    """Return (r − mean)/(std + 1e-4) of each answer in its group of k: GRPO (arXiv 2402.03300).
+
+    The paper adds nothing to the deviation, TRL does.
+    """
     centred_gk = reward_gk - reward_gk.mean(1, keepdim=True)
     return centred_gk / (reward_gk.std(1, keepdim=True) + 1e-4)
 

@@ -166,8 +166,10 @@ def learner_figures() -> Iterator[str]:
         if line.startswith("| smollm2") and "| Headrace |" in line
     ]
     cpu = span((1 / float(row[4].split()[0]) for row in rows), 2)
-    memory, ceiling = span((float(row[10]) for row in rows), 2), [int(row[5][:-2]) for row in rows]
-    yield f"{cpu} of its CPU, {memory} of its memory for it; {span(ceiling, 0)} % of the fastest"
+    whole, added = (span((float(row[at]) for row in rows), 2) for at in (8, 10))
+    ceiling = span([int(row[5][:-2]) for row in rows], 0)
+    yield f"{cpu} of its CPU; {whole} of the process's memory, {added} of what the update adds;"
+    yield f"; {ceiling} % of the fastest"
 
 
 def learning_figures() -> Iterator[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,13 @@ def test_quantiles_are_interpolated() -> None:
     assert quantiles([]).p50 is None
 
 
+def test_what_was_never_served_is_later_than_any() -> None:
+    found = quantiles([1.0, math.inf, 3.0])
+    assert (found.count, found.finite, found.p50, found.p95) == (3, 2, 3.0, None)
+    unserved = {**LEDGERS, "c": [{"sample_id": "s1", "outcome": "used"}]}
+    assert freshness(run_log(a_run()), unserved) == [50.0, 20.0, math.inf]
+
+
 def test_freshness_counts_until_a_descendant_serves_when_the_version_itself_never_did() -> None:
     assert freshness(run_log(a_run()), LEDGERS) == [50.0, 20.0]
 
@@ -148,7 +156,7 @@ def test_the_figures_follow_from_the_log_and_the_ledgers() -> None:
     assert figures.duplicate_decisions == 1
     assert (figures.samples_learned, figures.distinct_samples_learned) == (2, 2)
     assert (figures.releases, figures.promoted, figures.rolled_back) == (2, 1, 1)
-    assert figures.versions_served == 2
+    assert figures.versions_served == 1
     assert [(row.version, row.phase, row.decisions) for row in figures.versions] == [
         ("base", "base", 2),
         ("a", "rolled-back", 0),

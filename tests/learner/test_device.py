@@ -7,11 +7,13 @@ be mixed with others; fake ones say where a kernel of a GPU would put its result
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts.errors import SettingsError
@@ -129,3 +131,20 @@ def test_the_cpu_needs_no_preparation_and_its_optimizer_steps_by_the_rate() -> N
     optimizer.step()
 
     assert all(torch.allclose(one, torch.full((3,), 0.9)) for one in parameters)
+
+
+def test_on_a_gpu_what_adds_in_any_order_is_refused_and_not_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a warning, FlashAttention's backward pass would go on as it likes."""
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    module: Any = deterministic
+    filled = module.fill_uninitialized_memory
+    try:
+        prepare(torch.device("cuda", 0))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not module.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+        module.fill_uninitialized_memory = filled
