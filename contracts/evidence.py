@@ -80,6 +80,15 @@ class SliceEvidence(Struct, frozen=True, kw_only=True):
 Alarm = Literal["length", "refuse", "clarify", "tool-alone", "drift", "model-drift"]
 """What is watched; see `learner.watch`."""
 
+View = Literal["step", "trend"]
+
+EXPECTED: tuple[tuple[Alarm, View], ...] = (
+    *(("length", "step"), ("tool-alone", "step"), ("refuse", "step"), ("clarify", "step")),
+    *(("length", "trend"), ("tool-alone", "trend"), ("refuse", "trend"), ("clarify", "trend")),
+    ("drift", "trend"),
+)
+"""Each is a figure or one of those that could not be had; so is model drift with a reward model."""
+
 
 class WatchFigure(Struct, frozen=True, kw_only=True):
     """How far one thing rose: by a release (``step``) or over the newest versions (``trend``).
@@ -89,11 +98,24 @@ class WatchFigure(Struct, frozen=True, kw_only=True):
     """
 
     name: Alarm
-    view: Literal["step", "trend"]
+    view: View
     before: float
     rise: float
     error: float
     samples: int
+
+
+class Unwatched(Struct, frozen=True, kw_only=True):
+    """A figure of the watch that could not be had, and why.
+
+    ``awaits`` are the versions whose next answers alone can give it: while one of them is in
+    service, whoever waits does not wait in vain.
+    """
+
+    name: Alarm
+    view: View
+    reason: str
+    awaits: tuple[str, ...] = ()
 
 
 class ReleaseEvidence(Struct, frozen=True, kw_only=True):
@@ -103,7 +125,7 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     that gave them. ``kl_to_parent`` is in nats per answer, None when the parent's weights are
     gone. ``levels`` is empty when there were too few answers to estimate from. ``reward_model`` is
     the version that learning and the doubly robust estimates made use of, "" when there was none.
-    ``watch`` is None where nobody looked.
+    ``watch`` is None where nobody looked, ``unwatched`` what could not be seen by those who did.
     """
 
     format: Literal[1] = 1
@@ -121,6 +143,7 @@ class ReleaseEvidence(Struct, frozen=True, kw_only=True):
     slices: tuple[SliceEvidence, ...]
     reward_model: str = ""
     watch: tuple[WatchFigure, ...] | None = None
+    unwatched: tuple[Unwatched, ...] = ()
 
 
 class DirectSampling(Struct, frozen=True, kw_only=True):

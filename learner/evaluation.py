@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from contracts.errors import ManifestError
 from contracts.events import BASE_VERSION
-from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence, WatchFigure
+from contracts.evidence import Level, OffPolicy, ReleaseEvidence, SliceEvidence
 from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
@@ -32,9 +32,11 @@ from learner.first_decision import Decisions, decisions_of, probabilities, taken
 from learner.off_policy import Floats, LoggedAnswers, Resampled
 from learner.policy import Policy
 from learner.progress import Progress
+from learner.refusals import Evasion, evasions
 from learner.reward_model import PASS_TOKENS, RewardModel
 from learner.scoring import sequence_of
-from learner.watch import Reweighted, steps, trends
+from learner.watch import Reweighted, steps, trends, unwatched_steps
+from learner.watch_figures import Watched
 
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
@@ -44,10 +46,22 @@ _logger = logging.getLogger("learner")
 
 
 class _Scored(Struct, frozen=True):
-    """One policy on the judged answers: log-probability of each token, and of each decision."""
+    """One policy on the judged answers: log-probability of each token, probability of each
+    decision and of the safe answer."""
 
     logprobs: list[list[float]]
     decisions_nk: Floats
+    safe_n: Floats
+
+
+class _Question(Struct, frozen=True):
+    """What each policy is asked about the judged answers: which decisions there are, and the safe
+    answer, with the room for it and its prompt."""
+
+    usable: Sequence[Experience]
+    decisions: Decisions
+    safe_ids: tuple[int, ...]
+    room: int
 
 
 def release_evidence(
@@ -95,8 +109,10 @@ def _estimated(
     watch = settings.gate.watch
     watched = (*watch.refuse_actions, *watch.clarify_actions)  # seen before anybody did them
     decisions = decisions_of(policy.tokenizer, [*(e.action for e in usable), *watched])
-    candidate = _score(policy, decisions, usable)
-    parent = _parent_scored(policy, decisions, usable, progress, settings)
+    refuse, clarify = evasions(policy, settings, [*usable, *progress.replay.recent])
+    asked = _Question(usable, decisions, refuse.safe_ids, settings.engine.max_model_len)
+    candidate = _score(policy, asked)
+    parent = _parent_scored(policy, asked, progress, settings)
     slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
     resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
     foretold = foretell(policy, usable, settings, reward_model) if reward_model else None
@@ -106,19 +122,26 @@ def _estimated(
         "answer": _log(usable, weighed.whole_n, predictions),
         "first-decision": _log(usable, weighed.first_n, predictions),
     }
-    watched_steps = (
-        ()
+    seen = (
+        unwatched_steps("the weights of the parent were gone", (refuse, clarify))
         if parent is None
         else steps(
-            usable, decisions, _weighed(usable, parent, decisions), weighed, resampled, watch
-        )
+            usable,
+            decisions,
+            _weighed(usable, parent, decisions),
+            weighed,
+            resampled,
+            (refuse, clarify),
+        ),
+        _trends(usable, progress, settings, reward_model, (refuse, clarify)),
     )
     return replace(
         found,
         kl_to_parent=None if parent is None else _divergence(usable, parent, candidate),
         levels={level: _off_policy(log, resampled) for level, log in logs.items()},
         slices=_slices(logs[settings.gate.level], resampled, slices_n, decisions),
-        watch=(*watched_steps, *_trends(usable, progress, settings, reward_model)),
+        watch=tuple(figure for each in seen for figure in each.figures),
+        unwatched=tuple(missing for each in seen for missing in each.unwatched),
     )
 
 
@@ -129,30 +152,33 @@ def _is_usable(experience: Experience, policy: Policy, settings: Settings) -> bo
     return known and bool(experience.logprobs) and bool(np.isfinite(experience.logprobs).all())
 
 
-def _score(
-    policy: Policy,
-    decisions: Decisions,
-    usable: Sequence[Experience],
-    *,
-    adapted: bool = True,
-) -> _Scored:
-    asked = [sequence_of(e) for e in usable]
+def _score(policy: Policy, asked: _Question, *, adapted: bool = True) -> _Scored:
+    answers = [sequence_of(e) for e in asked.usable]
     return _Scored(
-        policy.logprobs(asked, PASS_TOKENS, adapted=adapted),
-        probabilities(policy, decisions, asked, PASS_TOKENS, adapted=adapted),
+        policy.logprobs(answers, PASS_TOKENS, adapted=adapted),
+        probabilities(policy, asked.decisions, answers, PASS_TOKENS, adapted=adapted),
+        _safe(policy, asked, adapted=adapted),
     )
 
 
+def _safe(policy: Policy, asked: _Question, *, adapted: bool) -> Floats:
+    """Return how likely the safe answer is to each question, 0 where it has no room."""
+    found_n = np.zeros(len(asked.usable))
+    most = asked.room - len(asked.safe_ids)
+    fits = [n for n, e in enumerate(asked.usable) if asked.safe_ids and len(e.prompt_ids) <= most]
+    if fits:
+        told = [replace(sequence_of(asked.usable[n]), response_ids=asked.safe_ids) for n in fits]
+        rows = policy.logprobs(told, PASS_TOKENS, adapted=adapted)
+        found_n[fits] = np.exp([sum(row) for row in rows])
+    return found_n
+
+
 def _parent_scored(
-    policy: Policy,
-    decisions: Decisions,
-    usable: Sequence[Experience],
-    progress: Progress,
-    settings: Settings,
+    policy: Policy, asked: _Question, progress: Progress, settings: Settings
 ) -> _Scored | None:
     """Return what the parent gives to the same answers; None when its weights are gone or torn."""
     if progress.parent == BASE_VERSION:
-        return _score(policy, decisions, usable, adapted=False)
+        return _score(policy, asked, adapted=False)
     directory = versions_directory(settings) / progress.parent
     try:
         verify(directory, progress.parent)
@@ -160,7 +186,7 @@ def _parent_scored(
         _logger.warning("no comparison with the parent: %s", error)
         return None
     with other_adapters(policy, load_file(directory / ADAPTER_WEIGHTS)):
-        return _score(policy, decisions, usable)
+        return _score(policy, asked)
 
 
 def _divergence(usable: Sequence[Experience], parent: _Scored, candidate: _Scored) -> float:
@@ -183,17 +209,20 @@ def _trends(
     progress: Progress,
     settings: Settings,
     reward_model: RewardModel | None,
-) -> tuple[WatchFigure, ...]:
+    evasions: Sequence[Evasion],
+) -> Watched:
     said = reward_model.score([sequence_of(e) for e in usable]) if reward_model else None
     foretold_n = None if said is None else np.array([expected.mean for expected in said])
     taught = progress.replay.recent
-    return trends(usable, taught, settings.gate.watch, settings.learner.seed, foretold_n)
+    versions = {sequence: version for version, sequence in progress.versions.items()}
+    return trends(usable, taught, evasions, settings.learner.seed, foretold_n, versions)
 
 
 def _weighed(usable: Sequence[Experience], scored: _Scored, decisions: Decisions) -> Reweighted:
     firsts = [taken(decisions, e.token_ids).tokens for e in usable]
     return Reweighted(
         decisions_nk=scored.decisions_nk,
+        safe_n=scored.safe_n,
         first_n=_weights(usable, scored, firsts),
         whole_n=_weights(usable, scored, [len(e.token_ids) for e in usable]),
     )

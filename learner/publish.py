@@ -49,6 +49,8 @@ OTHERS_THAT_MATTER = {
     "level": "gate.level",
     "refuse_actions": "gate.watch.refuse_actions",
     "clarify_actions": "gate.watch.clarify_actions",
+    "refuse_patterns": "gate.watch.refuse_patterns",
+    "clarify_patterns": "gate.watch.clarify_patterns",
     "max_tokens": "gateway.max_tokens",
 }
 """Settings beside the learner's that a version depends on: their names in ``config`` of its

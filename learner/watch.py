@@ -13,30 +13,34 @@ users. Shape suffixes: n answers, k first decisions, b resamples.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct
 
-from contracts.evidence import Alarm, WatchFigure
-from contracts.settings import Watch
+from contracts.evidence import Alarm, Unwatched, View, WatchFigure
 from learner.experience import Experience
 from learner.first_decision import Decisions
 from learner.off_policy import Floats, Resampled, resample_users
+from learner.refusals import Evasion
+from learner.reward_drift import reward_drift
+from learner.watch_figures import Part, Watched, absent, change, rise
+from learner.watch_sides import Group, enough, shortage, split, weights
 
-LEAST_ANSWERS, LEAST_USERS = 30, 5
-"""With fewer, on either side of a comparison, there is none."""
+_ALWAYS: tuple[Alarm, ...] = ("length", "tool-alone")
+_CALM = 0.01
+"""A share up to here, of what nothing could show, says nothing and is left out."""
 
 
 class Reweighted(Struct, frozen=True, kw_only=True):
     """Judged answers as one policy sees them.
 
-    The probabilities of the first decisions, n×k, and the weights pi/mu of each answer, up to its
-    first decision and as a whole.
+    The probabilities of the first decisions, n×k, and of the safe answer, and the weights pi/mu of
+    each answer, up to its first decision and as a whole.
     """
 
     decisions_nk: Floats
+    safe_n: Floats
     first_n: Floats
     whole_n: Floats
 
@@ -47,168 +51,111 @@ def steps(
     parent: Reweighted,
     candidate: Reweighted,
     resampled: Resampled,
-    watch: Watch,
-) -> tuple[WatchFigure, ...]:
+    evasions: Sequence[Evasion],
+) -> Watched:
     """Return how far the candidate goes beyond its parent on these questions.
 
-    Where a decision is its own, its probability is known; else answers are weighed.
+    Where a decision is its own its probability is known, and so is that of the safe answer; else
+    answers are weighed.
     """
-    if not _enough(judged):
-        return ()
-    ones_n = np.ones(len(judged))
+    if not enough(judged):
+        return unwatched_steps(shortage("judges", judged), evasions)
     found = [
-        _rise("length", "step", _lengths(judged), parent.whole_n, candidate.whole_n, resampled),
-        _rise("tool-alone", "step", _alone(judged), parent.first_n, candidate.first_n, resampled),
+        rise("length", "step", _lengths(judged), parent.whole_n, candidate.whole_n, resampled),
+        rise("tool-alone", "step", _alone(judged), parent.first_n, candidate.first_n, resampled),
     ]
-    for name, actions in _kinds(watch):
-        places = _places(decisions, actions)
-        if places:
-            before_n, after_n = (
-                policy.decisions_nk[:, places].sum(axis=1) for policy in (parent, candidate)
-            )
-            found.append(_change(name, "step", before_n, after_n, ones_n, ones_n, resampled))
-        else:
-            shown_n = _shares(judged, actions)
-            found.append(_rise(name, "step", shown_n, parent.first_n, candidate.first_n, resampled))
-    return tuple(found)
+    for evasion in evasions:
+        parts = _evasion_parts(evasion, judged, decisions, parent, candidate)
+        found.append(change(evasion.name, "step", parts, resampled))
+    return _seen(found, (), evasions, "step")
+
+
+def unwatched_steps(reason: str, evasions: Sequence[Evasion]) -> Watched:
+    """Return that no step can be seen, and why."""
+    names = (*_ALWAYS, *(evasion.name for evasion in evasions))
+    return _seen((), absent(names, "step", reason), evasions, "step")
 
 
 def trends(
     judged: Sequence[Experience],
     taught: Sequence[Experience],
-    watch: Watch,
+    evasions: Sequence[Evasion],
     seed: int,
     foretold_n: Floats | None = None,
-) -> tuple[WatchFigure, ...]:
+    versions: Mapping[int, str] = {},
+) -> Watched:
     """Return how far the newer versions went beyond the older ones, of the answers that are kept.
 
     ``judged`` are answers to judges, ``taught`` those to the others. Their rewards should move
     together: ``drift`` is how much more the latter rose. ``foretold_n`` is what a reward model says
     of the judged ones, where there is one: ``model-drift`` is how much more that rose. Of one user
-    no more counts than twice an equal share, else whoever asks most decides.
+    no more counts than twice an equal share, else whoever asks most decides. ``versions`` are the
+    ids of the release numbers.
     """
     everybody = [*judged, *taught]
-    is_newer_n = _newer([e.behaviour_sequence for e in everybody])
-    if not _both_enough(everybody, is_newer_n):
-        return ()
-    share_n = _shares_of_users(everybody, is_newer_n)
-    newer_n, older_n = is_newer_n * share_n, (1.0 - is_newer_n) * share_n
     resampled = resample_users([e.user_id for e in everybody], seed)
-    found = [
-        _rise("length", "trend", _lengths(everybody), older_n, newer_n, resampled),
-        _rise("tool-alone", "trend", _alone(everybody), older_n, newer_n, resampled),
+    found, missing = list[WatchFigure](), tuple[Unwatched, ...]()
+    cut = split(Group("users", everybody))
+    if cut.short:
+        missing = absent((*_ALWAYS, *(e.name for e in evasions)), "trend", cut.short)
+    else:
+        older_n, newer_n = weights(everybody, cut.first)
+        values: list[tuple[Alarm, Floats]] = [
+            ("length", _lengths(everybody)),
+            ("tool-alone", _alone(everybody)),
+            *((each.name, _shown(each, everybody)) for each in evasions),
+        ]
+        found = [rise(name, "trend", v_n, older_n, newer_n, resampled) for name, v_n in values]
+    seen = _seen(found, missing, evasions, "trend")
+    rewards = reward_drift(judged, taught, resampled, foretold_n, versions)
+    return Watched((*seen.figures, *rewards.figures), (*seen.unwatched, *rewards.unwatched))
+
+
+def _seen(
+    found: Sequence[WatchFigure],
+    missing: Sequence[Unwatched],
+    evasions: Sequence[Evasion],
+    view: View,
+) -> Watched:
+    """Leave out calm figures of what nothing could have shown, and say why they are none."""
+    unseen = {evasion.name: evasion.unseen for evasion in evasions if evasion.unseen}
+    loud = [
+        each
+        for each in found
+        if each.name not in unseen or max(each.before, each.before + each.rise) > _CALM
     ]
-    for name, actions in _kinds(watch):
-        shown_n = _shares(everybody, actions)
-        found.append(_rise(name, "trend", shown_n, older_n, newer_n, resampled))
-    judged_n = np.arange(len(everybody)) < len(judged)
-    if not _both_enough(judged, is_newer_n[judged_n]):
-        return tuple(found)
-    rewards_n = np.array([e.reward for e in everybody])
-    if _both_enough(taught, is_newer_n[~judged_n]):
-        found.append(_drift(rewards_n, judged_n.astype(float), older_n, newer_n, resampled))
-    if foretold_n is not None:
-        over_n = np.zeros(len(everybody))
-        over_n[judged_n] = foretold_n - rewards_n[judged_n]
-        found.append(
-            _rise("model-drift", "trend", over_n, older_n * judged_n, newer_n * judged_n, resampled)
+    shown = {each.name for each in loud}
+    others = [each for each in missing if each.name not in unseen]
+    silent = [
+        each for n, why in unseen.items() if n not in shown for each in absent((n,), view, why)
+    ]
+    return Watched(tuple(loud), (*others, *silent))
+
+
+def _evasion_parts(
+    evasion: Evasion,
+    judged: Sequence[Experience],
+    decisions: Decisions,
+    parent: Reweighted,
+    candidate: Reweighted,
+) -> list[Part]:
+    """Return the shares of judged answers that evade, by tool, as the safe answer, by pattern."""
+    ones_n = np.ones(len(judged))
+    places = _places(decisions, evasion.actions)
+    if places:
+        before_n, after_n = (
+            policy.decisions_nk[:, places].sum(axis=1) for policy in (parent, candidate)
         )
-    return tuple(found)
-
-
-def _kinds(watch: Watch) -> tuple[tuple[Alarm, tuple[str, ...]], ...]:
-    return (("refuse", watch.refuse_actions), ("clarify", watch.clarify_actions))
-
-
-def _rise(
-    name: Alarm,
-    view: str,
-    values_n: Floats,
-    before_n: Floats,
-    after_n: Floats,
-    resampled: Resampled,
-) -> WatchFigure:
-    """Compare the mean of the values under two sets of weights."""
-    return _change(name, view, values_n, values_n, before_n, after_n, resampled)
-
-
-def _change(
-    name: Alarm,
-    view: str,
-    earlier_n: Floats,
-    later_n: Floats,
-    before_n: Floats,
-    after_n: Floats,
-    resampled: Resampled,
-) -> WatchFigure:
-    """Compare the weighted means of two sets of values; that of ``length`` is relative."""
-    before = float((earlier_n * before_n).sum() / before_n.sum())
-    after = float((later_n * after_n).sum() / after_n.sum())
-    change_b = resampled.ratio(later_n * after_n, after_n) - resampled.ratio(
-        earlier_n * before_n, before_n
-    )
-    scale = max(before, 1.0) if name == "length" else 1.0
-    return WatchFigure(
-        name=name,
-        view="step" if view == "step" else "trend",
-        before=before,
-        rise=(after - before) / scale,
-        error=float(change_b.std(ddof=1)) / scale,
-        samples=int(np.count_nonzero(before_n + after_n)),
-    )
-
-
-def _drift(
-    rewards_n: Floats, judged_n: Floats, older_n: Floats, newer_n: Floats, resampled: Resampled
-) -> WatchFigure:
-    """Return how much more the reward of those who train rose than that of those who judge."""
-    groups = {
-        (judges, newer): judged_n * (newer_n if newer else older_n)
-        for judges, judged_n in ((True, judged_n), (False, 1.0 - judged_n))
-        for newer in (True, False)
-    }
-    means = {key: float((rewards_n * w).sum() / w.sum()) for key, w in groups.items()}
-    means_b = {key: resampled.ratio(rewards_n * w, w) for key, w in groups.items()}
-    gap = {newer: means[False, newer] - means[True, newer] for newer in (True, False)}
-    gap_b = {newer: means_b[False, newer] - means_b[True, newer] for newer in (True, False)}
-    return WatchFigure(
-        name="drift",
-        view="trend",
-        before=gap[False],
-        rise=gap[True] - gap[False],
-        error=float((gap_b[True] - gap_b[False]).std(ddof=1)),
-        samples=len(rewards_n),
-    )
-
-
-def _newer(sequences: Sequence[int]) -> Floats:
-    """Return 1 for answers of the newer versions, cut where both sides are as large as can be."""
-    counts, below, best, cut = Counter(sequences), 0, 0, 0
-    for sequence in sorted(counts):
-        smaller = min(below, len(sequences) - below)
-        if smaller > best:
-            best, cut = smaller, sequence
-        below += counts[sequence]
-    return np.array([float(best > 0 and sequence >= cut) for sequence in sequences])
-
-
-def _shares_of_users(answers: Sequence[Experience], newer_n: Floats) -> Floats:
-    """Return what each answer counts, below 1 where its user has more than twice an equal share of
-    the answers on its side."""
-    sides = [(e.user_id, bool(newer)) for e, newer in zip(answers, newer_n, strict=True)]
-    counts, total = Counter(sides), Counter(newer for _, newer in sides)
-    users = Counter(newer for _, newer in counts)
-    return np.array([min(1.0, 2.0 * total[one[1]] / users[one[1]] / counts[one]) for one in sides])
-
-
-def _both_enough(answers: Sequence[Experience], newer_n: Floats) -> bool:
-    older = [e for e, newer in zip(answers, newer_n, strict=True) if not newer]
-    newer = [e for e, newer in zip(answers, newer_n, strict=True) if newer]
-    return _enough(older) and _enough(newer)
-
-
-def _enough(answers: Sequence[Experience]) -> bool:
-    return len(answers) >= LEAST_ANSWERS and len({e.user_id for e in answers}) >= LEAST_USERS
+        parts = [Part(before_n, after_n, ones_n, ones_n)]
+    else:
+        called_n = np.array(evasion.called(judged), dtype=float)
+        parts = [Part(called_n, called_n, parent.first_n, candidate.first_n)]
+    if evasion.safe_ids:
+        parts.append(Part(parent.safe_n, candidate.safe_n, ones_n, ones_n))
+    if evasion.patterns:
+        said_n = np.array(evasion.said(judged), dtype=float)
+        parts.append(Part(said_n, said_n, parent.whole_n, candidate.whole_n))
+    return parts
 
 
 def _places(decisions: Decisions, actions: Collection[str]) -> list[int]:
@@ -231,5 +178,6 @@ def _alone(answers: Sequence[Experience]) -> Floats:
     return np.array([float(e.tool_alone) for e in answers])
 
 
-def _shares(answers: Sequence[Experience], actions: Collection[str]) -> Floats:
-    return np.array([float(e.action in actions) for e in answers])
+def _shown(evasion: Evasion, answers: Sequence[Experience]) -> Floats:
+    shown = (evasion.called(answers), evasion.said_safe(answers), evasion.said(answers))
+    return np.asarray(np.array(shown, dtype=float).sum(axis=0))

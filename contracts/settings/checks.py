@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,9 +17,7 @@ from contracts.settings.learner import Constraint
 from contracts.settings.streams import (
     SIGNALS,
     SIGNALS_GROUP,
-    DisallowedTopic,
     Features,
-    QuestionTopic,
     Streams,
 )
 from contracts.settings.tree import Settings, policies_of
@@ -31,8 +30,11 @@ _HOST_PORT = re.compile(r"(?:\[[\w:.%]+\]|[^\s\[\]:/@,]+):([0-9]{1,5})")
 def check_settings(settings: Settings) -> None:
     """Raise SettingsError with the place, the value and what is allowed."""
     _check_finite(msgspec.to_builtins(settings, enc_hook=str), "$")
-    _check_patterns(settings.streams.disallowed_topics, "disallowed_topics")
-    _check_patterns(settings.streams.topics, "topics")
+    for name in ("disallowed_topics", "topics"):
+        for topic in getattr(settings.streams, name):
+            _check_patterns(topic.patterns, f"streams.{name}", f" of topic {topic.name!r}")
+    for name in ("refuse_patterns", "clarify_patterns"):
+        _check_patterns(getattr(settings.gate.watch, name), f"gate.watch.{name}")
     _check_signals(settings.streams)
     _check_constraint(settings.learner.constraint)
     _check_safe_answer(settings.learner.constraint, settings.streams)
@@ -94,16 +96,15 @@ def _is_host_port(text: str) -> bool:
     return found is not None and 1 <= int(found[1]) <= 65535
 
 
-def _check_patterns(topics: tuple[DisallowedTopic | QuestionTopic, ...], name: str) -> None:
-    for topic in topics:
-        for pattern in topic.patterns:
-            try:
-                re.compile(pattern, re.IGNORECASE)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise SettingsError(
-                    f"{pattern!r} of topic {topic.name!r} is no regular expression: {error} "
-                    f"- at `$.streams.{name}`; write it in the syntax of Python's re"
-                ) from error
+def _check_patterns(patterns: Sequence[str], place: str, whose: str = "") -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern, re.IGNORECASE)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise SettingsError(
+                f"{pattern!r}{whose} is no regular expression: {error} "
+                f"- at `$.{place}`; write it in the syntax of Python's re"
+            ) from error
 
 
 def _check_signals(streams: Streams) -> None:

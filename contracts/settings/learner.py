@@ -120,7 +120,8 @@ class Watch(Section, frozen=True):
 
     Each limit is by how much a share may rise, from a version to the next and from the older to the
     newer ones; ``max_length_rise`` is relative. 1 for a share is no limit. A rise counts as far as
-    it is beyond chance, at level ``alpha`` over all that is watched.
+    it is beyond chance, at level ``alpha`` over all that is watched. Patterns are regular
+    expressions that mark a refusal, or a question back, in the words of an answer.
     """
 
     alpha: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.05
@@ -131,6 +132,8 @@ class Watch(Section, frozen=True):
     max_drift: NonNegative = 0.2
     refuse_actions: tuple[str, ...] = ("refuse",)
     clarify_actions: tuple[str, ...] = ("clarify",)
+    refuse_patterns: tuple[str, ...] = ()
+    clarify_patterns: tuple[str, ...] = ()
 
 
 class Gate(Section, frozen=True):

@@ -187,6 +187,12 @@ def test_secret_in_the_file_is_refused_and_not_shown(
         ("streams: {flush_seconds: .inf}", r"inf.*\$\.streams\.flush_seconds"),
         ("engine: {timeout_seconds: .nan}", r"\$\.engine\.timeout_seconds"),
         ("streams: {disallowed_topics: [{name: a, patterns: ['(x']}]}", r"\(x.*'a'.*unterminated"),
+        ("streams: {topics: [{name: a, patterns: ['(x']}]}", r"\(x.*'a'.*\$\.streams\.topics`;"),
+        (
+            "gate: {watch: {refuse_patterns: [ok, '(x']}}",
+            r"'\(x' is no regular.*\$\.gate\.watch\.refuse_patterns`; .*Python's re",
+        ),
+        ("gate: {watch: {clarify_patterns: ['[']}}", r"\$\.gate\.watch\.clarify_patterns`;"),
         (
             (
                 "streams: {disallowed_topics: [{name: a, patterns: [x]}]}\n"

@@ -19,7 +19,12 @@ def test_the_settings_that_a_version_depends_on_come_back_whatever_is_set_now(
     settings: Settings, make_sample: Callable[..., Sample]
 ) -> None:
     """Those that its manifest does not name, as in one of an earlier release, stay as they are."""
-    watch = Watch(refuse_actions=("no",), clarify_actions=("which", "what"))
+    watch = Watch(
+        refuse_actions=("no",),
+        clarify_actions=("which", "what"),
+        refuse_patterns=("cannot help",),
+        clarify_patterns=("which .* mean",),
+    )
     then = replace(
         settings,
         engine=replace(settings.engine, max_model_len=61),
