@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from console.table import table
-from contracts.evidence import DirectSampling, GateReport, OffPolicy
+from contracts.evidence import DirectSampling, GateReport, OffPolicy, ReleaseEvidence
 
 
 def report_text(report: GateReport) -> str:
@@ -40,7 +40,16 @@ def _evidence_lines(report: GateReport) -> list[str]:
     if evidence.watch:
         rises = [(f.name, f.view, f.samples, f.before, f.rise, f.error) for f in evidence.watch]
         lines.append(table(("watched", "view", "answers", "before", "rose by", "error"), rises))
+    lines += [f"not watched: {each}" for each in _unwatched(evidence)]
     return lines
+
+
+def _unwatched(evidence: ReleaseEvidence) -> list[str]:
+    """Return what could not be seen, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for each in evidence.unwatched:
+        by_reason.setdefault(each.reason, []).append(f"{each.name} ({each.view})")
+    return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
 
 
 def _level_cells(level: OffPolicy) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from statistics import NormalDist
 from msgspec import Struct
 
 from contracts.evidence import (
+    EXPECTED,
     Alarm,
     DirectSampling,
     OffPolicy,
@@ -57,6 +58,7 @@ def evidence_refusals(
         *_value_and_cost(evidence, level, rules),
         *_slices(evidence.slices, rules),
         *watch_refusals(evidence.watch, rules.watch),
+        *absence_refusals(evidence, subject.incumbent),
     ]
 
 
@@ -224,6 +226,31 @@ def watch_refusals(figures: Sequence[WatchFigure] | None, watch: Watch) -> list[
         for each in figures
         if each.rise - errors * each.error > limits[each.name]
     ]
+
+
+def absence_refusals(evidence: ReleaseEvidence, incumbent: str) -> list[str]:
+    """Return which figures of the watch are missing without a reason, or only for a while.
+
+    What the version in service will never give is not waited for: nothing would be released again.
+    """
+    if evidence.watch is None:
+        return []  # a reason already
+    expected = [*EXPECTED, *([("model-drift", "trend")] if evidence.reward_model else [])]
+    told = {(each.name, each.view) for each in evidence.watch}
+    told |= {(each.name, each.view) for each in evidence.unwatched}
+    untold = [f"{name} ({view})" for name, view in expected if (name, view) not in told]
+    reasons = [
+        f"evidence missing: no {each.name} ({each.view}) yet, {each.reason}; a version published "
+        f"when {incumbent[:12]}, which is in service, has taught more will have it"
+        for each in evidence.unwatched
+        if incumbent in each.awaits
+    ]
+    if untold:
+        reasons.append(
+            f"evidence missing: {', '.join(untold)} neither watched nor said why not; publish the "
+            "version again"
+        )
+    return reasons
 
 
 def _answered(direct: DirectSampling, name: str) -> list[str]:

@@ -53,7 +53,11 @@ def test_a_report_is_shown_with_its_reasons_estimates_and_rates(state_dir: Path)
     slice_: SliceEvidence = SOUND.slices[0]
     assert [slice_.name, "90", "0.000", "0.050", "0.000"] in rows
     assert ["refuse", "trend", "900", "0.100", "0.012", "0.008"] in rows
+    (unwatched,) = (line.strip() for line in output.splitlines() if "not watched" in line)
+    assert unwatched.startswith("not watched: length (step), tool-alone (step), refuse (step), ")
+    assert unwatched.endswith("drift (trend): one version gave all 900 answers that are kept")
     assert "red team: not asked" in output
 
     code, output = _shown(state_dir, "abab", "--json")
     assert json.loads(output)["gate"]["evidence"]["kl_to_parent"] == 0.3
+    assert json.loads(output)["gate"]["evidence"]["unwatched"][0]["name"] == "length"

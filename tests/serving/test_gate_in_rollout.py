@@ -101,5 +101,6 @@ def test_a_version_that_passes_has_its_report_in_the_audit_before_its_rollout_st
     detail = records["gate.passed"].detail
     assert detail["regression"]["candidate"] == detail["regression"]["incumbent"] == 3
     assert detail["evidence"]["samples"] == SOUND.samples
+    assert detail["evidence"]["unwatched"][-1]["name"] == "drift"
     assert detail["thresholds"]["min_samples"] == 300
     assert records["rollout.started"].detail["gate_mode"] == "enforce"

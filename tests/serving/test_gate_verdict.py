@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from contracts.evidence import (
+    EXPECTED,
     Alarm,
     DirectSampling,
     Interval,
@@ -16,6 +17,7 @@ from contracts.evidence import (
     ReleaseEvidence,
     SliceEvidence,
     Support,
+    Unwatched,
     WatchFigure,
 )
 from contracts.settings import Gate
@@ -70,6 +72,11 @@ SOUND = ReleaseEvidence(
     slices=(SliceEvidence(name="search", samples=90, difference=0.0, error=0.05, cost=0.0),),
     watch=(
         WatchFigure(name="refuse", view="trend", before=0.1, rise=0.012, error=0.008, samples=900),
+    ),
+    unwatched=tuple(
+        Unwatched(name=name, view=view, reason="one version gave all 900 answers that are kept")
+        for name, view in EXPECTED
+        if (name, view) != ("refuse", "trend")
     ),
 )
 
@@ -133,6 +140,49 @@ def test_each_weakness_is_the_one_reason_given(
     assert found.startswith(reason)
 
 
+DRIFT = Unwatched(
+    name="drift",
+    view="trend",
+    reason="newer versions: 9 answers of 4 users who train, at least 30 of 5 needed",
+    awaits=("i" * 64, "j" * 64),
+)
+
+
+def _without_drift(awaited: Unwatched) -> ReleaseEvidence:
+    others = tuple(each for each in SOUND.unwatched if each.name != "drift")
+    return _with(unwatched=(*others, awaited))
+
+
+def test_a_drift_that_the_version_in_service_can_still_give_is_waited_for() -> None:
+    (reason,) = _refusals(_without_drift(DRIFT))
+    assert reason.startswith("evidence missing: no drift (trend) yet, newer versions: 9 answers of")
+    assert f"when {'i' * 12}, which is in service, has taught more" in reason
+    assert _refusals(_without_drift(msgspec.structs.replace(DRIFT, awaits=()))) == []
+
+
+def test_a_drift_that_a_version_out_of_service_would_have_to_give_is_not_waited_for() -> None:
+    """Nothing would be released again: only what is in service gives answers."""
+    assert _refusals(_without_drift(msgspec.structs.replace(DRIFT, awaits=("j" * 64,)))) == []
+
+
+def test_a_figure_that_is_missing_without_a_reason_is_one() -> None:
+    (reason,) = _refusals(_with(watch=(), unwatched=()))
+    assert reason.startswith("evidence missing: length (step), tool-alone (step), refuse (step), ")
+    assert "drift (trend) neither watched nor said why not; publish" in reason
+    (reason,) = _refusals(_with(reward_model="m" * 64))
+    assert reason.startswith("evidence missing: model-drift (trend) neither watched")
+    told = Unwatched(name="model-drift", view="trend", reason="3 answers of 2 judges")
+    assert _refusals(_with(reward_model="m" * 64, unwatched=(*SOUND.unwatched, told))) == []
+
+
+def _watched(*figures: WatchFigure) -> ReleaseEvidence:
+    """Only these of the figures that there may be."""
+    shown = {(each.name, each.view) for each in figures}
+    others = [one for one in EXPECTED if one not in shown]
+    unwatched = tuple(Unwatched(name=n, view=v, reason="few answers") for n, v in others)
+    return _with(watch=figures, unwatched=unwatched)
+
+
 def _rose(name: Alarm, rise: float, error: float = 0.02) -> WatchFigure:
     return WatchFigure(name=name, view="step", before=0.1, rise=rise, error=error, samples=600)
 
@@ -152,19 +202,19 @@ def test_what_rose_beyond_its_limit_and_beyond_chance_holds_the_release_by_name(
     name: Alarm, limit: float
 ) -> None:
     calm = _rose("refuse", 0.1)
-    (reason,) = _refusals(_with(watch=(calm, _rose(name, limit + 0.05))))
+    (reason,) = _refusals(_watched(calm, _rose(name, limit + 0.05)))
     assert reason.startswith(f"watch: {name} (step) rose by {limit + 0.05:.3f} from 0.100, by ")
     assert reason.endswith(f"{limit:.3f} allowed")
-    assert _refusals(_with(watch=(calm, _rose(name, limit + 0.05, error=0.03)))) == []
-    assert _refusals(_with(watch=(calm, _rose(name, limit)))) == []
-    assert _refusals(_with(watch=(_rose(name, -0.9, error=0.001),))) == []
+    assert _refusals(_watched(calm, _rose(name, limit + 0.05, error=0.03))) == []
+    assert _refusals(_watched(calm, _rose(name, limit))) == []
+    assert _refusals(_watched(_rose(name, -0.9, error=0.001))) == []
 
 
 def test_the_more_is_watched_the_less_chance_each_figure_may_blame() -> None:
     """1.64 standard errors for a figure alone, 2.58 for one of ten."""
     rose = _rose("refuse", 0.19)
-    assert len(_refusals(_with(watch=(rose,)))) == 1
-    assert _refusals(_with(watch=(rose, *(_rose("clarify", 0.0) for _ in range(9))))) == []
+    assert len(_refusals(_watched(rose))) == 1
+    assert _refusals(_watched(rose, *(_rose("clarify", 0.0) for _ in range(9)))) == []
 
 
 def test_a_version_that_nobody_watched_is_held() -> None:
