@@ -265,8 +265,9 @@ def test_rewards_are_compared_where_both_kinds_of_users_have_answers_on_both_sid
     """What trains is kept for a shorter time: half of all answers may be before its first."""
     judged, taught = _history(0, _honest)
     late = [e for e in taught if e.behaviour_sequence >= 6]
-    names = [figure.name for figure in trends(judged, late, BY_TOOL, 0).figures]
-    assert names == ["length", "tool-alone", "refuse", "clarify", "drift"]
+    found = trends(judged, late, BY_TOOL, 0).figures
+    assert [f.name for f in found] == ["length", "tool-alone", "refuse", "clarify", "drift"]
+    assert all(np.isfinite((f.before, f.rise, f.error)).all() for f in found)
 
 
 VERSIONS_BY_NUMBER = {number: f"v{number}" for number in range(1, VERSIONS)}
