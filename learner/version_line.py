@@ -6,6 +6,7 @@ What it says was read comes from the versions' own manifests and ledgers, checke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,18 @@ class Link(Struct, frozen=True):
         return self.first if self.silent_until else least
 
     def ledger(self) -> Iterator[Outcome]:
-        """Yield what it did with every sample it read, but for those before `silent_until`."""
-        with (self.directory / LEDGER).open("rb") as lines:
-            yield from (msgspec.json.decode(line, type=Outcome) for line in lines)
+        """Yield what it did with every sample it read, but for those before `silent_until`.
+
+        ManifestError when the file is not the one that the manifest has the hash of.
+        """
+        path = self.directory / LEDGER
+        raw = path.read_bytes() if path.is_file() else b""
+        if sha256(raw).hexdigest() != self.manifest.files.get(LEDGER):
+            raise ManifestError(
+                f"{path} is missing or differs from the manifest, so what version "
+                f"{self.version[:12]} has read cannot be told; put it back from a copy"
+            )
+        yield from (msgspec.json.decode(line, type=Outcome) for line in raw.splitlines())
 
 
 def _practice(settings: Settings, recorded: Practice, link: Link) -> Practice:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 
 import msgspec
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from contracts.codec import encode
+from contracts.clock import ManualClock
+from contracts.codec import Record, encode
 from contracts.events import Assignment, Message, Sample
-from contracts.ids import derived_id
+from contracts.ids import NewId, derived_id
 from contracts.settings import Engine, Kafka, Learner, Policy, Settings
 from contracts.topics import SAMPLES
+from learner.loop import Learner as LearnerRun
+from learner.outlet import Outlet
+from learner.pulse import Pulse
+from learner.rebuild import rebuild
+from learner.replay_report import ReplayOrder, ReplayReport
 from tests.learner.families import SPECIAL, WORDS, save_tokenizer
+from tests.learner.reading import no_means, read_on
 from tests.messages import says
 from tests.signing_keys import new_key
 from tests.topic_log import write
@@ -28,6 +36,8 @@ torch.set_num_threads(1)  # the models are tiny: on a busy machine threads only 
 
 MakeSample = Callable[..., Sample]
 SendSamples = Callable[[Kafka, int, int], None]
+Learn = Callable[[Settings, Sequence[Record]], list[str]]
+Replay = Callable[..., ReplayReport]
 
 
 @pytest.fixture(scope="session")
@@ -133,3 +143,28 @@ def send_samples(make_sample: MakeSample) -> SendSamples:
         )
 
     return put
+
+
+@pytest.fixture
+def learn(clock: ManualClock, new_id: NewId) -> Learn:
+    """Learn from records, after what was learned before, and return the versions so far."""
+
+    def make(settings: Settings, pieces: Sequence[Record]) -> list[str]:
+        write(settings.kafka, *pieces)
+        outlet = Outlet(settings.kafka, clock, new_id, Event())
+        run = LearnerRun(settings, clock, outlet, Pulse(settings, clock, "learner"), no_means)
+        return list(read_on(run).progress.versions)
+
+    return make
+
+
+@pytest.fixture
+def replay(clock: ManualClock, tmp_path: Path) -> Replay:
+    """Replay up to a version, from the base unless another start is given."""
+
+    def make(end: str, settings: Settings, start: str = "base", **more: str) -> ReplayReport:
+        directory = str(tmp_path / f"replay-{len(list(tmp_path.glob('replay-*')))}")
+        order = ReplayOrder(directory=directory, end=end, start=start, **more)
+        return rebuild(settings, order, clock, no_means, lambda _step: None)
+
+    return make

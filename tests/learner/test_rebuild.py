@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import pytest
 from kafka import TopicPartition
@@ -23,7 +22,6 @@ from contracts.settings import Kafka, Practice, Settings
 from contracts.topics import AUDIT, RELEASES, SAMPLES
 from learner.checkpoint import STATE, TENSORS
 from learner.experience import Experience
-from learner.ledger import Outcome, outcome_of
 from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.pulse import Pulse
@@ -371,34 +369,6 @@ def test_practice_is_repeated_with_the_same_file_and_with_no_other(
         replay(versions[-1], again, start="base")
 
 
-def test_a_user_who_came_late_is_left_out_from_the_last_state_before_them(
-    settings: Settings,
-    open_learner: OpenLearner,
-    replay: Replay,
-    pieces: list[Record],
-    make_sample: MakeSample,
-) -> None:
-    versions = _learn(open_learner, settings, pieces)
-    late = [make_sample(n, user_id="user-late") for n in range(1000, 1004)]
-    again = [encode(SAMPLES, sample, source="test") for sample in late]
-    more = Log(random.Random(9), lambda n, **changes: make_sample(5000 + n, **changes))
-    later = _learn(open_learner, settings, [*again, *more.draw(80, [])])
-    assert later[: len(versions)] == versions
-
-    report = replay(later[-1], without_user="user-late")
-    assert report.start == versions[-1]
-    assert report.removal is not None
-    assert (report.removal.samples, report.removal.first_offset) == (4, len(pieces))
-    assert set(report.removal.versions) == {later[len(versions)]}
-    with pytest.raises(SettingsError, match=f"user's sample at offset {len(pieces)}"):
-        replay(later[-1], start=later[-2], without_user="user-late")
-
-    nobody = replay(later[-1], without_user="user-never")
-    assert nobody.same
-    assert nobody.removal is not None
-    assert (nobody.removal.samples, nobody.removal.first_offset) == (0, None)
-
-
 def test_what_cannot_be_replayed_says_what_can(
     settings: Settings,
     open_learner: OpenLearner,
@@ -463,35 +433,3 @@ def test_a_log_that_lost_its_beginning_or_is_another_is_refused(
     assert (left_out.start, left_out.same) == (versions[0], False)
     assert left_out.removal is not None
     assert left_out.removal.certain
-
-
-def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
-    settings: Settings,
-    open_learner: OpenLearner,
-    replay: Replay,
-    pieces: list[Record],
-    kafka: Kafka,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def nameless(*given: Any) -> Outcome:
-        return replace(outcome_of(*given), user_id="")
-
-    for place in ("learner.update.outcome_of", "learner.progress.outcome_of"):
-        monkeypatch.setattr(place, nameless)
-    versions = _learn(open_learner, settings, pieces)
-    told = replay(versions[-1], without_user=GONE)
-    assert told.removal is not None
-    assert told.removal.certain
-    first = told.removal.first_offset
-    line = line_of(settings, versions[-1])
-    assert [link.version for link in line if link.next <= (first or 0)][-1:] == [told.start]
-
-    with admin_client(kafka) as admin:
-        place = TopicPartition(SAMPLES.full_name(kafka.prefix), 0)
-        admin.delete_records({place: line[0].next})
-    with pytest.raises(SettingsError, match="cannot be told; give --from"):
-        replay(versions[-1], without_user=GONE)
-    left_out = replay(versions[-1], start=versions[0], without_user=GONE)
-    assert left_out.log_begins == line[0].next
-    assert left_out.removal is not None
-    assert not left_out.removal.certain

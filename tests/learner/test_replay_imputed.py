@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Event
 
 import pytest
 import torch
@@ -13,27 +12,20 @@ from kafka import TopicPartition
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
-from contracts.clock import ManualClock
 from contracts.codec import Record, encode
 from contracts.errors import SettingsError, UnavailableError
 from contracts.events import Release
-from contracts.ids import NewId
 from contracts.settings import Constraint, Kafka, Settings
 from contracts.topics import RELEASES, SAMPLES
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
 from learner.intake import READ_PER_PLACE
-from learner.loop import Learner
-from learner.outlet import Outlet
-from learner.pulse import Pulse
-from learner.rebuild import rebuild
-from learner.replay_report import ReplayOrder, ReplayReport
+from learner.replay_report import ReplayReport
 from learner.version_line import line_of
 from tests.broker_contract.clients import admin_client
 from tests.learner.kill_plan import MakeSample
-from tests.learner.reading import no_means, read_on
 from tests.learner.small_reward_model import small_reward_model
-from tests.topic_log import events, write
+from tests.topic_log import events
 
 Learn = Callable[[Settings, Sequence[Record]], list[str]]
 Replay = Callable[..., ReplayReport]
@@ -47,31 +39,6 @@ def settings(settings: Settings, kafka: Kafka) -> Settings:
 @pytest.fixture
 def pieces(make_sample: MakeSample) -> list[Record]:
     return [encode(SAMPLES, make_sample(n), source="test") for n in range(110)]
-
-
-@pytest.fixture
-def learn(clock: ManualClock, new_id: NewId) -> Learn:
-    """Learn from records, after what was learned before, and return the versions so far."""
-
-    def make(settings: Settings, pieces: Sequence[Record]) -> list[str]:
-        write(settings.kafka, *pieces)
-        outlet = Outlet(settings.kafka, clock, new_id, Event())
-        learner = Learner(settings, clock, outlet, Pulse(settings, clock, "learner"), no_means)
-        return list(read_on(learner).progress.versions)
-
-    return make
-
-
-@pytest.fixture
-def replay(clock: ManualClock, tmp_path: Path) -> Replay:
-    """Replay up to a version, from the base unless another start is given."""
-
-    def make(end: str, settings: Settings, start: str = "base", **more: str) -> ReplayReport:
-        directory = str(tmp_path / f"replay-{len(list(tmp_path.glob('replay-*')))}")
-        order = ReplayOrder(directory=directory, end=end, start=start, **more)
-        return rebuild(settings, order, clock, no_means, lambda _step: None)
-
-    return make
 
 
 def test_what_a_reward_model_imputed_is_imputed_again(

@@ -1,0 +1,110 @@
+"""A replay without a user says what is the user's doing, and refuses what it cannot leave out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from msgspec.structs import replace
+
+from contracts.codec import Record, encode
+from contracts.errors import ManifestError, SettingsError
+from contracts.settings import Kafka, Settings
+from contracts.topics import SAMPLES
+from learner.ledger import Outcome, outcome_of
+from learner.publish import LEDGER
+from learner.replay_report import ReplayReport
+from learner.version_line import line_of
+from learner.version_state import states_directory
+from tests.broker_contract.clients import admin_client
+from tests.learner.kill_plan import MakeSample
+
+Learn = Callable[[Settings, Sequence[Record]], list[str]]
+Replay = Callable[..., ReplayReport]
+
+EARLY, LATE = 40, 4
+GONE = "user-2"
+
+
+@pytest.fixture
+def settings(settings: Settings, kafka: Kafka) -> Settings:
+    return replace(settings, kafka=kafka, learner=replace(settings.learner, keep_states=8))
+
+
+@pytest.fixture
+def pieces(make_sample: MakeSample) -> list[Record]:
+    """Samples of three users, then those of one who came late, then of the three again."""
+    numbers = range(2 * EARLY + LATE)
+    late = range(EARLY, EARLY + LATE)
+    samples = [
+        make_sample(n, **({"user_id": "user-late"} if n in late else {}), correction=None)
+        for n in numbers
+    ]
+    return [encode(SAMPLES, sample, source="test") for sample in samples]
+
+
+def test_a_user_who_came_late_is_left_out_from_the_last_state_before_them(
+    settings: Settings, learn: Learn, replay: Replay, pieces: list[Record]
+) -> None:
+    versions = learn(settings, pieces)
+    line = line_of(settings, versions[-1])
+    older = [link.version for link in line if link.next <= EARLY]
+
+    report = replay(versions[-1], settings, start="", without_user="user-late")
+    assert report.start == older[-1]
+    assert report.removal is not None
+    assert (report.removal.samples, report.removal.first_offset) == (LATE, EARLY)
+    assert set(report.removal.versions) == {versions[len(older)]}
+
+    with pytest.raises(SettingsError, match=f"user's sample at offset {EARLY}"):
+        replay(versions[-1], settings, start=versions[-2], without_user="user-late")
+
+
+def test_a_ledger_that_lost_the_users_line_is_not_believed(
+    settings: Settings, learn: Learn, replay: Replay, pieces: list[Record]
+) -> None:
+    """Else a state that learned from the user would be taken for one from before them."""
+    versions = learn(settings, pieces)
+    line = line_of(settings, versions[-1])
+    taught = next(link for link in line if link.next > EARLY)
+    assert taught.version not in versions[-2:]
+    shutil.rmtree(states_directory(settings) / taught.version)
+    path = taught.directory / LEDGER
+    kept = [one for one in path.read_bytes().splitlines(True) if b"user-late" not in one]
+    path.write_bytes(b"".join(kept))
+    with pytest.raises(ManifestError, match="differs from the manifest"):
+        replay(versions[-1], settings, start="", without_user="user-late")
+
+
+def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    kafka: Kafka,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nameless(*given: Any) -> Outcome:
+        return replace(outcome_of(*given), user_id="")
+
+    for place in ("learner.update.outcome_of", "learner.progress.outcome_of"):
+        monkeypatch.setattr(place, nameless)
+    versions = learn(settings, pieces)
+    told = replay(versions[-1], settings, start="", without_user="user-late")
+    assert told.removal is not None
+    assert (told.removal.certain, told.removal.first_offset) == (True, EARLY)
+    line = line_of(settings, versions[-1])
+    assert [link.version for link in line if link.next <= EARLY][-1:] == [told.start]
+
+    with admin_client(kafka) as admin:
+        place = TopicPartition(SAMPLES.full_name(kafka.prefix), 0)
+        admin.delete_records({place: line[0].next})
+    with pytest.raises(SettingsError, match="cannot be told; give --from"):
+        replay(versions[-1], settings, start="", without_user=GONE)
+    left_out = replay(versions[-1], settings, start=versions[0], without_user=GONE)
+    assert left_out.log_begins == line[0].next
+    assert left_out.removal is not None
+    assert not left_out.removal.certain
