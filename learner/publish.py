@@ -38,6 +38,9 @@ PAYMENTS = "payments.jsonl"
 LEDGER_FROM = "ledger_from"
 """In ``config`` of the first version's manifest, where somebody was silent before anybody rated."""
 
+PROCESSES = "processes"
+"""In ``config`` of a manifest: how many learned the version together (`learner.ranks`)."""
+
 OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states", "reward_model"})
 """Settings of the learner that no version depends on."""
 
@@ -167,7 +170,7 @@ def _manifest(
             **({"practice_rules": practice_rules} if practice_rules else {}),
             "base_dtype": str(policy.model.dtype).removeprefix("torch."),
             "device": policy.device.type,
-            "processes": policy.ranks.size,
+            PROCESSES: policy.ranks.size,
             "torch": str(torch.__version__),
         },
         code=code_version(),

@@ -36,7 +36,15 @@ from learner.replay_log import LogPart, Proof, sample_of
 from learner.replay_report import Removal, ReplayOrder, ReplayReport, Step
 from learner.replay_user import Presence, is_of_user, presence
 from learner.user_features import RewardMeans
-from learner.version_line import Link, after, before, line_of, settings_of, with_state
+from learner.version_line import (
+    Link,
+    after,
+    before,
+    check_one_process,
+    line_of,
+    settings_of,
+    with_state,
+)
 from learner.version_state import state_of
 
 Tell = Callable[[Step], None]
@@ -90,8 +98,10 @@ class Rebuild:
         self._since_commit: deque[Received] = deque()
         self.line = line_of(settings, order.end)
         self.end = self.line[-1]
+        check_one_process([self.end])  # before the log is searched for the user
         self.start = order.start or self._choose_start()
         self.part = after(settings, self.line, self.start)
+        check_one_process(self.part)
         self.means = LedgerMeans(self.part, stored_means)
         self.proof = Proof(self.part)
         self.log = LogPart(settings.kafka, self.part[0].first, self.end.next)

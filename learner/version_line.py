@@ -21,7 +21,13 @@ from contracts.settings import Learner, Practice, Settings
 from guard.rules import compile_rules, digest_of
 from learner.directory import versions_directory
 from learner.ledger import Outcome
-from learner.publish import LEDGER, LEDGER_FROM, OF_NO_MATTER, OTHERS_THAT_MATTER
+from learner.publish import (
+    LEDGER,
+    LEDGER_FROM,
+    OF_NO_MATTER,
+    OTHERS_THAT_MATTER,
+    PROCESSES,
+)
 from learner.version_state import state_of
 
 MOST_NAMED = 8
@@ -155,6 +161,17 @@ def after(settings: Settings, line: Sequence[Link], start: str) -> list[Link]:
     for link in part:
         verify(link.directory, link.version)
     return part
+
+
+def check_one_process(part: Sequence[Link]) -> None:
+    """Raise SettingsError for what several processes learned: one adds up in another order."""
+    for link in reversed(part):
+        if (processes := link.manifest.config.get(PROCESSES, 1)) != 1:
+            raise SettingsError(
+                f"version {link.version[:12]} was learned by {processes} processes of torchrun, "
+                "and a replay is one process, whose sums are not the same to the last bit; give "
+                "--from that version or a later one, and --to one that a single process learned"
+            )
 
 
 def before(line: Sequence[Link], start: str) -> list[Link]:

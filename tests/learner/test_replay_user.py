@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from contracts.codec import Record, encode
 from contracts.errors import ManifestError, SettingsError
+from contracts.manifest import Manifest
 from contracts.settings import Kafka, Settings
 from contracts.topics import SAMPLES
+from learner import publish
 from learner.ledger import Outcome, outcome_of
 from learner.publish import LEDGER
 from learner.replay_report import ReplayReport
@@ -77,6 +79,36 @@ def test_a_ledger_that_lost_the_users_line_is_not_believed(
     path.write_bytes(b"".join(kept))
     with pytest.raises(ManifestError, match="differs from the manifest"):
         replay(versions[-1], settings, start="", without_user="user-late")
+
+
+def test_what_several_processes_learned_is_refused_before_the_log_is_read(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = publish._manifest
+
+    def of_two(*given: Any) -> Manifest:
+        manifest = alone(*given)
+        return replace(manifest, config={**manifest.config, "processes": 2})
+
+    with monkeypatch.context() as together:
+        together.setattr(publish, "_manifest", of_two)
+        several = learn(settings, pieces[:EARLY])
+    versions = learn(settings, pieces[EARLY:])
+    assert replay(versions[-1], settings, start=several[-1]).same
+
+    def read(*_: object) -> None:
+        raise AssertionError("the log was read")
+
+    for place in ("learner.rebuild.LogPart", "learner.replay_user.LogPart"):
+        monkeypatch.setattr(place, read)
+    for end in (several[-1], versions[-1]):
+        for more in ({}, {"without_user": GONE}):
+            with pytest.raises(SettingsError, match=rf"{several[-1][:12]} .* by 2 processes"):
+                replay(end, settings, **more)
 
 
 def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
