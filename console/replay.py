@@ -52,8 +52,9 @@ def replay(
     its own, signed by no key that is trusted: nothing is released. A VERSION may be a prefix that
     is unique.
 
-    Exit codes: 0 every version came out the same, or the user was left out; 1 not the same, or not
-    possible; 2 wrong usage; 3 no broker in time.
+    Exit codes: 0 every version came out the same, or the user was left out and what ends before
+    their first sample came out the same; 1 not the same, nothing left out, or not possible; 2 wrong
+    usage, as a user without a sample; 3 no broker in time.
     """
     from console.log_access import newest, open_log
     from console.replay_run import order_of, run_replay, with_model
@@ -78,4 +79,4 @@ def replay(
         )
         raise click.exceptions.Exit(NO_ANSWER) from error
     write(report) if as_json else click.echo(report_text(report))
-    raise click.exceptions.Exit(DONE if report.same or user else DIFFERENT)
+    raise click.exceptions.Exit(DONE if report.is_done else DIFFERENT)

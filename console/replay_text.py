@@ -56,7 +56,7 @@ def _verdict(report: ReplayReport) -> str:
 
 def _removal(report: ReplayReport, removal: Removal) -> str:
     if not removal.samples:
-        return "the user has no sample there: nothing was left out"
+        return "the user has no sample there: nothing was left out; was the id given as in events?"
     fates = ", ".join(f"{count} {outcome}" for outcome, count in removal.outcomes.items())
     versions = ", ".join(version[:SHOWN] for version in removal.versions) or "none"
     lines = [
@@ -69,6 +69,7 @@ def _removal(report: ReplayReport, removal: Removal) -> str:
         lines.append(
             f"the weights of version {removal.newest} moved by {removal.moved:.2%} of their norm"
         )
+    lines += _control(report, removal)
     if report.unlearned:
         lines.append(f"{report.unlearned} samples at the end fill no micro-batch yet")
     if not removal.certain:
@@ -77,6 +78,23 @@ def _removal(report: ReplayReport, removal: Removal) -> str:
             f"whether the user taught {report.start[:SHOWN]} cannot be told"
         )
     return "\n".join(lines)
+
+
+def _control(report: ReplayReport, removal: Removal) -> list[str]:
+    """Return whether what moved is the user's doing, as far as other versions can tell."""
+    if removal.unlike:
+        unlike = removal.unlike[:SHOWN]
+        return [
+            f"not the user's doing alone: version {unlike} differs for another reason",
+            "why that may be:",
+            *(f"  {_cut(why)}" for why in report.why),
+        ]
+    if removal.control:
+        return [f"{removal.control} versions from before that sample came out the same"]
+    return [
+        "no version from before that sample was made again, so nothing shows that this machine",
+        "comes to the same weights; give --from an older one to see",
+    ]
 
 
 def _cut(text: str) -> str:

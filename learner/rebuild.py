@@ -31,7 +31,7 @@ from learner.ledger import UNTAUGHT
 from learner.loop import Learner
 from learner.outlet import Silence
 from learner.pulse import Pulse
-from learner.replay_compare import reasons, remade
+from learner.replay_compare import first_unlike, remade
 from learner.replay_log import LogPart, Proof, sample_of
 from learner.replay_report import Removal, ReplayOrder, ReplayReport, Step
 from learner.replay_user import Presence, is_of_user, presence
@@ -99,6 +99,7 @@ class Rebuild:
         self.line = line_of(settings, order.end)
         self.end = self.line[-1]
         check_one_process([self.end])  # before the log is searched for the user
+        self.present = self._present()
         self.start = order.start or self._choose_start()
         self.part = after(settings, self.line, self.start)
         check_one_process(self.part)
@@ -107,12 +108,25 @@ class Rebuild:
         self.log = LogPart(settings.kafka, self.part[0].first, self.end.next)
         self.settings = _own_place(settings, Path(order.directory))
 
+    def _present(self) -> Presence | None:
+        """Return where the user is, None when none is left out; SettingsError when nowhere."""
+        user = self.order.without_user
+        if not user:
+            return None
+        found = self._presence(self.end.next)
+        if found.first is None and found.certain:
+            raise SettingsError(
+                f"neither version {self.end.version[:12]} nor one before it has read a sample of "
+                f"user {user!r} under policy {self.live.policy.name}, so there is nothing to leave "
+                "out; give --without-user an id as it stands in the events, with the same case"
+            )
+        return found
+
     def _choose_start(self) -> str:
         """Return the nearest start, or the nearest from before the user's first sample."""
-        kept = with_state(self.live, self.line[:-1])
-        if not self.order.without_user:
+        kept, found = with_state(self.live, self.line[:-1]), self.present
+        if found is None:
             return kept[-1].version if kept else BASE_VERSION
-        found = self._presence(self.end.next)
         if not found.certain:
             names = ", ".join(link.version[:12] for link in kept) or "none is left"
             raise SettingsError(
@@ -236,27 +250,28 @@ class Rebuild:
             )
             for link in self.part
         )
-        different = [version for version in versions if not version.same]
-        why: tuple[str, ...] = ()
-        if different and not self.order.without_user:
-            first = next(link for link in self.part if link.version == different[0].version)
-            why = reasons(first, root / different[0].remade if different[0].remade else None)
+        unlike, why = first_unlike(self.part, versions, root, len(self._control()))
         return ReplayReport(
             policy=self.live.policy.name,
             start=self.start,
             end=self.end.version,
             directory=self.order.directory,
-            same=not different,
+            same=all(version.same for version in versions),
             versions=versions,
             why=why,
             records=self.records,
             unlearned=len(learner.intake.pending),
             looked_up=self.means.looked_up,
             log_begins=self.log.begins,
-            removal=self._removal(made) if self.order.without_user else None,
+            removal=self._removal(made, unlike) if self.order.without_user else None,
         )
 
-    def _removal(self, made: dict[int, str]) -> Removal:
+    def _control(self) -> list[Link]:
+        """Return the versions that nobody was left out of: they have to come out as they were."""
+        until = min(self.removed.values(), default=self.end.next)
+        return [link for link in self.part if link.next <= until]
+
+    def _removal(self, made: dict[int, str], unlike: str) -> Removal:
         outcomes: Counter[str] = Counter()
         versions = []
         for link in self.part:
@@ -273,6 +288,8 @@ class Rebuild:
             newest=newest,
             certain=self.certain,
             moved=self._moved(first[0], made[newest]) if first else None,
+            control=len(self._control()),
+            unlike=unlike,
         )
 
     def _moved(self, link: Link, version: str) -> float:

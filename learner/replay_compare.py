@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import msgspec
 
 from contracts.manifest import Manifest, read_manifest
 from learner.adapters import ADAPTER_WEIGHTS
-from learner.publish import LEDGER
+from learner.config_differences import differing
+from learner.publish import LEDGER, PROCESSES
 from learner.replay_report import Remade
 from learner.version_line import Link
 
 _FOLLOWS = ("parent", "state")
 """What differs as soon as an earlier version does."""
+
+_MADE_BY = ("base_dtype", "device", PROCESSES, "torch")
+"""What of ``config`` follows from the machine and the release alone, whatever was learned."""
 
 
 def remade(link: Link, directory: Path | None) -> Remade:
@@ -50,7 +55,7 @@ def differences(first: Manifest, second: Manifest) -> list[str]:
             continue
         values = "" if name in _FOLLOWS else f": {fields[0][name]}, now {fields[1][name]}"
         found.append(f"{name}{values}")
-    found += _changed(_flat(first.config), _flat(second.config))
+    found += _changed(first.config, second.config)
     names = sorted(first.files.keys() | second.files.keys())
     return found + [name for name in names if first.files.get(name) != second.files.get(name)]
 
@@ -60,11 +65,8 @@ def reasons(link: Link, directory: Path | None) -> tuple[str, ...]:
     if directory is None:
         return ("fewer samples came from these offsets than were learned from",)
     manifest = read_manifest(directory)[1]
-    found = []
-    if link.manifest.code != manifest.code:
-        found.append(f"it was made by {link.manifest.code}, this is {manifest.code}")
-    settings = _changed(_flat(link.manifest.config), _flat(manifest.config))
-    found += [f"another setting or library, {change}" for change in settings]
+    found = _by_other_code(link.manifest, manifest)
+    found += _by_other_settings(link.manifest.config, manifest.config)
     if line := _first_line(link.directory / LEDGER, directory / LEDGER):
         found.append(f"the ledgers part at {line}")
     if link.manifest.files.get(ADAPTER_WEIGHTS) != manifest.files.get(ADAPTER_WEIGHTS):
@@ -73,6 +75,42 @@ def reasons(link: Link, directory: Path | None) -> tuple[str, ...]:
             "torch: sums of floats depend on the last two"
         )
     return tuple(found)
+
+
+def first_unlike(
+    part: Sequence[Link], versions: Sequence[Remade], root: Path, control: int
+) -> tuple[str, tuple[str, ...]]:
+    """Return the first version that differs for another reason than a user's absence, "" for none,
+    and why that may be.
+
+    From the first ``control`` nobody was left out, so they must be as they were. The others may
+    differ, but not by who made them. ``root`` is where those of the replay lie.
+    """
+    for place, (link, version) in enumerate(zip(part, versions, strict=True)):
+        directory = root / version.remade if version.remade else None
+        if place < control and not version.same:
+            return version.version, reasons(link, directory)
+        if directory is not None and (others := _made_otherwise(link, directory)):
+            return version.version, others
+    return "", ()
+
+
+def _made_otherwise(link: Link, directory: Path) -> tuple[str, ...]:
+    """Return by what other code, libraries or kind of machine a version was made again."""
+    manifest = read_manifest(directory)[1]
+    then, now = (
+        {name: each.config.get(name) for name in _MADE_BY} for each in (link.manifest, manifest)
+    )
+    return (*_by_other_code(link.manifest, manifest), *_by_other_settings(then, now))
+
+
+def _by_other_code(first: Manifest, second: Manifest) -> list[str]:
+    same = first.code == second.code
+    return [] if same else [f"it was made by {first.code}, this is {second.code}"]
+
+
+def _by_other_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    return [f"another setting or library, {change}" for change in _changed(first, second)]
 
 
 def _first_line(first: Path, second: Path) -> str:
@@ -84,20 +122,5 @@ def _first_line(first: Path, second: Path) -> str:
     return ""
 
 
-def _changed(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
-    return [
-        f"{name}: {first.get(name)}, now {second.get(name)}"
-        for name in sorted(first.keys() | second.keys())
-        if first.get(name) != second.get(name)
-    ]
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a tree of settings as one mapping of paths."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{name}."))
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
+def _changed(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    return [f"{name}: {mine}, now {other}" for name, mine, other in differing(first, second)]

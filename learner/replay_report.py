@@ -52,6 +52,9 @@ class Removal(Struct, frozen=True, kw_only=True):
     ``moved`` is how far the weights of version ``newest`` lie from those that the first run gave
     to that number: the norm of the difference over the norm of those; None when none was made.
     Not ``certain``: whether the user taught the start itself cannot be told any more.
+    ``control`` is how many versions end before the user's first sample: they must come out as they
+    were. ``unlike`` is the first version that differs for another reason than the user's absence,
+    "" when none does.
     """
 
     samples: int
@@ -61,12 +64,15 @@ class Removal(Struct, frozen=True, kw_only=True):
     newest: int
     certain: bool
     moved: float | None
+    control: int
+    unlike: str
 
 
 class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
     """What a replay found; ``same``: every version came out as it was.
 
-    ``why`` says why the first version that differs may differ. ``records`` were read; ``unlearned``
+    ``why`` says why the first version that differs may differ, with a user left out the first that
+    differs for another reason. ``records`` were read; ``unlearned``
     samples at the end fill no micro-batch. ``looked_up`` user features were in no ledger and come
     from the feature store. ``log_begins`` is the first offset that the broker still has.
     """
@@ -83,6 +89,13 @@ class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
     looked_up: int
     log_begins: int
     removal: Removal | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether all came out the same, or without the user and for no other reason."""
+        if self.removal is None:
+            return self.same
+        return self.removal.samples > 0 and not self.removal.unlike
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):

@@ -114,6 +114,7 @@ def test_what_names_no_version_or_no_model_is_wrong_usage(
         (("--to", "xyz"), "begins with 'xyz'"),
         (("--to", versions[0], "--from", "xyz"), "begins with 'xyz'"),
         (("--to", versions[0], "--policy", "another"), "is not one of assistant"),
+        (("--to", versions[0], "--without-user", "user-33"), "a sample of user 'user-33'"),
         ((), "Missing option '--to'"),
     ):
         found = run(*words)

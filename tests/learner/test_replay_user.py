@@ -60,9 +60,61 @@ def test_a_user_who_came_late_is_left_out_from_the_last_state_before_them(
     assert report.removal is not None
     assert (report.removal.samples, report.removal.first_offset) == (LATE, EARLY)
     assert set(report.removal.versions) == {versions[len(older)]}
+    assert (report.removal.control, report.is_done) == (0, True)
 
+    whole = replay(versions[-1], settings, without_user="user-late")
+    assert whole.removal is not None
+    assert (whole.removal.control, whole.removal.unlike) == (len(older), "")
+    assert (whole.is_done, whole.same) == (True, False)
+    assert [one.remade for one in whole.versions[len(older) :]] == [
+        one.remade for one in report.versions
+    ]
     with pytest.raises(SettingsError, match=f"user's sample at offset {EARLY}"):
         replay(versions[-1], settings, start=versions[-2], without_user="user-late")
+
+
+@pytest.mark.parametrize("start", ["base", ""])
+def test_what_other_code_makes_otherwise_is_not_told_as_the_users_doing(
+    settings: Settings,
+    learn: Learn,
+    replay: Replay,
+    pieces: list[Record],
+    monkeypatch: pytest.MonkeyPatch,
+    start: str,
+) -> None:
+    """Also where no version from before the user is made again."""
+    versions = learn(settings, pieces)
+    monkeypatch.setattr("learner.publish.code_version", lambda: "another release")
+    report = replay(versions[-1], settings, start=start, without_user="user-late")
+    assert report.removal is not None
+    assert report.removal.samples == LATE
+    assert report.removal.unlike == report.versions[0].version
+    assert report.why[0].endswith(", this is another release")
+    assert not report.is_done
+
+
+def test_a_version_from_before_the_user_that_comes_out_different_is_told_with_its_reasons(
+    settings: Settings, learn: Learn, replay: Replay, pieces: list[Record]
+) -> None:
+    """By the same code: settings changed within it, as another processor would change sums."""
+    learn(settings, pieces[:8])
+    faster = replace(settings, learner=replace(settings.learner, learning_rate=4e-3))
+    versions = learn(faster, pieces[8:])
+    report = replay(versions[-1], faster, without_user="user-late")
+    assert report.removal is not None
+    assert report.removal.control > 0
+    assert report.removal.unlike == versions[0]
+    assert any("settings that changed between two versions" in why for why in report.why)
+    assert not report.is_done
+
+
+def test_a_user_who_has_no_sample_is_refused(
+    settings: Settings, learn: Learn, replay: Replay, pieces: list[Record]
+) -> None:
+    versions = learn(settings, pieces[:32])
+    for start in ("", "base"):
+        with pytest.raises(SettingsError, match="has read a sample of user 'User-2' under policy"):
+            replay(versions[-1], settings, start=start, without_user="User-2")
 
 
 def test_a_ledger_that_lost_the_users_line_is_not_believed(
@@ -139,4 +191,7 @@ def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
     left_out = replay(versions[-1], settings, start=versions[0], without_user=GONE)
     assert left_out.log_begins == line[0].next
     assert left_out.removal is not None
-    assert not left_out.removal.certain
+    assert (left_out.removal.certain, left_out.is_done) == (False, True)
+    nobody = replay(versions[-1], settings, start=versions[0], without_user="user-never")
+    assert nobody.same
+    assert not nobody.is_done  # nothing was left out
