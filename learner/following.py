@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from learner.anchor import Anchor
 from learner.micro_batch import MicroBatch
 from learner.policy import Policy
 from learner.progress import Progress
+from learner.publish import code_version, computed_by, what_matters
 from learner.ranks import STOP, Order, Ranks
 from learner.train_state import TrainState, new_train_state
 from learner.update import update
@@ -31,11 +33,15 @@ _METHODS: dict[str, Callable[..., object]] = {
 _log = logging.getLogger("learner")
 
 
-def lead(train: TrainState, progress: Progress) -> None:
-    """Give the other processes the training state that rank 0 begins with, and keep them alive."""
+def lead(train: TrainState, progress: Progress, settings: Settings) -> None:
+    """Give the other processes the training state that rank 0 begins with, and keep them alive.
+
+    RanksError when one of them would compute with other settings, another base or release.
+    """
     ranks = train.policy.ranks
     if ranks.size > 1:
         with train.policy.together(APPLY, checkpoint.tensors_of(train), progress):
+            ranks.check_alike(_computes_with(train.policy, settings))
             train.told_anchor = train.anchor
         ranks.keep_alive()
 
@@ -46,8 +52,6 @@ def follow(settings: Settings, ranks: Ranks) -> None:
     train = new_train_state(load_policy(settings, ranks), settings.learner)
     _log.info("process %d of %d takes part", ranks.rank, ranks.size)
     while (order := ranks.receive()).name != STOP.name:
-        if order.adapters is not None:
-            restore_adapters(train.policy, order.adapters)
         with ranks.inside():
             _run(order, train, settings)
     ranks.leave()
@@ -56,6 +60,10 @@ def follow(settings: Settings, ranks: Ranks) -> None:
 
 def _run(order: Order, train: TrainState, settings: Settings) -> None:
     """Run what all run: a method of the policy, an update, or setting the state."""
+    if order.name == APPLY:  # those of another base may not even fit
+        train.policy.ranks.check_alike(_computes_with(train.policy, settings))
+    if order.adapters is not None:
+        restore_adapters(train.policy, order.adapters)
     if order.name == APPLY:
         tensors, progress = order.arguments
         checkpoint.apply(train, tensors, progress)
@@ -67,3 +75,14 @@ def _run(order: Order, train: TrainState, settings: Settings) -> None:
         update(train, batch, settings.learner, settings.engine.max_model_len)
     else:
         _METHODS[order.name](train.policy, *order.arguments, **order.keywords)
+
+
+def _computes_with(policy: Policy, settings: Settings) -> dict[str, Any]:
+    """Return what a process makes its share of the passes with; what practice draws is sent."""
+    return {
+        "policy.model": policy.base,
+        "release": code_version(),
+        "learner": what_matters(settings.learner, ""),
+        "engine": {"max_model_len": settings.engine.max_model_len},
+        **computed_by(policy),
+    }

@@ -87,7 +87,7 @@ class Learner:
         self.progress = restored(settings, self.root, self.train) or Progress(
             policy=settings.policy.name, base=self.train.policy.base
         )
-        lead(self.train, self.progress)
+        lead(self.train, self.progress, settings)
         self.reward_model = named_reward_model(settings)
         self.intake = Intake(settings, self.train.policy.tokenizer, self.progress.seen)
         self.dead_letters = 0

@@ -163,15 +163,13 @@ def _manifest(
         users=len(progress.users),
         config={
             "anchor": progress.anchor,
-            "learner": _what_matters(settings.learner, progress.practice),
+            "learner": what_matters(settings.learner, progress.practice),
             **{name: attrgetter(at)(settings) for name, at in OTHERS_THAT_MATTER.items()},
             "reward_model": reward_model,
             **({LEDGER_FROM: progress.ledger_from} if silent else {}),
             **({"practice_rules": practice_rules} if practice_rules else {}),
-            "base_dtype": str(policy.model.dtype).removeprefix("torch."),
-            "device": policy.device.type,
+            **computed_by(policy),
             PROCESSES: policy.ranks.size,
-            "torch": str(torch.__version__),
         },
         code=code_version(),
         state=state,
@@ -179,7 +177,16 @@ def _manifest(
     )
 
 
-def _what_matters(learner: Learner, practice: str) -> dict[str, Any]:
+def computed_by(policy: Policy) -> dict[str, str]:
+    """Return the number format of the base, the kind of device and the torch it is computed by."""
+    return {
+        "base_dtype": str(policy.model.dtype).removeprefix("torch."),
+        "device": policy.device.type,
+        "torch": str(torch.__version__),
+    }
+
+
+def what_matters(learner: Learner, practice: str) -> dict[str, Any]:
     """Where the key lies and how much is kept have no part in what the version is.
 
     Nor has the place of the file that is practised from: ``practice``, its sha256, stands for it.

@@ -22,6 +22,7 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from contracts.errors import HeadraceError
+from learner.config_differences import differing
 
 SECONDS = 900.0
 """Longest silence of another process, after which a wait for it fails. Rank 0 says every minute
@@ -109,8 +110,7 @@ class Ranks:
         """Return what all processes found, on every one of them."""
         if not self._inside or self.size == 1:
             return dict(found)
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, dict(found))
+        parts = self._of_all(dict(found))
         return {key: value for part in parts for key, value in part.items()}
 
     def total(self, *values: float) -> tuple[float, ...]:
@@ -131,15 +131,32 @@ class Ranks:
         for one, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             one.grad = part.view_as(one).clone()
 
-    def check_equal(self, adapters: Mapping[str, nn.Parameter]) -> None:
-        """Raise RanksError unless all processes have the same adapters to the last bit."""
+    def check_alike(self, given: Mapping[str, Any]) -> None:
+        """Raise RanksError unless all processes were given the same to compute with.
+
+        Equal weights do not show it: gradients are summed before the step, whatever each is of.
+        """
         if not self._inside or self.size == 1:
             return
-        digest = sha256()
-        for name in sorted(adapters):
-            digest.update(adapters[name].detach().cpu().numpy().tobytes())
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, digest.hexdigest())
+        first, *others = self._of_all(dict(given))
+        for rank, other in enumerate(others, 1):
+            if apart := differing(first, other):
+                named = "; ".join(f"{name}: {mine}, there {its}" for name, mine, its in apart)
+                raise RanksError(
+                    f"process {rank} of {self.size} of the learner would compute with other than "
+                    f"process 0, which has {named}; give all of them the same settings, base "
+                    "model, hardware and release, and start again"
+                )
+
+    def check_equal(self, weights: Mapping[str, Tensor], *others: object) -> None:
+        """Raise RanksError unless all processes have the same weights to the last bit, and others
+        that print the same."""
+        if not self._inside or self.size == 1:
+            return
+        digest = sha256(repr(others).encode())
+        for name in sorted(weights):
+            digest.update(weights[name].detach().cpu().numpy().tobytes())
+        found = self._of_all(digest.hexdigest())
         if len(set(found)) > 1:
             raise RanksError(
                 f"the {self.size} processes of the learner have come to different weights "
@@ -187,6 +204,12 @@ class Ranks:
                 return
             finally:
                 self._turn.release()
+
+    def _of_all(self, mine: Item) -> list[Item]:
+        """Return what each process gave, by its rank."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine)
+        return found
 
     def _exchanged(self, order: Order | None) -> Order:
         held: list[Any] = [order]

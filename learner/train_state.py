@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from contracts.settings import Learner
 from learner.anchor import Anchor
@@ -36,6 +37,11 @@ class TrainState:
         self.anchor = Anchor()
         self.told_anchor = self.anchor
         self.practice: Practice | None = None
+
+    def stepped(self) -> dict[str, nn.Parameter]:
+        """Return all that an optimizer steps, by name: adapters and baseline."""
+        value = {f"value/{name}": one for name, one in self.value.named_parameters()}
+        return {**self.policy.adapters(), **value}
 
 
 def new_train_state(policy: Policy, config: Learner) -> TrainState:

@@ -129,7 +129,8 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     with state.policy.together("update", batch, moved):
         state.told_anchor = state.anchor
         result = _update(_Turn(state, batch, config, max_tokens, {}))
-        state.policy.ranks.check_equal(state.policy.adapters())
+        others = (state.spread, state.multiplier, state.anchor.version)
+        state.policy.ranks.check_equal(state.stepped(), *others)
     return result
 
 

@@ -6,7 +6,7 @@ Rank 0 writes what came of them: gradients and weights as safetensors, figures a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +23,45 @@ from learner.adapters import load_policy
 from learner.buckets import TokenSequence
 from learner.experience import Experience
 from learner.following import follow, lead
-from learner.progress import Progress, advance
+from learner.practice import read_practice
+from learner.progress import Beside, Progress, advance
 from learner.ranks import Ranks, join
 from learner.train_state import TrainState, new_train_state
 
 ASKED = [TokenSequence((9, 10, 11 + place), (20 + place, 3)) for place in range(9)]
 
 
+class Batch(Struct, frozen=True):
+    """What one update learns from."""
+
+    fresh: list[Experience]
+    beside: Beside = Beside()
+
+
 class Order(Struct, frozen=True):
     """The settings, the batches to learn from, and where results go.
 
-    ``spoil``: the other processes use gradients that are not quite those of all.
+    ``others`` are the settings of the other processes, empty: the same. ``spoil``: they use
+    gradients that are not quite those of all.
     """
 
     settings: dict[str, Any]
-    batches: list[list[Experience]]
+    batches: list[Batch]
     out: str
+    others: dict[str, Any] = {}
     spoil: bool = False
 
 
-def run(settings: Settings, batches: list[list[Experience]], out: Path, ranks: Ranks) -> TrainState:
+def run(settings: Settings, batches: Sequence[Batch], out: Path, ranks: Ranks) -> TrainState:
     """Make the updates and write what came of them; return the state."""
     train = new_train_state(load_policy(settings, ranks), settings.learner)
+    train.practice = read_practice(settings, train.policy.tokenizer)
     progress = Progress(policy="assistant", base=train.policy.base)
-    lead(train, progress)
+    lead(train, progress, settings)
     figures = []
     tensors: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(batches):
-        progress = advance(train, progress, batch, settings)
+        progress = advance(train, progress, batch.fresh, settings, batch.beside)
         figures.append(msgspec.to_builtins(progress.stats))
         for name, parameter in train.policy.adapters().items():
             assert parameter.grad is not None
@@ -87,7 +98,8 @@ def main(text: str) -> None:
     order = msgspec.json.decode(Path(text).read_bytes(), type=Order)
     torch.set_num_threads(1)
     ranks = join()
-    settings = msgspec.convert(order.settings, Settings, dec_hook=lambda _, value: Path(value))
+    given = order.settings if ranks.leads else order.others or order.settings
+    settings = msgspec.convert(given, Settings, dec_hook=lambda _, value: Path(value))
     if ranks.leads:
         run(settings, order.batches, Path(order.out), ranks)
         ranks.stop()

@@ -9,19 +9,25 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
+import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from contracts.codec import to_json
 from contracts.events import Sample
-from contracts.settings import Policy, Settings
+from contracts.settings import Constraint, Policy, Practice, Settings
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
-from learner.experience import Experience, experience_of
-from learner.ranks import ALONE, Order, Ranks
+from learner.experience import BASELINE, Experience, experience_of
+from learner.ledger import WITHDRAWN
+from learner.policy import Policy as Model
+from learner.progress import Beside, Progress, advance
+from learner.ranks import ALONE, Order, Ranks, RanksError
+from learner.train_state import new_train_state
 from tests.learner import crew
 from tests.learner.families import make_family
 from tests.until import until
@@ -29,6 +35,8 @@ from tests.until import until
 ROOT = Path(__file__).parents[2]
 SECONDS = 300.0
 MakeSample = Callable[..., Sample]
+Given = TypeVar("Given")
+KINDS = ("used", "revised", "replayed", "imputed", "priced", "practised")
 
 
 def torchrun(processes: int, order: crew.Order, folder: Path) -> tuple[int, str]:
@@ -50,27 +58,47 @@ def torchrun(processes: int, order: crew.Order, folder: Path) -> tuple[int, str]
 
 
 @pytest.fixture
-def on_family(settings: Settings, tmp_path: Path) -> Settings:
-    """A tiny model of the Llama family, and passes so short that there are many."""
-    directory = make_family("llama", tmp_path / "base")
-    learner = msgspec.structs.replace(settings.learner, bucket_tokens=24)
-    policy = Policy(model=str(directory))
-    return msgspec.structs.replace(settings, policy=policy, learner=learner)
+def on_family(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+    """A tiny model of a family, passes so short that there are many, a price and practice."""
+    directory = make_family(getattr(request, "param", "llama"), tmp_path / "base")
+    lines = [
+        to_json({"messages": [{"role": "user", "content": text}], "expect": {"excludes": ["w7"]}})
+        for text in ("w1 w2", "w3")
+    ]
+    path = tmp_path / "practice.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    learner = replace(
+        settings.learner,
+        bucket_tokens=24,
+        constraint=Constraint(multiplier=0.5),
+        practice=Practice(prompts=str(path), prompts_per_batch=2, answers=6, max_tokens=12),
+    )
+    return replace(settings, policy=Policy(model=str(directory)), learner=learner)
 
 
-def _batches(settings: Settings, make_sample: MakeSample) -> list[list[Experience]]:
-    """Two batches as the policy's base would have logged them, with corrections."""
+def _batches(settings: Settings, make_sample: MakeSample) -> list[crew.Batch]:
+    """Two batches as the policy's base would have logged them: rated and corrected answers, silent
+    ones with an imputed reward or a price, and in the second a reward revised and one withdrawn."""
     policy = load_policy(settings)
-    found = []
-    for first in (0, 8):
-        batch = []
-        for number in range(first, first + 8):
-            wanted = (30, 31, 3) if number % 3 == 0 else ()
-            one = experience_of(make_sample(number), offset=number, correction_ids=wanted)
-            [row] = policy.logprobs([TokenSequence(one.prompt_ids, one.token_ids)], 64)
-            batch.append(msgspec.structs.replace(one, logprobs=tuple(row)))
-        found.append(batch)
-    return found
+    first = [_logged(policy, make_sample, number) for number in range(8)]
+    quiet = [_logged(policy, make_sample, number, censored=True) for number in range(20, 24)]
+    broken = [replace(one, violation=True, imputed=BASELINE) for one in quiet[:2]]
+    guessed = [replace(one, reward=0.5, imputed="model") for one in quiet[2:]]
+    revised = replace(first[1], sample_id="revised", offset=8, reward=-first[1].reward)
+    back = replace(first[2], sample_id="back", offset=9, reward=0.0)
+    second = [revised, *(_logged(policy, make_sample, number) for number in range(10, 17))]
+    return [
+        crew.Batch(first, Beside(silent=[broken[0], guessed[0]])),
+        crew.Batch(second, Beside(superseded=[(back, WITHDRAWN)], silent=[broken[1], guessed[1]])),
+    ]
+
+
+def _logged(policy: Model, make_sample: MakeSample, number: int, **changes: object) -> Experience:
+    """An answer with the log-probabilities that the policy gives it, some corrected."""
+    wanted = (30, 31, 3) if number % 3 == 0 and not changes else ()
+    one = experience_of(make_sample(number), offset=number, correction_ids=wanted)
+    [row] = policy.logprobs([TokenSequence(one.prompt_ids, one.token_ids)], 64)
+    return replace(one, logprobs=tuple(row), **changes)
 
 
 def _largest(found: dict[str, Any], wanted: dict[str, Any], group: str) -> float:
@@ -82,12 +110,13 @@ def _largest(found: dict[str, Any], wanted: dict[str, Any], group: str) -> float
 
 
 @pytest.mark.parametrize(
-    ("processes", "shard"),
+    ("processes", "shard", "on_family"),
     [
-        pytest.param(2, False, id="2"),
-        pytest.param(3, False, id="3"),
-        pytest.param(2, True, id="2-sharded"),
+        pytest.param(2, False, "gemma2", id="2"),
+        pytest.param(3, False, "olmo2", id="3"),
+        pytest.param(2, True, "llama", id="2-sharded"),
     ],
+    indirect=["on_family"],
 )
 def test_several_processes_make_the_update_of_one(
     processes: int, shard: bool, on_family: Settings, make_sample: MakeSample, tmp_path: Path
@@ -96,8 +125,7 @@ def test_several_processes_make_the_update_of_one(
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir()
     together.mkdir()
-    learner = msgspec.structs.replace(on_family.learner, shard_base=shard)
-    shared = msgspec.structs.replace(on_family, learner=learner)
+    shared = replace(on_family, learner=replace(on_family.learner, shard_base=shard))
     order = crew.Order(msgspec.to_builtins(shared, enc_hook=str), batches, str(together))
 
     crew.run(on_family, batches, alone, ALONE)
@@ -118,6 +146,10 @@ def test_several_processes_make_the_update_of_one(
             assert other == pytest.approx(row, abs=1e-3)
     assert told["drawn"] == facts["drawn"]
     assert (facts["spread"], told["spread"] > 0) == (0, shard)
+    taught = [[one[kind] for kind in KINDS] for one in facts["figures"]]
+    assert taught == [[8, 0, 0, 1, 1, 12], [7, 2, 2, 1, 1, 12]]
+    assert all(one["corrections"] for one in facts["figures"])
+    assert any(one["practice_loss"] for one in facts["figures"])  # else all groups were of one mind
     for figures, others in zip(facts["figures"], told["figures"], strict=True):
         assert others.pop("dropped") == figures.pop("dropped")
         assert others == pytest.approx(figures, rel=1e-3, abs=1e-5)
@@ -133,6 +165,60 @@ def test_processes_that_come_to_different_weights_stop_and_say_so(
 
     assert status != 0
     assert "the 2 processes of the learner have come to different weights" in said
+
+
+def test_processes_that_compute_with_other_settings_or_another_base_stop_before_they_learn(
+    on_family: Settings, make_sample: MakeSample, tmp_path: Path
+) -> None:
+    """Their sums of gradients would be equal, and so would their weights."""
+    larger = make_family("llama", tmp_path / "larger", hidden_size=64)
+    learner = replace(on_family.learner, kl_weight=0.5)
+    other = replace(on_family, learner=learner, policy=Policy(model=str(larger)))
+    settings, others = (msgspec.to_builtins(one, enc_hook=str) for one in (on_family, other))
+    order = crew.Order(settings, _batches(on_family, make_sample)[:1], str(tmp_path), others)
+
+    status, said = torchrun(2, order, tmp_path)
+
+    assert status != 0
+    assert "process 1 of 2 of the learner would compute with other than process 0" in said
+    assert "learner.kl_weight: 0.01, there 0.5; policy.model: sha256:" in said
+    assert not (tmp_path / "found.json").exists()
+
+
+class InTurn(Ranks):
+    """Processes whose words were taken down one after another, instead of at once."""
+
+    def __init__(self, said: list[Any]) -> None:
+        super().__init__(0, 2)
+        self.said = said
+
+    def _of_all(self, mine: Given) -> list[Given]:
+        self.said.append(mine)
+        return list(self.said)
+
+
+def test_all_that_an_update_steps_is_compared_and_not_the_adapters_alone(
+    settings: Settings, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Ranks, "check_equal", lambda _self, *given: compared.append(given))
+    train = new_train_state(load_policy(settings), settings.learner)
+    fresh = [experience_of(make_sample(number), offset=number) for number in range(8)]
+    advance(train, Progress(policy="assistant", base=train.policy.base), fresh, settings)
+    monkeypatch.undo()
+
+    [(weights, spread, multiplier, anchor)] = compared
+    assert (spread, multiplier, anchor) == (train.spread, train.multiplier, "base")
+    name = "value/outer.weight"
+    further = {**weights, name: torch.nextafter(weights[name], torch.tensor(9.0))}
+    ranks = InTurn([])
+    with ranks.inside():
+        for _ in range(2):
+            ranks.check_equal(weights, spread, multiplier, anchor)
+        for other in ((further, spread, multiplier), (weights, spread, multiplier + 1e-9)):
+            with pytest.raises(RanksError, match="have come to different weights"):
+                ranks.check_equal(*other, anchor)
+            ranks.said.pop()
 
 
 def test_alone_there_is_nothing_to_share() -> None:
