@@ -99,12 +99,23 @@ def test_a_difference_ends_with_1_and_says_where_it_begins(
 
 
 def test_leaving_a_user_out_says_what_went_and_what_moved(run: Run, versions: list[str]) -> None:
-    found = run("--from", "base", "--to", versions[-1], "--without-user", "user-3", "--json")
+    found = run("--to", versions[-1], "--without-user", "user-3", "--json")
     assert found.exit_code == 0, found.output
     report = json.loads(found.stdout)
     assert report["removal"]["samples"] == sum(report["removal"]["outcomes"].values()) > 0
     assert 0 < report["removal"]["moved"] < 2
     assert not report["same"]
+
+
+def test_what_is_not_the_doing_of_the_user_left_out_ends_with_1(
+    run: Run, versions: list[str]
+) -> None:
+    """The first version is from before the user, and its settings changed within it."""
+    found = run("--from", "base", "--to", versions[-1], "--without-user", "user-3")
+    assert found.exit_code == 1, found.output
+    said = f"not the user's doing alone: version {versions[0][:12]} differs for another reason"
+    assert said in found.output
+    assert "settings that changed between two versions" in found.output
 
 
 def test_what_names_no_version_or_no_model_is_wrong_usage(
