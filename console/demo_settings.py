@@ -41,27 +41,27 @@ FAST: dict[str, Any] = {
         "steps": [
             {
                 "weight": 0.0,
-                "shadow_share": 0.5,
+                "shadow_share": 1.0,
                 "min_canary_requests": 10,
                 "min_canary_users": 5,
                 "max_wait_seconds": 60.0,
             },
             {
-                "weight": 0.3,
+                "weight": 0.5,
                 "min_canary_requests": 40,
                 "min_canary_users": 10,
                 "max_wait_seconds": 60.0,
             },
         ],
-        "min_rewards": 3,
+        "min_rewards": 1,
         "reward_margin": 2.0,
         "cooldown_seconds": 2.0,
         "publish_seconds": 0.5,
     },
 }
 """Hours of a product's traffic pass in minutes, so windows and samples shrink likewise. So few
-rewards of judges bound no difference: a rollout asks for some and shows them, and at margin 2 they
-decide nothing.
+rewards of judges bound no difference: a rollout asks for one and shows them, and at margin 2 they
+decide nothing. A version waits for the canary before it, so that a canary is half of the users.
 The base is right about every second time and knows no red team, so rates are held to its own alone.
 """
 

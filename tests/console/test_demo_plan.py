@@ -31,7 +31,7 @@ class Desk:
     def __init__(self, seed: int, harm: float) -> None:
         self._rng = random.Random(seed)
         self._harm = harm
-        state = replace(canary_state(0.3, salt=str(seed)), evidence=EMPTY, started_at=NOON)
+        state = replace(canary_state(0.5, salt=str(seed)), evidence=EMPTY, started_at=NOON)
         self._state = entered(state, 0, RULES, NOON)
         self._counter = EvidenceCounter(self._state, CountingRules.of(SETTINGS))
         self._open: deque[tuple[datetime, Reward]] = deque()
