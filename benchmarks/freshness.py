@@ -63,6 +63,7 @@ class StackRun(Struct, frozen=True, kw_only=True):
     interactions: int
     failed_requests: int
     versions_served: int
+    engine: str = ""
     samples_learned: int | None = None
     samples_served: int | None = None
 
@@ -104,6 +105,7 @@ def stack_run(publish_every: int, options: argparse.Namespace) -> StackRun:
         interactions=report["interactions"],
         failed_requests=report["failed_requests"],
         versions_served=report["versions_served"],
+        engine=report["engine"].split()[0],
         samples_learned=fresh["count"],
         samples_served=fresh["finite"],
     )
@@ -210,7 +212,8 @@ def main() -> int:
         if options.part != "drift":
             runs = [stack_run(every, options) for every in PUBLISH_EVERY]
             kept = msgspec.to_builtins(runs)
-            found["stack"] = {**origin, "engine": options.engine, "runs": kept}
+            engines = sorted({run.engine for run in runs})
+            found["stack"] = {**origin, "engine": ", ".join(engines), "runs": kept}
         if options.part != "stack":
             found["drift"] = {**origin, "runs": msgspec.to_builtins(_drift(options.seeds))}
         path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
