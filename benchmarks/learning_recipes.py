@@ -35,7 +35,9 @@ SHARED: dict[str, Any] = {
     "lora_alpha": 64.0,
     "keep_states": 0,
 }
-PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.3}
+PRICE: dict[str, Any] = {"rate": 10.0, "proportional": 30.0, "margin": 0.15}
+NO_PRICE: dict[str, Any] = {"multiplier": 0.0, "rate": 1e-12}
+"""A price that stays at nothing: with the constraint off, the safe answer would go, too."""
 SHORT_ANSWERS: dict[str, Any] = {
     "loss": "likelihood",
     "learning_rate": 3e-4,
@@ -64,7 +66,7 @@ VARIANTS = (
     _variant("unweighted", loss="ppo", weighted=False),
     _variant("no-baseline", value_learning_rate=1e-12),
     _variant("no-replay", replay_share=0.0, correction_replay=0),
-    _variant("no-lagrangian", constraint={**PRICE, "safe_answer": ESCALATE, "rate": 1e-12}),
+    _variant("no-lagrangian", constraint={**NO_PRICE, "safe_answer": ESCALATE}),
     _variant("no-corrections", corrected=False),
     _variant("no-safe-answer", constraint=PRICE),
     _variant(f"full{NOISY}"),
