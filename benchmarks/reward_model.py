@@ -182,7 +182,7 @@ def _tokens(slices: Slices, recipe: RewardRecipe) -> int:
 
 def _cut_share(pairs: list[Pair], recipe: RewardRecipe) -> float:
     answers = [answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    shortened = [len(a.response_ids) > recipe.max_tokens // 2 for a in answers]
+    shortened = [len(cut(a, recipe.max_tokens).response_ids) < len(a.response_ids) for a in answers]
     return sum(shortened) / len(shortened)
 
 
@@ -224,6 +224,12 @@ def table(result: dict[str, Any]) -> str:
     ):
         bounds = f"{one['lower']:.3f} to {one['upper']:.3f}"
         lines.append(f"| {title} | {one['value']:.3f} of {one['count']} | {bounds} | | | | |")
+    lines += ["", "| what tells wrong pairs from right ones | area under the curve |", "|---|---|"]
+    for name, title in (
+        ("discord", "discord of the members"),
+        ("small_difference", "a small difference of their mean scores"),
+    ):
+        lines.append(f"| {title} | {votes['wrong_above'][name]:.3f} |")
     return "\n".join(lines)
 
 
