@@ -267,7 +267,7 @@ def test_a_run_keeps_the_given_broker_but_has_topics_of_its_own(tmp_path: Path) 
     assert found.kafka.prefix == "mine-run-1-"
     assert found.streams.window_seconds == 3.0
     assert found.engine.kind == "transformers"
-    assert found.rollout.steps[-1].weight == 0.3
+    assert found.rollout.steps[-1].weight == 0.5
 
 
 def test_a_given_setting_wins_over_those_of_the_demo_and_the_product(tmp_path: Path) -> None:
