@@ -96,8 +96,8 @@ class Payment(Struct, frozen=True, kw_only=True):
     """What a version taught of a decision whose reward changed before, and had taught by then.
 
     ``coefficient`` is what it had in the loss. Together with those of its lines in the ledgers they
-    are what is left of the decision in the weights, as far as coefficients tell. ``undone``: the
-    policy was back where it was before the first lesson, so that the rest was let go.
+    are what was taught of the decision, but for repetitions. ``undone``: the policy was back where
+    it was before the first lesson, so that the rest was let go.
     """
 
     sample_id: str
