@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Any of these flags: arithmetic in bfloat16 (x86 vectors, x86 matrices, Arm)."""
+
+KERNELS_KEPT = {"LRU_CACHE_CAPACITY": "8", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+"""How many kernels torch's layer above oneDNN, and oneDNN itself, keep: read at the first product.
+
+Each number of rows has kernels of its own, and two batches rarely have the same one. The 1,024
+kept by default are gigabytes that are not asked for again; 64 serve the layers of one pass."""
+
+
+def bound_kernels() -> None:
+    """Have this process keep few of the kernels of matrix products, where nobody said how many.
+
+    To be called before the first product.
+    """
+    for name, entries in KERNELS_KEPT.items():
+        os.environ.setdefault(name, entries)
 
 
 def processor_flags(cpuinfo: Path | None = None) -> frozenset[str]:

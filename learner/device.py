@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import deterministic
 
 from contracts.errors import SettingsError
-from contracts.processor import computes_bfloat16, processor_flags
+from contracts.processor import bound_kernels, computes_bfloat16, processor_flags
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 BaseDtype = Literal["auto", "float32", "bfloat16"]
@@ -66,7 +66,10 @@ def chosen_device(asked: DeviceName) -> torch.device:
 
 
 def prepare(device: torch.device) -> None:
-    """Make equal batches give equal weights on a GPU too, where kernels may add in any order."""
+    """Bound what a CPU keeps of kernels; on a GPU, where kernels may add in any order, make equal
+    batches give equal weights."""
+    if device.type == "cpu":
+        bound_kernels()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.set_device(device)

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from contracts.errors import EngineError
 from contracts.events import BASE_VERSION, Sampling
+from contracts.processor import bound_kernels
 
 GREEDY_BELOW = 1e-5
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -40,6 +41,7 @@ class LocalModel:
     """A causal language model from a directory with safetensors weights, on the CPU."""
 
     def __init__(self, path: str, max_len: int, dtype: str = "auto") -> None:
+        bound_kernels()  # every length of a prompt has its own
         self.max_len = max_len
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
         # Soft caps within attention are left out by every implementation but this one.

@@ -6,6 +6,9 @@ be mixed with others; fake ones say where a kernel of a GPU would put its result
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch.utils import deterministic
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts.errors import SettingsError
+from contracts.processor import KERNELS_KEPT
 from contracts.settings import Policy as PolicySettings
 from contracts.settings import Settings
 from learner import device as devices
@@ -29,6 +33,7 @@ from tests.learner.families import FAMILIES, make_family
 
 SEQUENCES = [TokenSequence((9, 10, 11), (20, 3)), TokenSequence((12,), (21, 22, 3), 0.7)]
 META = torch.device("meta")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -120,9 +125,7 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
         chosen_device("auto")
 
 
-def test_the_cpu_needs_no_preparation_and_its_optimizer_steps_by_the_rate() -> None:
-    prepare(torch.device("cpu"))
-    assert not torch.are_deterministic_algorithms_enabled()
+def test_the_cpus_optimizer_steps_by_the_rate() -> None:
     parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
 
     optimizer = adam(parameters, 0.1)
@@ -131,6 +134,47 @@ def test_the_cpu_needs_no_preparation_and_its_optimizer_steps_by_the_rate() -> N
     optimizer.step()
 
     assert all(torch.allclose(one, torch.full((3,), 0.9)) for one in parameters)
+
+
+MULTIPLY = """
+import resource, torch
+from learner.device import prepare
+from learner.products import times_transposed
+prepare(torch.device("cpu"))
+torch.set_num_threads(1)
+weight = torch.ones(192, 192)
+for count in range(100, 600):
+    times_transposed(torch.ones(count, 192), weight)
+    if count == 199:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+"""Prints by how many MB a process grows over products of 400 different numbers of rows."""
+
+
+def test_what_batches_of_new_sizes_leave_behind_is_bounded() -> None:
+    """A learner whose every batch has other lengths grew by 100 MB an update."""
+    environment = {name: word for name, word in os.environ.items() if name not in KERNELS_KEPT}
+    grown = subprocess.run(
+        [sys.executable, "-c", MULTIPLY],
+        env=environment,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert float(grown.stdout) < 20.0
+
+
+def test_what_was_said_of_kernels_is_kept_and_the_cpu_adds_in_one_order_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = KERNELS_KEPT
+    monkeypatch.setenv(first, "3")
+    monkeypatch.delenv(second, raising=False)
+    prepare(torch.device("cpu"))
+    assert (os.environ[first], os.environ[second]) == ("3", KERNELS_KEPT[second])
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_on_a_gpu_what_adds_in_any_order_is_refused_and_not_warned_of(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from contracts.events import Sampling
+from contracts.processor import KERNELS_KEPT
 from serving.generation import Job, LocalModel
 
 LONGEST = (9, 1, 4, 4)
@@ -50,3 +52,12 @@ def test_an_answer_that_has_ended_takes_no_part_in_later_passes(tiny_model: Path
     for one, other in zip(together, alone, strict=True):
         assert one.tokens == other.tokens
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def test_kernels_for_each_length_of_a_prompt_are_not_kept(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KERNELS_KEPT:
+        monkeypatch.delenv(name, raising=False)
+    LocalModel(str(tiny_model), 64)
+    assert {name: os.environ.get(name) for name in KERNELS_KEPT} == KERNELS_KEPT
