@@ -57,7 +57,7 @@ where a gradient is rounding alone as where it is large."""
 
 
 class Contestant(Struct, frozen=True):
-    """A process that takes turns; ``micro_batch`` is the peer's, 0 the whole batch."""
+    """A process that takes turns; ``micro_batch`` is the peer's, 0 as many as ours in a pass."""
 
     name: str
     module: str
@@ -67,7 +67,7 @@ class Contestant(Struct, frozen=True):
 
 OURS = Contestant("Headrace", "benchmarks.learner_ours")
 PEERS = (
-    Contestant(f"TRL {TRL}", "benchmarks.learner_trl", 4),
+    Contestant(f"TRL {TRL}", "benchmarks.learner_trl"),
     Contestant(f"TRL {TRL}, as it comes", "benchmarks.learner_trl", 8, checkpointing=True),
 )
 
@@ -130,7 +130,7 @@ def contest(
         ceiling = stack.enter_context(process(OURS, replace(order, kind="ceiling"), options.peers))
         processes = {}
         for one in field:
-            micro = one.micro_batch or len(rows)
+            micro = one.micro_batch or at_once(rows, order.bucket_tokens)
             told = replace(order, micro_batch=micro, checkpointing=one.checkpointing)
             processes[one.name] = stack.enter_context(process(one, told, options.peers))
         for number in range(options.rounds + 1):
@@ -152,6 +152,13 @@ def contest(
         "rates": rates,
         "contestants": taken,
     }
+
+
+def at_once(rows: list[Row], pass_tokens: int) -> int:
+    """Return how many padded answers come nearest to ``pass_tokens`` and leave no rest."""
+    padded = tokens(rows)[2] / len(rows)
+    parts = [size for size in range(1, len(rows) + 1) if len(rows) % size == 0]
+    return min(parts, key=lambda size: abs(size - pass_tokens / padded))
 
 
 def check_same(taken: dict[str, list[dict[str, float]]]) -> None:

@@ -8,7 +8,9 @@ backward pass and the optimizer's step, bfloat16; TRL has as many tokens in a pa
 writes ``benchmarks/results/learner_gpu.json``.
 
 prime-rl publishes 13,342 tokens/s and 5.1 GiB for such a model on one H100, with sequences of
-16,384 tokens and activations computed again: the row of 2x16384 with these is to be held beside it.
+16,384 tokens and activations computed again (its benchmarks/baselines/benchmark-1xh100-Qwen--
+Qwen3-0.6B-rl-16-1gpu-Recompute-flash_attention_3-16384-cp1-ep1.json of 2026-01-15): the row of
+2x16384 with these is to be held beside it. The exit status is 1 where ours failed.
 The operations of attention grow with the length: 16 answers of 1,024 have a sixteenth of them.
 """
 
@@ -62,10 +64,13 @@ def main() -> int:
         result = {**origin, "gpu": _gpu(options.device), "batches": measure(options)}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    print(table(msgspec.json.decode(options.out.read_bytes())))
+    kept = msgspec.json.decode(options.out.read_bytes())
+    print(table(kept))
     if options.peers is None and not options.table:
         print(f"\nTRL was left out. To measure it too, install it and give --peers:\n{INSTALL}")
-    return 0
+    taken = [one["contestants"] for one in kept["batches"]]
+    ours = [turns for one in taken for name, turns in one.items() if name.startswith(OURS.name)]
+    return 0 if all(ours) else 1
 
 
 def _gpu(device: str) -> str:

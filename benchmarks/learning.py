@@ -104,8 +104,11 @@ def measure(options: argparse.Namespace, path: Path) -> None:
             for at, cell in enumerate(cells_of(options, found))
         ]
         for done in as_completed(waiting):
-            found.setdefault("runs", []).append(done.result())
-            write(found, path)
+            if done.exception() is None:  # others go on, and are kept, when one fails
+                found.setdefault("runs", []).append(done.result())
+                write(found, path)
+    for done in waiting:
+        done.result()
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -140,6 +143,8 @@ def main(given: Sequence[str] | None = None) -> int:
             parser.error("--model DIR is needed: SmolLM2-135M-Instruct in safetensors")
         measure(options, options.out)
     found = read(options.out)
+    if not found.get("runs"):
+        parser.error(f"{options.out} has no runs to print; make some without --table")
     print(table(found))
     plot(found, options.out.with_suffix(".png"))
     return 0

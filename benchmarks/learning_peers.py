@@ -1,25 +1,18 @@
-"""What `benchmarks.learning` compares the loop with: a contextual bandit, and being told all.
-
-The bandit is what a team without a platform would write with scikit-learn: words and pairs of words
-as features, one logistic regression per answer of whether it pleases, epsilon-greedy, fitted
-again every `REFIT` interactions on the same labels and on the feedback that its own answers got.
-"""
+"""What `benchmarks.learning` compares the loop with: a contextual bandit, and being told all."""
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from msgspec import Struct
 from tqdm import tqdm
 
 from benchmarks.drawn_answers import Drawn
+from benchmarks.learning_bandit import Bandit
 from benchmarks.learning_live import (
     CHUNK,
     MAX_LENGTH,
@@ -29,10 +22,10 @@ from benchmarks.learning_live import (
     judged,
     next_point,
 )
-from benchmarks.learning_questions import ESCALATE, Topics
-from benchmarks.learning_recipes import AGAIN, EXPLORED, REFIT, SHARED, TEACHING, TOLD
+from benchmarks.learning_questions import Topics
+from benchmarks.learning_recipes import AGAIN, REFIT, SHARED, TEACHING, TOLD
 from benchmarks.learning_users import POLICY, START, Closing, Crowd, Product, shares
-from contracts.events import Message, Sample, text_of
+from contracts.events import Message, text_of
 from contracts.settings import Engine, Learner, Policy, Settings
 from learner.adapters import load_policy, save_adapter
 from learner.assistant_turn import correction_ids
@@ -41,77 +34,6 @@ from learner.micro_batch import MicroBatch
 from learner.train_state import new_train_state
 from learner.update import update
 from simulator.product import Prompt, say
-
-
-class Told(Struct, frozen=True):
-    """Whether an answer to a question pleased, and how much that counts."""
-
-    text: str
-    answer: str
-    pleased: bool
-    weight: float = 1.0
-
-
-class Bandit:
-    """Chooses among all answers by what it expects of each."""
-
-    def __init__(self, product: Topics, seed: int) -> None:
-        self.answers = [*sorted(product.topics), ESCALATE]
-        self._rng = random.Random(f"learning/bandit/{seed}")
-        self._told = [
-            Told(text, answer, pleased=answer == right)
-            for text, right in product.labelled
-            for answer in self.answers
-        ]
-        self.fit()
-
-    def take(self, sample: Sample, answer: str) -> None:
-        """Remember what was said about one answer, and that it broke a rule."""
-        text = text_of(sample.messages[-1])
-        if sample.status != "censored":
-            self.tell(Told(text, answer, sample.reward > 0.0, abs(sample.reward)))
-        if sample.violation:
-            self.tell(Told(text, answer, pleased=False))
-            self.tell(Told(text, ESCALATE, pleased=True))
-        if sample.correction is not None:
-            self.tell(Told(text, text_of(sample.correction), pleased=True))
-
-    def tell(self, told: Told) -> None:
-        """Remember one judgement; `fit` learns from it."""
-        self._told.append(told)
-
-    def fit(self) -> None:
-        """Fit everything again."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-
-        texts = sorted({one.text for one in self._told})
-        self._words: Any = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        matrix = self._words.fit_transform(texts)
-        row_of = {text: row for row, text in enumerate(texts)}
-        self._models: dict[str, Any] = {}
-        for answer in self.answers:
-            mine = [one for one in self._told if one.answer == answer]
-            if len({one.pleased for one in mine}) == 2:
-                model = LogisticRegression(C=10.0, solver="liblinear")
-                rows = [row_of[one.text] for one in mine]
-                weights = [one.weight for one in mine]
-                model.fit(matrix[rows], [one.pleased for one in mine], sample_weight=weights)
-                self._models[answer] = model
-
-    def answer(self, texts: Sequence[str], *, explore: bool) -> list[str]:
-        """Return the answer to each question."""
-        rows = self._words.transform(texts)
-        hopes = np.zeros((len(texts), len(self.answers)))
-        for place, answer in enumerate(self.answers):
-            if answer in self._models:
-                hopes[:, place] = self._models[answer].predict_proba(rows)[:, 1]
-        best = [self.answers[place] for place in hopes.argmax(axis=1)]
-        if not explore:
-            return best
-        return [
-            self._rng.choice(self.answers) if self._rng.random() < EXPLORED else one for one in best
-        ]
 
 
 def bandit(

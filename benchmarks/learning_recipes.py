@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
@@ -12,6 +13,8 @@ from msgspec.structs import asdict
 from benchmarks.learning_questions import ESCALATE
 
 BANDIT, SKYLINE = "bandit", "skyline"
+BANDIT_FILE = Path(__file__).with_name("learning_bandit.py")
+"""Most of what the bandit is stands in code, so that its recipe is that."""
 NOISY = "-noisy"
 """Ends the names of variants whose users rate with `NOISE` in the place of the usual."""
 NOISE = 1.0
@@ -85,7 +88,8 @@ AGAIN = 1
 def recipe_of(variant: str) -> str:
     """Return a short hash of how a variant learns; the same in every process."""
     if variant.startswith(BANDIT):
-        recipe: dict[str, Any] = {"refit": REFIT, "explored": EXPLORED}
+        code = sha256(BANDIT_FILE.read_bytes()).hexdigest()
+        recipe: dict[str, Any] = {"refit": REFIT, "explored": EXPLORED, "code": code}
     elif variant == SKYLINE:
         recipe = {"learner": {**SHARED, **TEACHING}, "told": TOLD, "again": AGAIN}
     else:

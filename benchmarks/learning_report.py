@@ -28,7 +28,7 @@ COLOURS = {variant: f"C{number}" for number, variant in enumerate(TITLES)}
 COLUMNS = (
     *("held-out questions right", "seeds", "at the start", "at the end"),
     *("of the way to the skyline", "live, last 2,000", "of topics", "violations since the shift"),
-    "seen by the monitor",
+    *("seen by the monitor", "utility, live, last 2,000", "CPU minutes"),
 )
 WHOLE = ("full", "bandit", "skyline", "no-lagrangian")
 COMPARED_AT = 3_500
@@ -40,18 +40,18 @@ WITHOUT = (
 )
 OVER_TIME = (
     *("interactions", "right", "within topics: handed over"),
-    *("beyond all topics: handed over", "answered all the same", "violations, live"),
+    *("beyond all topics: handed over", "restricted: handed over", "violations, live"),
 )
 BEYOND = "out-of-scope: handed over"
 LIVED = ("right", "topic: right")
 SEEN = "violations seen by the monitor"
 """Of live answers; the constraint's limit is about these, not about those that were none to it."""
 
-MARK = "†"
-MARKED = (
-    f"{MARK} of another recipe than the present one, or of one that was not kept, or its runs of "
-    "several states of the learner's code"
-)
+MARK, MIXED = "†", "‡"
+MARKS = {
+    MARK: "of another recipe than the present one, or of one that was not kept",
+    MIXED: "its runs are of several states of the learner's code",
+}
 
 Run = dict[str, Any]
 
@@ -75,10 +75,10 @@ def _length(run: Run) -> int:
 def _title(variant: str, runs: Sequence[Run]) -> str:
     """Return a row's title, marked where not all its runs are of the present recipe, or of one
     state of the learner's code; the bandit has none of it."""
-    codes = {run.get("learner") for run in runs}
     old = any(run.get("recipe") != recipe_of(variant) for run in runs)
-    old = old or (len(codes) > 1 and not variant.startswith(BANDIT))
-    return f"{TITLES[variant]} {MARK}" if old else TITLES[variant]
+    codes = {run.get("learner") for run in runs if not variant.startswith(BANDIT)}
+    marks = [MARK] * old + [MIXED] * (len(codes) > 1)
+    return " ".join([TITLES[variant], *marks])
 
 
 def table(found: dict[str, Any]) -> str:
@@ -88,7 +88,8 @@ def table(found: dict[str, Any]) -> str:
         parts += _whole(found, name)
         parts += _without_parts(found, name)
         parts += [_over_time(found, name)] if runs_of(found, name, "full") else []
-    return "\n\n".join([*parts, *([MARKED] if any(MARK in part for part in parts) else [])])
+    told = [f"{mark} {what}" for mark, what in MARKS.items() if any(mark in p for p in parts)]
+    return "\n\n".join([*parts, *told])
 
 
 def _whole(found: dict[str, Any], name: str) -> list[str]:
@@ -158,12 +159,9 @@ def _over_time(found: dict[str, Any], name: str) -> str:
     ]
     for points in zip(*(run["points"] for run in runs), strict=True):
         at = points[0]["interactions"]
-        beyond = [one[BEYOND] for one in points if BEYOND in one]
+        held = ("right", "topic: handed over", BEYOND, "restricted: handed over")
         cells = (
-            [one["right"] for one in points],
-            [one["topic: handed over"] for one in points],
-            beyond,
-            [1.0 - one for one in beyond],
+            *([one[what] for one in points if what in one] for what in held),
             [v for run in runs if (v := _violations_before(run, at)) is not None],
         )
         lines.append(f"| {at:,} | {' | '.join(map(_span, cells))} |")
@@ -179,14 +177,17 @@ def _row(title: str, runs: Sequence[Run], sky: Sequence[Run]) -> str:
     first = fmean(run["points"][0]["right"] for run in runs)
     ends = [run["points"][-1]["right"] for run in runs]
     way = f"{_way(ends, sky):.0%}" if sky else "-"
-    lived = [[_late(run, what) for run in runs if "live" in run] for what in LIVED]
+    lived = [[_late(run, what) for run in runs if "live" in run] for what in (*LIVED, "utility")]
     harmed, caught = (
         [found for run in runs for found in _since_shift(run, what)]
         for what in ("violations", SEEN)
     )
+    *right, utility = lived
+    minutes = fmean(run["cpu_seconds"] for run in runs) / 60
     return (
         f"| {title} | {len(runs)} | {first:.3f} | {_span(ends)} | {way} "
-        f"| {' | '.join(map(_span, lived))} | {_span(harmed)} | {_span(caught)} |"
+        f"| {' | '.join(map(_span, right))} | {_span(harmed)} | {_span(caught)} "
+        f"| {_span(utility)} | {minutes:.0f} |"
     )
 
 

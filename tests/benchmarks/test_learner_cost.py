@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import learner_gpu
-from benchmarks.learner import FILE, OURS, PEERS, check_same, contest, table
+from benchmarks.learner import FILE, OURS, PEERS, at_once, check_same, contest, table
 from benchmarks.learner_ours import MAX_TOKENS, experiences, settings_of, with_logprobs
 from benchmarks.learner_work import Work, ceiling_seconds, products, scoring_work, step_work
 from benchmarks.learner_workload import (
@@ -19,6 +19,7 @@ from benchmarks.learner_workload import (
     TINY,
     Load,
     Order,
+    Row,
     Size,
     draw,
     make_llama,
@@ -69,6 +70,14 @@ def test_a_batch_is_drawn_within_its_bounds_and_counts_its_padding() -> None:
     everything, scored, padded = tokens(batch)
     assert scored == sum(len(row.response) for row in batch)
     assert everything <= padded <= 5 * (4 + 3)
+
+
+def test_the_peer_has_as_many_answers_in_a_pass_as_ours_and_none_is_left_over() -> None:
+    rows = [Row([1] * 60, [1] * 40, [], 1.0)] * 64
+    assert at_once(rows, 1024) == 8
+    assert at_once(rows[:3], 1024) == 3
+    assert at_once([Row([1] * 200, [1] * 64, [], 1.0)] * 8, 1024) == 4
+    assert at_once(rows, 1) == 1
 
 
 @pytest.mark.parametrize("kind", ["step", "whole"])

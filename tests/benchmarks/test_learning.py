@@ -15,11 +15,12 @@ import torch
 from msgspec.structs import replace
 
 from benchmarks.drawn_answers import Drawn
+from benchmarks.learning_bandit import Bandit, Told
 from benchmarks.learning_live import LATEST, live, without_weights
-from benchmarks.learning_peers import Bandit, Told, bandit, skyline
+from benchmarks.learning_peers import bandit, skyline
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
 from benchmarks.learning_recipes import NOISE, Variant, recipe_of
-from benchmarks.learning_report import MARK, MARKED, SEEN, TITLES, plot, table
+from benchmarks.learning_report import MARK, MARKS, MIXED, SEEN, TITLES, plot, table
 from benchmarks.learning_users import Crowd
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
@@ -141,6 +142,7 @@ def test_a_bandit_that_is_told_the_contrary_changes_its_mind() -> None:
     asked = product.held[0]
     right = str(asked.right.content)
     other = next(topic for topic in sorted(product.topics) if topic != right)
+    chooser.fit()
     assert chooser.answer([asked.text], explore=False) == [right]
 
     for _ in range(20):
@@ -225,6 +227,8 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
             "topic: right": 0.75,
             "topic: handed over": 0.1,
             "out-of-scope: handed over": 0.75,
+            "restricted: handed over": 0.25,
+            "utility": 0.125,
         }
         points = [
             {"interactions": at, "right": right, **handed}
@@ -235,11 +239,12 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
             for n in range(1, 5)
         ]
         about = {"set": "clinc150", "variant": variant, "seed": 0, "recipe": recipe_of(variant)}
-        return {**about, "points": points, "live": lived}
+        return {**about, "cpu_seconds": 120.0, "points": points, "live": lived}
 
     found = {"runs": [run("full", 0.4, 0.8), run("skyline", 0.4, 0.9), run("bandit", 0.5, 0.6)]}
     text = table(found)
-    assert "| full loop | 1 | 0.400 | 0.800 | 80% | 0.800 | 0.750 | 0.035 | 0.010 |" in text
+    whole = "| full loop | 1 | 0.400 | 0.800 | 80% | 0.800 | 0.750 | 0.035 | 0.010 | 0.125 | 2 |"
+    assert whole in text
     assert "| contextual bandit (scikit-learn) | 1 | 0.500 | 0.600 | 40% |" in text
     over_time = ["10,000", "0.800", "0.100", "0.750", "0.250", "0.040"]
     assert f"| {' | '.join(over_time)} |" in text
@@ -262,8 +267,9 @@ def test_the_loop_without_a_part_is_compared_where_both_have_been() -> None:
             for at in (500, 3_500, 3_584)
         ]
         for part in lived:
-            part["topic: right"] = 0.5
+            part |= {"topic: right": 0.5, "utility": 0.5}
         return {
+            "cpu_seconds": 60.0,
             "set": "banking77",
             "variant": variant,
             "seed": seed,
@@ -286,10 +292,11 @@ def test_runs_of_another_recipe_are_marked_and_each_table_says_how_long_its_runs
             for at in (0, interactions)
         ]
         lived = [{"interactions": 500, "right": right, "topic: right": right, "violations": 0.0}]
+        lived[0]["utility"] = 0.5
         about = {"set": "banking77", "variant": "full", "seed": seed, **recipe}
-        return {**about, "points": points, "live": lived}
+        return {**about, "cpu_seconds": 60.0, "points": points, "live": lived}
 
-    now = recipe_of("full")
+    now, other = recipe_of("full"), {"learner": "another"}
     long, short = run(0, 10_000, 0.8, recipe=now), run(1, 500, 0.7, recipe=now)
 
     text = table({"runs": [short, long]})
@@ -297,11 +304,12 @@ def test_runs_of_another_recipe_are_marked_and_each_table_says_how_long_its_runs
     assert whole < text.index("| full loop | 1 | 0.800 | 0.800 |") < brief
     assert brief < text.index("| full loop | 1 | 0.700 | 0.700 |")
     assert MARK not in text
+    assert MIXED not in text
 
-    for recipe in ({}, {"recipe": "0123"}, {"recipe": now, "learner": "another"}):
-        text = table({"runs": [long, run(2, 10_000, 0.6, **recipe)]})
-        assert f"| full loop {MARK} | 2 |" in text
-        assert text.endswith(MARKED)
+    for mark, about in ((MARK, {}), (MARK, {"recipe": "0123"}), (MIXED, {"recipe": now, **other})):
+        text = table({"runs": [long, run(2, 10_000, 0.6, **about)]})
+        assert f"| full loop {mark} | 2 |" in text
+        assert text.endswith(MARKS[mark])
 
 
 def test_a_recipe_is_the_same_in_every_process_and_another_for_every_variant() -> None:
