@@ -36,7 +36,7 @@ class Baseline(Protocol):
 
 
 class Weighed(Struct, frozen=True):
-    """Experiences with their weights, which add up to 1, and their advantages.
+    """Experiences with their weights, which add up to 1 unless `scaled`, and their advantages.
 
     ``debt_b`` marks those whose advantage is what is owed. ``rewards`` is what each was taught for,
     ``curves`` what it would have been taught for any other, ``shares`` how much each kind of
@@ -51,6 +51,10 @@ class Weighed(Struct, frozen=True):
     curves: tuple[Curve, ...]
     shares: dict[str, float] = {}
     value_loss: float = 0.0
+
+    def scaled(self, fill: float) -> Weighed:
+        """Return these with so much of their weights; what is owed is paid as ever."""
+        return replace(self, weight_b=torch.where(self.debt_b, self.weight_b, fill * self.weight_b))
 
     def lessons(self, pushes: Sequence[tuple[float, float]]) -> tuple[Lesson, ...]:
         """Return what a step on these teaches: each got such a push, at such a log-probability."""

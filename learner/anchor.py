@@ -21,7 +21,6 @@ from contracts.events import BASE_VERSION
 from contracts.manifest import verify
 from learner.adapters import ADAPTER_WEIGHTS, restore_adapters
 from learner.buckets import TokenSequence
-from learner.experience import Experience
 from learner.policy import Policy
 
 _log = logging.getLogger("learner")
@@ -51,17 +50,16 @@ class Anchor(Struct, frozen=True):
 def refreshed(
     anchor: Anchor,
     versions: Mapping[str, int],
-    fresh: Sequence[Experience],
+    served: int,
     directory: Path,
     after: int,
 ) -> Anchor:
-    """Return the anchor for the batch ``fresh``: the version in service if that is so much newer.
+    """Return the anchor beside release ``served`` in service: that one if it is so much newer.
 
     ``versions`` maps released ids to their numbers, ``directory`` is where they lie, ``after`` how
     many releases newer it must be; 0: the anchor stays. It stays, too, when the version is gone,
     has changed, or in a replay is not made yet.
     """
-    served = in_service(fresh)
     if not after or served - versions.get(anchor.version, 0) < after:
         return anchor
     version = {number: name for name, number in versions.items()}.get(served)
@@ -77,9 +75,12 @@ def refreshed(
     return Anchor(version, weights)
 
 
-def in_service(fresh: Sequence[Experience]) -> int:
-    """Return the release that three quarters of the answers were served by, or by a newer one."""
-    return sorted(one.behaviour_sequence for one in fresh)[len(fresh) // 4]
+def in_service(served: Sequence[int]) -> int:
+    """Return the release that three quarters of the answers were served by, or by a newer one.
+
+    ``served`` are the numbers of the releases that gave them; of none it is the base.
+    """
+    return sorted(served)[len(served) // 4] if served else 0
 
 
 @contextmanager

@@ -79,7 +79,8 @@ def experience_of(
     """Return the experience in a `Sample` event.
 
     ``sequences`` maps the ids of released versions to their release numbers; ``correction_ids``
-    come from `learner.assistant_turn.correction_ids`.
+    come from `learner.assistant_turn.correction_ids`. Nothing was decided or said after the sample
+    was made, whatever the clock of a gateway says.
     """
     logged = sample.features.get(USER_REWARD_MEAN)
     greedy = 0.0 <= sample.temperature < LEAST_TEMPERATURE
@@ -97,8 +98,8 @@ def experience_of(
         logprobs=sample.logprobs if usable else (),
         temperature=1.0 if greedy else sample.temperature,
         reward=sample.reward,
-        decided_at=sample.decided_at,
-        feedback_time=sample.feedback_time,
+        decided_at=min(sample.decided_at, sample.time),
+        feedback_time=min(sample.feedback_time, sample.time),
         correction_ids=correction_ids,
         user_reward_mean=known_mean(logged.value) if logged else None,
         features_logged=logged is not None,

@@ -31,12 +31,13 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     ``replayed`` and ``corrections`` were learned from before, except corrections of ``fresh`` and
     ``silent``.
     ``revised`` are new rewards of decisions learned from before; what such a reward changes is in
-    ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the newest release
-    number seen serving; staleness is counted from it. ``activity`` is how many of the newest
+    ``owed``, with what earlier ones still have to teach. ``served_sequence`` is the release
+    in service; staleness is counted from it. ``activity`` is how many of the newest
     samples each user has, ``correction_weights`` how much each correction counts beside the others,
     1 unless said, by its decision. ``silent`` are answers without a signal; those with an imputed
     reward teach, and all of them move the price of violations. ``pace`` is the share of the
-    learning rate that its steps are made with.
+    learning rate that its steps are made with, ``fill`` that of a whole batch that was rated: so
+    much count all answers together, but for debts.
     """
 
     fresh: tuple[Experience, ...]
@@ -50,6 +51,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     practised: tuple[Practised, ...] = ()
     silent: tuple[Experience, ...] = ()
     pace: float = 1.0
+    fill: float = 1.0
 
     @property
     def imputed(self) -> tuple[Experience, ...]:

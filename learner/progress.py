@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from contracts.events import BASE_VERSION
 from contracts.judges import is_judge
 from contracts.settings import Learner, Settings
-from learner.anchor import refreshed
+from learner.anchor import in_service, refreshed
 from learner.directory import versions_directory
 from learner.experience import Experience
 from learner.ledger import (
@@ -54,6 +54,9 @@ from learner.value import Spread
 LEAST_OF_A_JUDGE = 8
 """So many of a judge's answers are kept, however many judges there are."""
 
+SERVED_LEAST = 64
+"""So many answers, or a batch's, say what is in service: a few may all be a canary's."""
+
 SEEN_LEAST = 20_000
 """Fewest ids of samples remembered, to recognise duplicates, once so many were read."""
 
@@ -66,10 +69,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     of silent ones that taught nothing only from the first rating on, which came at ``ledger_from``
     or later, and ``payments`` what was taught since then of decisions that had taught before.
     ``stepped_batches`` are those that moved the weights.
-    ``versions`` maps released ids to their numbers; ``served_sequence`` is the newest one that
-    was seen serving. ``evaluation`` holds the
-    newest answers that judges rated, oldest first, and ``judged`` counts all of them,
-    ``superseded`` the samples that another took the place of.
+    ``versions`` maps released ids to their numbers; ``served`` are those that gave the newest
+    answers. ``evaluation`` holds the newest answers that judges rated, oldest first, ``judged``
+    counts all of them, ``superseded`` the samples that another took the place of.
     ``multiplier`` is λ of `learner.constraint`, ``integral`` the sum that it comes from;
     ``taught`` maps decisions to what was taught of them, ``owed`` are the newest samples of those
     whose reward changed and is not taught yet.
@@ -92,7 +94,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     released_batches: int = 0
     parent: str = BASE_VERSION
     versions: dict[str, int] = {}
-    served_sequence: int = 0
+    served: tuple[int, ...] = ()
     as_of: datetime | None = None
     newest_feedback_time: datetime | None = None
     oldest_feedback_time: datetime | None = None
@@ -158,7 +160,8 @@ def advance(
     judged, superseded, silent = beside.judged, beside.superseded, beside.silent
     config = settings.learner
     withdrawn = [e for e, outcome in superseded if outcome in (WITHDRAWN, FORGOTTEN)]
-    progress = _heard(progress, fresh, withdrawn, config)
+    served = _served(progress.served, (*fresh, *silent, *judged), config)
+    progress = replace(_heard(progress, fresh, withdrawn, config), served=served)
     counted = _counted(silent, settings)
     batch = MicroBatch(fresh=(), silent=counted)
     if fresh:
@@ -166,7 +169,7 @@ def advance(
         train.anchor = refreshed(
             train.anchor,
             progress.versions,
-            fresh,
+            in_service(served),
             versions_directory(settings),
             config.anchor_refresh_releases,
         )
@@ -224,10 +227,17 @@ def _heard(
         replay=without(progress.replay, frozenset(gone)),
         evaluation=tuple(e for e in progress.evaluation if e.decision_id not in gone),
         raters=(*progress.raters, *(e.user_id for e in fresh))[-config.user_window :],
-        served_sequence=max([progress.served_sequence, *(e.behaviour_sequence for e in fresh)]),
         as_of=_newest(progress.as_of, [e.decided_at for e in fresh]),
         newest_feedback_time=_newest(progress.newest_feedback_time, moments),
     )
+
+
+def _served(
+    before: tuple[int, ...], read: Sequence[Experience], config: Learner
+) -> tuple[int, ...]:
+    """Return the releases that gave the newest answers, whatever became of these."""
+    newest = [e.behaviour_sequence for e in sorted(read, key=lambda e: e.offset)]
+    return (*before, *newest)[-max(SERVED_LEAST, config.batch_samples) :]
 
 
 def _counted(silent: Sequence[Experience], settings: Settings) -> tuple[Experience, ...]:
@@ -255,7 +265,7 @@ def _batch_of(
         progress.replay,
         config,
         number=progress.batches,
-        served_sequence=progress.served_sequence,
+        served_sequence=in_service(progress.served),
         learned=frozenset(progress.taught),
         owed=owed[: paid_at_once(config.batch_samples)],
         activity=_activity(progress),
@@ -263,7 +273,9 @@ def _batch_of(
         safe_ids=train.safe_ids,
     )
     batch = replace(
-        batch, pace=min(1.0, (progress.stepped_batches + 1) / max(config.warm_up_batches, 1))
+        batch,
+        pace=min(1.0, (progress.stepped_batches + 1) / max(config.warm_up_batches, 1)),
+        fill=min(1.0, len(fresh) / config.batch_samples),
     )
     if train.practice is None:
         return batch
@@ -299,7 +311,9 @@ def _learned(
     heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
     told = frozenset(e.decision_id for e in batch.corrections)
     new = [*fresh, *(e for e in batch.silent if e.decision_id in told)]
-    replay = progress.replay
+    # What a revision says is not learned where the step is skipped; what it revises is wrong.
+    changed_ids = frozenset(e.decision_id for e in batch.revised)
+    replay = without(progress.replay, changed_ids) if stats.skipped else progress.replay
     return replace(
         progress,
         taught=memory,

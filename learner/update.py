@@ -221,7 +221,7 @@ def _begun(
     pairs = anchored(policy, state.anchor, corrections, config)
 
     def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:
-        weighed = weigh(state, scored, owed, batch.activity, config)
+        weighed = weigh(state, scored, owed, batch.activity, config).scaled(batch.fill)
         given = (weighed.scored, weighed.advantage_b, weighed.weight_b, pairs)
         return weighed, Objective(*given, frozenset(owed), batch.practised)
 

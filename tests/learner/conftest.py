@@ -105,7 +105,7 @@ def make_sample() -> MakeSample:
         moment = START + timedelta(seconds=number)
         sample = Sample(
             id=derived_id("sample", str(number)),
-            time=moment,
+            time=moment + timedelta(seconds=8),
             decision_id=derived_id("decision", str(number)),
             reward_id=derived_id("reward", str(number)),
             session_id=f"session-{number % 5}",
