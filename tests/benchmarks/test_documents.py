@@ -185,6 +185,17 @@ def learning_figures() -> Iterator[str]:
         f"a contextual bandit {right('bandit', 0):.2f} → {right('bandit', -1):.2f}; "
         f"told as many right answers {right('skyline', -1):.2f}"
     )
+
+    def live(variant: str, what: str) -> float:
+        runs = runs_of(found, "clinc150", variant)
+        return fmean(part[what] for run in runs for part in run["live"][-4:])
+
+    sides = [{what: live(one, what) for what in ("right", "utility")} for one in ("full", "bandit")]
+    yield (
+        f"Live the bandit is ahead: of the last 2,000 answers {sides[1]['right']:.2f} right "
+        f"against {sides[0]['right']:.2f}, utility {sides[1]['utility']:.2f} against "
+        f"{sides[0]['utility']:.2f}"
+    )
     cells = msgspec.convert(kept("poison")["cells"], list[poison.Cell])
     by_window = {
         window: [
@@ -194,7 +205,10 @@ def learning_figures() -> Iterator[str]:
         ]
         for window in poison.WINDOWS
     }
-    over = [one.learned for one in by_window[poison.WINDOWS[0]]]
+    over, lowest, served = (
+        [getattr(one, what) for one in by_window[poison.WINDOWS[0]]]
+        for what in ("learned", "lowest", "served")
+    )
     held, made = (
         sum(getattr(one, what) for one in by_window[poison.WINDOWS[0]])
         for what in ("held", "passed")
@@ -202,8 +216,9 @@ def learning_figures() -> Iterator[str]:
     assert made == 0
     yield (
         f"give {by_window[1][0].flood:.0%} of the ratings".replace("%", " %")
-        + f" | the policy still prefers the good answer, {fmean(over):.2f} [{min(over):.2f}, "
-        f"{max(over):.2f}]; the gate held all {held} versions"
+        + f" | the learner falls to {fmean(lowest):.2f} for the good answer on the way and ends at "
+        f"{fmean(over):.2f} [{min(over):.2f}, {max(over):.2f}]; users keep the base's "
+        f"{fmean(served):.2f}, for the gate held all {held} versions"
     )
 
 

@@ -356,3 +356,25 @@ def _check(
         assert taught.retracted is not None
         least, most = sorted((0.0, before[decision_id]))
         assert least - SETTLED <= taught.coefficient <= most + SETTLED
+
+
+def test_what_a_revision_in_a_skipped_batch_revises_is_not_repeated_as_it_was(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    state, progress = started(settings)
+    first = others(make_sample, 1)
+    progress = advance(state, progress, first, settings)
+    assert {e.decision_id for e in progress.replay.recent} == {e.decision_id for e in first}
+    said_again = replace(first[0], sample_id="again", offset=200, reward=-0.25)
+    unable = replace(
+        settings, learner=replace(settings.learner, kl_weight=1e38, length_scale=1e-38)
+    )
+    with torch.no_grad():
+        for parameter in state.policy.adapters().values():
+            parameter.add_(0.5)
+
+    progress = advance(state, progress, (said_again, rated(make_sample, 201)), unable)
+
+    assert progress.stats.skipped
+    assert {e.decision_id for e in progress.replay.recent} == {e.decision_id for e in first[1:]}
+    assert [e.sample_id for e in progress.owed] == ["again"]

@@ -434,28 +434,6 @@ def test_a_batch_whose_step_is_skipped_is_not_called_used_nor_repeated(
         assert torch.equal(parameter, before[name])
 
 
-def test_what_a_revision_in_a_skipped_batch_revises_is_not_repeated_as_it_was(
-    settings: Settings, make_sample: MakeSample
-) -> None:
-    settings, state = _state(settings)
-    progress = Progress(policy="assistant", base=state.policy.base)
-    first = tuple(_experience(make_sample, number) for number in range(1, 7))
-    progress = advance(state, progress, first, settings)
-    assert {e.decision_id for e in progress.replay.recent} == {e.decision_id for e in first}
-    said_again = msgspec.structs.replace(first[0], sample_id="again", offset=9, reward=-0.25)
-    unable = msgspec.structs.replace(settings.learner, kl_weight=1e38, length_scale=1e-38)
-    with torch.no_grad():
-        for parameter in state.policy.adapters().values():
-            parameter.add_(0.5)
-
-    skipping = msgspec.structs.replace(settings, learner=unable)
-    progress = advance(state, progress, (said_again, _experience(make_sample, 10)), skipping)
-
-    assert progress.stats.skipped
-    assert {e.decision_id for e in progress.replay.recent} == {e.decision_id for e in first[1:]}
-    assert [e.sample_id for e in progress.owed] == ["again"]
-
-
 def test_a_batch_whose_second_step_is_skipped_has_taught_and_is_repeated(
     settings: Settings, make_sample: MakeSample
 ) -> None:
