@@ -32,6 +32,7 @@ from learner.experience import Experience
 from learner.following import lead
 from learner.imputation import impute
 from learner.intake import Arrival, Intake
+from learner.kept_means import kept_means, means_path
 from learner.outlet import Outlet, Output
 from learner.practice import read_practice
 from learner.progress import Beside, Progress, advance, release_is_due, released
@@ -137,7 +138,8 @@ class Learner:
         fresh, silent = _experiences(intake.pending), _experiences(intake.silent)
         if fresh:
             silent = impute(silent, self.reward_model, self.settings)
-        known = with_reward_means([*fresh, *silent], self.reward_means)
+        known = with_reward_means([*fresh, *silent], self._kept_means())
+        self.crash_point("looked-up")
         beside = Beside(
             judged=_experiences(intake.judged),
             superseded=[(arrival.experience, why) for arrival, why in intake.superseded],
@@ -145,6 +147,11 @@ class Learner:
         )
         known_fresh = known[: len(fresh)]
         self.progress = advance(self.train, self.progress, known_fresh, self.settings, beside)
+
+    def _kept_means(self) -> RewardMeans:
+        """Return the lookup of the next batch: it gives the same again after a crash."""
+        keep = self.settings.learner.keep_checkpoints
+        return kept_means(means_path(self.root), self.reward_means, self.progress.batches, keep)
 
     def rewind(self) -> None:
         """Forget what was read since the last commit; it will be read again."""

@@ -20,6 +20,7 @@ from tests.messages import says
 MakeSample = Callable[..., Sample]
 
 POINTS = (
+    "looked-up",
     "before-save",
     "inside",
     "renamed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
@@ -28,7 +29,9 @@ from learner.outlet import Outlet
 from learner.progress import SEEN_LEAST, Progress, advance
 from learner.pulse import Pulse
 from learner.train_state import new_train_state
+from learner.user_features import RewardMeans
 from learner.version_state import states_directory
+from tests.learner.kill_plan import Log
 from tests.learner.reading import read_on
 from tests.messages import calls
 from tests.topic_log import events, publish, write
@@ -38,6 +41,7 @@ SendSamples = Callable[[Kafka, int, int], None]
 OpenLearner = Callable[..., Learner]
 
 CRASH_POINTS = [
+    "looked-up",
     "before-save",
     "inside",
     "renamed",
@@ -58,6 +62,17 @@ def _reward_means(experiences: Sequence[Experience]) -> list[float | None]:
     return [0.25 if e.user_id == "user-1" else None for e in experiences]
 
 
+def _changing_means(calls: int) -> RewardMeans:
+    """Return a store that answers otherwise after so many calls."""
+    left = [calls]
+
+    def look_up(experiences: Sequence[Experience]) -> list[float | None]:
+        left[0] -= 1
+        return [0.5 if left[0] >= 0 else -0.75 for _ in experiences]
+
+    return look_up
+
+
 @pytest.fixture
 def settings(settings: Settings, kafka: Kafka) -> Settings:
     return msgspec.structs.replace(settings, kafka=kafka)
@@ -65,11 +80,14 @@ def settings(settings: Settings, kafka: Kafka) -> Settings:
 
 @pytest.fixture
 def open_learner(clock: ManualClock, new_id: NewId) -> OpenLearner:
-    def make(settings: Settings, crash_point: CrashPoint = no_crash) -> Learner:
+    def make(
+        settings: Settings,
+        crash_point: CrashPoint = no_crash,
+        means: RewardMeans = _reward_means,
+    ) -> Learner:
         outlet = Outlet(settings.kafka, clock, new_id, Event())
-        return Learner(
-            settings, clock, outlet, Pulse(settings, clock, "learner"), _reward_means, crash_point
-        )
+        pulse = Pulse(settings, clock, "learner")
+        return Learner(settings, clock, outlet, pulse, means, crash_point)
 
     return make
 
@@ -163,6 +181,33 @@ def test_a_restart_is_bit_equal_where_the_anchor_moves_and_the_policy_practises(
         assert resumed.progress == whole.progress, (name, occurrence)
         tensors = resumed.root / "000000005" / checkpoint.TENSORS
         assert tensors.read_bytes() == newest.read_bytes(), (name, occurrence)
+
+
+def test_a_restart_is_bit_equal_where_the_feature_store_answers_otherwise_by_then(
+    settings: Settings,
+    kafka: Kafka,
+    tmp_path: Path,
+    make_sample: MakeSample,
+    open_learner: OpenLearner,
+) -> None:
+    learner = msgspec.structs.replace(settings.learner, publish_every=100)
+    settings = msgspec.structs.replace(settings, learner=learner)
+    write(kafka, *Log(random.Random(5), make_sample, logged_share=0.5).draw(64, []))
+    whole = read_on(open_learner(settings, means=_changing_means(2)))
+    newest = checkpoint.place(whole.root, whole.progress)
+    assert whole.progress.batches >= 4
+    assert {0.5, -0.75} < {line.user_reward_mean for line in whole.progress.ledger}
+
+    for name in ("looked-up", "before-save", "inside"):
+        mine = msgspec.structs.replace(settings, state_dir=tmp_path / name)
+        with pytest.raises(Crash):
+            read_on(open_learner(mine, _crash_at(name, 2), _changing_means(2)))
+        resumed = read_on(open_learner(mine, means=_changing_means(0)))
+
+        assert resumed.progress == whole.progress, name
+        again = checkpoint.place(resumed.root, resumed.progress)
+        for file in (checkpoint.STATE, checkpoint.TENSORS):
+            assert (again / file).read_bytes() == (newest / file).read_bytes(), name
 
 
 def _ledger_ids(learner: Learner) -> list[str]:
