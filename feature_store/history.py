@@ -43,7 +43,7 @@ class OfflineReader:
     def at(self, moments: Sequence[Moment]) -> list[dict[str, Value]]:
         """Return the served features by name for each moment, in order; None where none was known.
 
-        Raises UnavailableError when the parts cannot be read.
+        Raises UnavailableError when the parts cannot be read, or are merged for too long.
         """
         if not moments:
             return []

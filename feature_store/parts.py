@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_store.file_lock import got_lock, locked
 from feature_store.views import FeatureRow, View
 
 MERGE_AFTER = 32
@@ -30,6 +31,13 @@ MAX_BYTES = 16 << 20
 EMPTY = "empty.parquet"
 MERGING, READING = "merge.lock", "read.lock"
 """One process merges a folder's parts at a time, and none while somebody reads them."""
+
+WAIT_SECONDS = 10.0
+"""How long reading waits for a merge, which takes a second or two by `MAX_BYTES`, and a change of
+all parts for reading."""
+
+MERGE_SECONDS = 2.0
+"""How long a write waits for another process to merge; then a later one merges its parts, too."""
 
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string()}
 _MOMENT = pa.timestamp("us", tz="UTC")
@@ -56,9 +64,9 @@ class PartFolder:
         return path
 
     def remove_before(self, moment: datetime) -> int:
-        """Remove parts of the days before a moment; return how many: 0 while parts are read."""
+        """Remove parts of the days before a moment; return how many: 0 while parts are in use."""
         first = f"{moment:%Y%m%d}"
-        with _alone_in(self._folder) as alone:
+        with _if_alone_in(self._folder) as alone:
             old = [part for part in _parts(self._folder) if part.name[:_DAY] < first]
             # What processes that were killed had begun to write.
             begun = [file for file in self._folder.glob("*.tmp") if file.name[:_DAY] < first]
@@ -79,10 +87,13 @@ def ensure_parts(folder: Path, view: View) -> None:
 def adapt_parts(folder: Path, view: View) -> int:
     """Give all parts the view's columns, null where they had none; return how many changed.
 
-    Readers take one schema for all.
+    Readers take one schema for all. UnavailableError when others use the parts for too long.
     """
     schema, changed = _schema(view), 0
-    with _alone_in(folder, wait=True):
+    with (
+        locked(folder / MERGING, fcntl.LOCK_EX, WAIT_SECONDS),
+        locked(folder / READING, fcntl.LOCK_EX, WAIT_SECONDS),
+    ):
         for part in sorted(folder.glob("*.parquet")):
             if not pq.read_schema(part).equals(schema):
                 _write(part, _read(part, schema))
@@ -93,11 +104,11 @@ def adapt_parts(folder: Path, view: View) -> int:
 def merge_parts(folder: Path, view: View, today: str) -> None:
     """Merge the oldest parts of each level that has enough, and one past day as far as it goes.
 
-    A day is eight digits. While parts are read nothing happens: the next call does more. Were this
-    process to end between rename and removal, rows would be there twice, which the point-in-time
-    join does not see.
+    A day is eight digits. While parts are read, or others merge for long, nothing happens: the next
+    call does more. Were this process to end between rename and removal, rows would be there twice,
+    which the point-in-time join does not see.
     """
-    with _alone_in(folder) as alone:
+    with _if_alone_in(folder) as alone:
         past: dict[str, list[Path]] = defaultdict(list)
         levels: dict[int, list[Path]] = defaultdict(list)
         for part in _parts(folder) if alone else []:
@@ -119,11 +130,13 @@ def merge_parts(folder: Path, view: View, today: str) -> None:
 
 @contextmanager
 def unchanged_parts(folders: Sequence[Path]) -> Iterator[None]:
-    """Keep the parts of folders from being merged or removed; writers go on adding meanwhile."""
+    """Keep the parts of folders from being merged or removed; writers go on adding meanwhile.
+
+    UnavailableError when somebody merges them for too long.
+    """
     with ExitStack() as stack:
         for folder in folders:
-            file = stack.enter_context((folder / READING).open())
-            fcntl.flock(file, fcntl.LOCK_SH)
+            stack.enter_context(locked(folder / READING, fcntl.LOCK_SH, WAIT_SECONDS))
         yield
 
 
@@ -164,16 +177,11 @@ def _size(parts: Sequence[Path]) -> int:
 
 
 @contextmanager
-def _alone_in(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Wait until nobody else merges; tell whether nobody reads either, until the block ends."""
+def _if_alone_in(folder: Path) -> Iterator[bool]:
+    """Tell whether nobody else merges or reads, until the block ends; a merge is waited for."""
     with (folder / MERGING).open("w") as merging, (folder / READING).open("w") as reading:
-        fcntl.flock(merging, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(reading, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        alone = got_lock(merging, fcntl.LOCK_EX, MERGE_SECONDS)
+        yield alone and got_lock(reading, fcntl.LOCK_EX)
 
 
 def _table(view: View, rows: Sequence[FeatureRow], created: datetime) -> pa.Table:

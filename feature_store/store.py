@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -20,6 +19,7 @@ from contracts.clock import Clock
 from contracts.settings import Settings
 from feature_store import encoding
 from feature_store.feast_rows import FeastRows
+from feature_store.file_lock import locked
 from feature_store.parts import adapt_parts, ensure_parts
 from feature_store.redis_rows import RedisRows
 from feature_store.rows import ReadableRows, WritableRows
@@ -41,6 +41,13 @@ finally:
         del sys.modules["torch"]
 
 PROJECT = "headrace"
+APPLY_SECONDS = 30.0
+"""How long a start waits for another process to apply the definitions: seconds on a busy machine.
+
+Where views have changed, old parts are written anew meanwhile, which may take longer; the gateway
+tries again by itself, a worker is started again, and the learner asks again with its next batch.
+"""
+
 REDIS_LIMITS = "socket_timeout=0.05,socket_connect_timeout=0.05,retry=null"
 """A request waits for its features no longer than this, in seconds.
 
@@ -59,13 +66,16 @@ def offline_folder(settings: Settings, view: str) -> Path:
 
 
 def open_store(settings: Settings, table: ViewTable = TABLE) -> FeatureStore:
-    """Return a store with all definitions applied; safe when several processes start at once."""
+    """Return a store with all definitions applied; safe when several processes start at once.
+
+    UnavailableError when another process applies them, or reads parts, for too long.
+    """
     folder = repository(settings)
     folder.mkdir(parents=True, exist_ok=True)
     for view in table.views.values():
         ensure_parts(offline_folder(settings, view.name), view)
     store = FeatureStore(config=_config(settings, folder))
-    with _locked(folder / "apply.lock"):
+    with locked(folder / "apply.lock", fcntl.LOCK_EX, APPLY_SECONDS):
         marker, wanted = folder / "applied", _fingerprint(settings, table)
         if not marker.exists() or marker.read_text() != wanted:
             store.apply(list(definitions(settings, folder, table)))
@@ -201,10 +211,3 @@ def _drop_offline_views(store: FeatureStore, table: ViewTable) -> None:
     for name in _stored_as(store, offline, table=True).values():
         for of_view in (name, f"{name}_newest"):
             connection.execute(f'DROP TABLE IF EXISTS "{of_view}"')
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from feature_store.file_lock import got_lock
+
 TURN_SECONDS = 2.0
 """A writer that stands still in its turn keeps the others waiting no longer than this."""
-
-POLL_SECONDS = 0.002
 
 _log = logging.getLogger(__name__)
 
@@ -21,18 +20,6 @@ _log = logging.getLogger(__name__)
 def turn(path: Path) -> Iterator[None]:
     """Hold the lock of a file; who does not get it within `TURN_SECONDS` goes on without."""
     with path.open("w") as file:
-        deadline = time.monotonic() + TURN_SECONDS
-        while not _got_lock(file.fileno()):
-            if time.monotonic() > deadline:
-                _log.warning("another writer has kept %s for long; not waiting", path)
-                break
-            time.sleep(POLL_SECONDS)
+        if not got_lock(file, fcntl.LOCK_EX, TURN_SECONDS):
+            _log.warning("another writer has kept %s for long; not waiting", path)
         yield
-
-
-def _got_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

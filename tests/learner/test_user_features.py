@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from contracts.clock import ManualClock
 from contracts.events import Sample
 from contracts.settings import Settings
+from feature_store import parts
 from feature_store.views import USER, FeatureRow, Value
 from feature_store.writer import FeatureWriter
 from learner.experience import experience_of
@@ -48,3 +51,18 @@ def test_a_store_that_cannot_be_opened_leaves_every_user_unknown(
     broken = msgspec.structs.replace(settings, state_dir=blocked)
 
     assert stored_reward_means(broken)([experience_of(make_sample(1))]) == [None]
+
+
+def test_a_store_whose_parts_another_process_keeps_locked_leaves_every_user_unknown(
+    settings: Settings,
+    clock: ManualClock,
+    make_sample: Callable[..., Sample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parts, "WAIT_SECONDS", 0.05)
+    FeatureWriter(settings, clock)
+    lock = settings.state_dir / "features" / "offline" / USER.name / parts.READING
+    look_up, asked = stored_reward_means(settings), [experience_of(make_sample(1))]
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert look_up(asked) == [None]
