@@ -1,7 +1,7 @@
 """Turns the present adapters into a policy version: a directory whose manifest pins every byte.
 
-Made twice of equal weights, progress, evidence and settings it has the same id, if release of
-Headrace, torch, kind of device and number of processes are the same, too.
+Made twice of equal weights, progress, evidence and settings it has the same id, if code, libraries,
+kind of device and number of processes are the same, too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ LEDGER_FROM = "ledger_from"
 
 PROCESSES = "processes"
 """In ``config`` of a manifest: how many learned the version together (`learner.ranks`)."""
+
+LIBRARIES = ("transformers", "tokenizers", "peft", "safetensors")
+"""In ``config`` of a manifest beside torch: what else a policy is loaded, run and saved by."""
+
+OWN_PACKAGES = ("contracts", "feature_store", "guard", "learner")
+"""Whose code the learner runs."""
 
 OF_NO_MATTER = frozenset({"signing_key_file", "keep_checkpoints", "keep_states", "reward_model"})
 """Settings of the learner that no version depends on."""
@@ -178,11 +184,13 @@ def _manifest(
 
 
 def computed_by(policy: Policy) -> dict[str, str]:
-    """Return the number format of the base, the kind of device and the torch it is computed by."""
+    """Return the number format of the base, the kind of device and the libraries it is computed by,
+    by version."""
     return {
         "base_dtype": str(policy.model.dtype).removeprefix("torch."),
         "device": policy.device.type,
         "torch": str(torch.__version__),
+        **{name: installed_version(name) for name in LIBRARIES},
     }
 
 
@@ -198,7 +206,13 @@ def what_matters(learner: Learner, practice: str) -> dict[str, Any]:
 
 @cache
 def code_version() -> str:
-    """Return the release of Headrace and a hash of the learner's source files."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    listing = {path.name: file_sha256(path) for path in sources}
-    return f"headrace {installed_version('headrace')} {sha256(to_json(listing)).hexdigest()[:16]}"
+    """Return the release of Headrace and a hash of the code that the learner runs."""
+    hashed = code_hash(Path(__file__).parents[1])
+    return f"headrace {installed_version('headrace')} {hashed[:16]}"
+
+
+def code_hash(root: Path) -> str:
+    """Return one hash of all source files of the learner and what it imports, below ``root``."""
+    sources = sorted(path for name in OWN_PACKAGES for path in (root / name).rglob("*.py"))
+    listing = {path.relative_to(root).as_posix(): file_sha256(path) for path in sources}
+    return sha256(to_json(listing)).hexdigest()

@@ -12,14 +12,14 @@ import msgspec
 from contracts.manifest import Manifest, read_manifest
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.config_differences import differing
-from learner.publish import LEDGER, PROCESSES
+from learner.publish import LEDGER, LIBRARIES, PROCESSES
 from learner.replay_report import Remade
 from learner.version_line import Link
 
 _FOLLOWS = ("parent", "state")
 """What differs as soon as an earlier version does."""
 
-_MADE_BY = ("base_dtype", "device", PROCESSES, "torch")
+_MADE_BY = ("base_dtype", "device", PROCESSES, "torch", *LIBRARIES)
 """What of ``config`` follows from the machine and the release alone, whatever was learned."""
 
 
@@ -99,7 +99,8 @@ def _made_otherwise(link: Link, directory: Path) -> tuple[str, ...]:
     """Return by what other code, libraries or kind of machine a version was made again."""
     manifest = read_manifest(directory)[1]
     then, now = (
-        {name: each.config.get(name) for name in _MADE_BY} for each in (link.manifest, manifest)
+        {name: each.config[name] for name in _MADE_BY if name in each.config}
+        for each in (link.manifest, manifest)
     )
     return (*_by_other_code(link.manifest, manifest), *_by_other_settings(then, now))
 
@@ -110,7 +111,13 @@ def _by_other_code(first: Manifest, second: Manifest) -> list[str]:
 
 
 def _by_other_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    return [f"another setting or library, {change}" for change in _changed(first, second)]
+    """Leave out libraries that one of the two does not name: an older release named torch alone."""
+    unnamed = {name for name in LIBRARIES if name not in first or name not in second}
+    mine, other = (
+        {name: value for name, value in each.items() if name not in unnamed}
+        for each in (first, second)
+    )
+    return [f"another setting or library, {change}" for change in _changed(mine, other)]
 
 
 def _first_line(first: Path, second: Path) -> str:
