@@ -167,8 +167,8 @@ class Learner:
             self.release_if_due()
 
     def tell_what_is_lost(self, begins: int) -> None:
-        """Say so when the broker has removed samples that were never read: ``begins`` is the next
-        offset there is."""
+        """Say so when the broker has removed what may hold samples that were not learned from:
+        ``begins`` is the next offset there is."""
         if self.progress.batches > 0 and begins > self.progress.next_offset:
             tell_lost(self.outlet, self.progress, begins)
 

@@ -36,12 +36,18 @@ def tell_start(outlet: Output, progress: Progress) -> None:
 
 
 def tell_lost(outlet: Output, progress: Progress, begins: int) -> None:
-    """Say that samples are gone unread: ``begins`` is the next offset there is."""
-    following = progress.next_offset
-    _log.error("offsets %d to %d are gone from the log, unread", following, begins - 1)
-    detail = {"first_offset": following, "next_offset": begins}
-    reason = f"retention removed them; set a longer retention.ms for {SAMPLES.name}"
-    outlet.audit("samples.lost", progress.policy, detail, reason)
+    """Say that records are gone which nothing was committed of: ``begins`` is the next offset there
+    is.
+
+    Only own samples move the committed offset, so the records may all have been read, and be other
+    policies'.
+    """
+    following, policy = progress.next_offset, progress.policy
+    found = f"may have held samples of {policy} that were not learned from"
+    _log.warning("offsets %d to %d are gone from the log; they %s", following, begins - 1, found)
+    detail = {"first_offset": following, "next_offset": begins, "samples": "not known"}
+    reason = f"retention removed these records, which {found}; set a longer retention.ms for "
+    outlet.audit("samples.lost", policy, detail, reason + SAMPLES.name)
 
 
 def tell_release(

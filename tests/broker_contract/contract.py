@@ -160,7 +160,7 @@ _OFFSETS = (
         check=offsets.the_beginning_moves_with_the_records_deleted,
         by={
             "contracts/broker.py": "begins there when its position is no longer kept",
-            "learner/loop.py": "says which samples were removed unread",
+            "learner/loop.py": "says which records were removed before their samples were learned",
             "learner/replay_log.py": "refuses to replay what was removed",
             "streams/worker.py": "counts lag from there when nothing was committed",
             "console/topic_table.py": "counts records",
