@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from contracts.settings import Learner
-from learner.experience import BASELINE, LEAST_TEMPERATURE, Experience
+from learner.experience import BASELINE, Experience
 from learner.ledger import NO_REWARD
 from learner.micro_batch import MicroBatch
 from learner.revision import Debt
 from learner.scoring import Scored
 from learner.train_state import TrainState
+from learner.usable import unusable
 
 UNDONE = "undone"
 """Why nothing more is learned of a retracted decision: the policy is back where it was."""
@@ -78,20 +79,6 @@ def agreed(
         else:
             reasons[one.experience.sample_id] = "log-ratio"
     return sound
-
-
-def unusable(experience: Experience, max_tokens: int, vocabulary: int) -> str | None:
-    """Return why an experience cannot be scored, None when it can."""
-    if not experience.prompt_ids or not experience.token_ids:
-        return "no-tokens"
-    ids = (*experience.prompt_ids, *experience.token_ids)
-    if len(ids) > max_tokens:
-        return "too-long"
-    if min(ids) < 0 or max(ids) >= vocabulary:
-        return "unknown-token"
-    if not experience.temperature >= LEAST_TEMPERATURE:
-        return "no-temperature"
-    return None
 
 
 def _is_finite(scored: Scored) -> bool:

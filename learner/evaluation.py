@@ -23,7 +23,6 @@ from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
 from learner.adapters import ADAPTER_WEIGHTS
-from learner.admission import unusable
 from learner.anchor import other_adapters
 from learner.direct_method import foretell, predict
 from learner.directory import versions_directory
@@ -35,6 +34,7 @@ from learner.progress import Progress
 from learner.refusals import Evasion, evasions
 from learner.reward_model import PASS_TOKENS, RewardModel
 from learner.scoring import sequence_of
+from learner.usable import unusable
 from learner.watch import Reweighted, steps, trends, unwatched_steps
 from learner.watch_figures import Watched
 

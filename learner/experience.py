@@ -43,6 +43,8 @@ class Experience(Struct, frozen=True, kw_only=True):
     ``decided_at``. ``tool_alone``: that a tool worked is all that speaks for the answer.
     ``censored``: nobody said anything, and ``reward`` says nothing unless it is ``imputed``, by the
     reward model of that version; with `BASELINE` it still says nothing.
+    ``unusable`` is why its answer cannot be scored, as far as `learner.usable.trimmed` has found;
+    ``uncorrected``: neither can what it was corrected to, which is left out.
     """
 
     sample_id: str
@@ -67,6 +69,8 @@ class Experience(Struct, frozen=True, kw_only=True):
     censored: bool = False
     imputed: str = ""
     max_tokens: int | None = None
+    unusable: str = ""
+    uncorrected: bool = False
 
 
 def experience_of(

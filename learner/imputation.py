@@ -14,11 +14,11 @@ from msgspec.structs import replace
 
 from contracts.judges import is_judge
 from contracts.settings import Settings
-from learner.admission import unusable
 from learner.buckets import TokenSequence
 from learner.experience import BASELINE, Experience
 from learner.reward_model import RewardModel
 from learner.turns import newest_in_turns
+from learner.usable import unusable
 
 
 def impute(
@@ -36,6 +36,13 @@ def impute(
     if model is None or settings.learner.imputed_weight == 0.0:
         return found
     return _expected(found, model, settings)
+
+
+def may_be_imputed(experience: Experience, settings: Settings) -> bool:
+    """Tell whether `impute` may give a silent answer a reward, if its user does not judge."""
+    config = settings.learner
+    priced = experience.violation and config.constraint.mode != "off"
+    return priced or (bool(config.reward_model) and config.imputed_weight != 0.0)
 
 
 def _expected(

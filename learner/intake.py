@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from contracts.broker import Received
 from contracts.codec import trace_headers
@@ -18,10 +19,10 @@ from contracts.judges import is_judge
 from contracts.settings import Settings
 from learner.assistant_turn import correction_ids
 from learner.experience import Experience, experience_of
+from learner.imputation import may_be_imputed
 from learner.ledger import FORGOTTEN, SUPERSEDED, UNRATED, WITHDRAWN, Outcome
-
-if TYPE_CHECKING:  # it brings torch
-    from learner.progress import Progress
+from learner.progress import Progress
+from learner.usable import Limits, trimmed, without_tokens
 
 READ_PER_PLACE = 128
 """So many samples are read for each place of a micro-batch; then it is learned as it is."""
@@ -45,11 +46,14 @@ class Intake:
 
     ``pending`` fill the next micro-batch, ``judged`` are of judges and train nothing,
     ``silent`` have no signal, each by the decision it is about; ``superseded`` teach nothing
-    any more, with the outcome that says why. The counts are of records since the start of the
-    process that bring no sample.
+    any more, with the outcome that says why. What teaches nothing has no tokens, so that none has
+    more than ``limits`` allow. The counts are of records since the start of the process that bring
+    no sample.
     """
 
-    def __init__(self, settings: Settings, tokenizer: Any, seen: Iterable[str]) -> None:
+    def __init__(
+        self, settings: Settings, tokenizer: Any, seen: Iterable[str], limits: Limits
+    ) -> None:
         self.pending: dict[str, Arrival] = {}
         self.judged: dict[str, Arrival] = {}
         self.silent: dict[str, Arrival] = {}
@@ -59,7 +63,9 @@ class Intake:
         self.others = 0
         self.served: dict[str, int] = {}
         """Numbers of versions of another line, whose answers count like those of its own."""
+        self._settings = settings
         self._policy = settings.policy
+        self._limits = limits
         self._full = settings.learner.batch_samples
         self._tokenizer = tokenizer
         self._seen = set(seen)
@@ -116,8 +122,8 @@ class Intake:
             sequences=ChainMap(progress.versions, self.served),
             correction_ids=correction_ids(self._tokenizer, wanted) if wanted else (),
         )
-        trace = trace_headers(record.headers)
-        return Arrival(experience, trace, sample.withdrawn, sample.revision)
+        kept = trimmed(experience, self._limits)
+        return Arrival(kept, trace_headers(record.headers), sample.withdrawn, sample.revision)
 
     def add(self, arrival: Arrival, progress: Progress) -> None:
         """Put a sample where it belongs; a newer one of its decision takes an older one's place."""
@@ -125,17 +131,19 @@ class Intake:
         self._seen.add(experience.sample_id)
         censored = experience.censored and not arrival.withdrawn
         if censored and self._is_known(experience.decision_id, progress):
-            self.superseded.append((arrival, SUPERSEDED))
+            self.superseded.append((_bare(arrival), SUPERSEDED))
             return
         judging = is_judge(self._policy.name, experience.user_id, self._policy.judge_share)
         forgotten = not judging and self._is_forgotten(arrival, progress)
         self._supersede(experience.decision_id)
         if forgotten:
-            self.superseded.append((arrival, FORGOTTEN))
+            self.superseded.append((_bare(arrival), FORGOTTEN))
         elif arrival.withdrawn:
-            self.superseded.append((arrival, WITHDRAWN))
+            undoes = experience.decision_id in progress.taught  # which takes its tokens
+            self.superseded.append((arrival if undoes else _bare(arrival), WITHDRAWN))
         elif censored:
-            self.silent[experience.decision_id] = arrival
+            teaches = not judging and may_be_imputed(experience, self._settings)
+            self.silent[experience.decision_id] = arrival if teaches else _bare(arrival)
         elif judging:
             self.judged[experience.decision_id] = arrival
         else:
@@ -172,4 +180,8 @@ class Intake:
         for group in (self.pending, self.judged, self.silent):
             older = group.pop(decision_id, None)
             if older is not None:
-                self.superseded.append((older, SUPERSEDED))
+                self.superseded.append((_bare(older), SUPERSEDED))
+
+
+def _bare(arrival: Arrival) -> Arrival:
+    return replace(arrival, experience=without_tokens(arrival.experience))

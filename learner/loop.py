@@ -52,6 +52,7 @@ from learner.telemetry import (
     trace_samples,
 )
 from learner.train_state import TrainState, new_train_state
+from learner.usable import Limits
 from learner.user_features import RewardMeans, with_reward_means
 from learner.version_state import keep_state, published_before
 
@@ -90,7 +91,9 @@ class Learner:
         )
         lead(self.train, self.progress, settings)
         self.reward_model = named_reward_model(settings)
-        self.intake = Intake(settings, self.train.policy.tokenizer, self.progress.seen)
+        policy = self.train.policy
+        limits = Limits(settings.engine.max_model_len, policy.vocabulary_size, self.train.safe_ids)
+        self.intake = Intake(settings, policy.tokenizer, self.progress.seen, limits)
         self.dead_letters = 0
 
     def take(self, record: Received) -> None:

@@ -23,6 +23,7 @@ from learner.experience import Experience
 from learner.losses import Bounds, Terms, dpo
 from learner.micro_batch import MicroBatch
 from learner.policy import Policy
+from learner.usable import can_be_scored
 
 MOST_SHARES = 4.0
 """A user's corrections count as much as the samples of this many users, at most; those to the safe
@@ -57,8 +58,11 @@ def teachable(
 
     ``max_tokens`` bounds prompt and answer together, ``vocabulary`` the ids of tokens.
     """
-    wanted = [(one, TokenSequence(one.prompt_ids, one.correction_ids)) for one in experiences]
-    return [one for one, asked in wanted if _can_be_scored(asked, max_tokens, vocabulary)]
+    return [
+        one
+        for one in experiences
+        if can_be_scored(one.prompt_ids, one.correction_ids, max_tokens, vocabulary)
+    ]
 
 
 def corrections_of(
@@ -82,7 +86,9 @@ def corrections_of(
         times = max(multiplier, 1.0) if is_safe_answer else 1.0
         wanted = TokenSequence(one.prompt_ids, one.correction_ids)
         given = TokenSequence(one.prompt_ids, one.token_ids)
-        told_apart = given != wanted and _can_be_scored(given, max_tokens, vocabulary)
+        told_apart = given != wanted and can_be_scored(
+            one.prompt_ids, one.token_ids, max_tokens, vocabulary
+        )
         found.append(Correction(wanted, times * share, given if told_apart else None))
     return tuple(found)
 
@@ -178,14 +184,3 @@ def _grouped(corrections: Sequence[Correction], tokens: int) -> Iterator[list[Co
 
 def _length(correction: Correction) -> int:
     return max(len(correction.wanted), len(correction.given or ()))
-
-
-def _can_be_scored(sequence: TokenSequence, max_tokens: int, vocabulary: int) -> bool:
-    ids = (*sequence.prompt_ids, *sequence.response_ids)
-    return (
-        bool(sequence.prompt_ids)
-        and bool(sequence.response_ids)
-        and len(sequence) <= max_tokens
-        and min(ids) >= 0
-        and max(ids) < vocabulary
-    )

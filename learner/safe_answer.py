@@ -38,13 +38,16 @@ def corrected(
 ) -> tuple[Experience, ...]:
     """Return those with a correction: a person's as it is, and what broke a rule with the safe
     answer, where there is one; without tokens nothing was written that could be corrected."""
-    told = (
-        replace(e, correction_ids=safe_ids)
-        if e.violation and e.token_ids and not e.correction_ids
-        else e
-        for e in experiences
-    )
+    told = (replace(e, correction_ids=safe_ids) if _waits_for_one(e) else e for e in experiences)
     return tuple(e for e in told if e.correction_ids)
+
+
+def _waits_for_one(experience: Experience) -> bool:
+    """Tell whether an answer broke a rule and nobody corrected it; it may not be kept, if it is
+    unusable, but then its prompt is."""
+    written = experience.token_ids or (experience.unusable and experience.prompt_ids)
+    corrected_to = experience.correction_ids or experience.uncorrected
+    return experience.violation and bool(written) and not corrected_to
 
 
 def check_safe_answer(policy: Policy, settings: Settings) -> None:

@@ -9,22 +9,24 @@ from contracts.broker import Received
 from contracts.codec import encode
 from contracts.events import Assignment, Sample
 from contracts.judges import is_judge
-from contracts.settings import Learner, Policy, Settings
+from contracts.settings import Constraint, Learner, Policy, Settings
 from contracts.topics import SAMPLES
 from learner.experience import experience_of
 from learner.intake import Intake
 from learner.ledger import outcome_of
 from learner.progress import Progress
 from learner.revision import Taught
+from learner.usable import Limits
 from tests.learner.conftest import MakeSample
 
 PROGRESS = Progress(policy="assistant", base="base")
+LIMITS = Limits(64, 48)
 
 
 @pytest.fixture
 def intake() -> Intake:
     settings = Settings(policy=Policy(name="assistant"), learner=Learner(batch_samples=2))
-    return Intake(settings, None, ())
+    return Intake(settings, None, (), LIMITS)
 
 
 def _take(intake: Intake, sample: Sample, progress: Progress = PROGRESS) -> None:
@@ -87,7 +89,8 @@ def test_what_waits_or_is_remembered_or_of_a_judge_is_not_forgotten(
     make_sample: MakeSample,
 ) -> None:
     policy = Policy(name="assistant", judge_share=0.5)
-    intake = Intake(Settings(policy=policy, learner=Learner(batch_samples=9)), None, ())
+    settings = Settings(policy=policy, learner=Learner(batch_samples=9))
+    intake = Intake(settings, None, (), LIMITS)
     users = [f"u{n}" for n in range(50)]
     judge, person = (
         next(one for one in users if is_judge("assistant", one, 0.5) is wanted)
@@ -157,3 +160,58 @@ def test_an_answer_of_another_lines_version_has_the_age_it_had_there(
         _take(intake, make_sample(number, assignment=served), released)
     found = [arrival.experience.behaviour_sequence for arrival in intake.pending.values()]
     assert found == [1, 3, 0]
+
+
+def _held(intake: Intake) -> dict[str, bool]:
+    """Which of the samples that wait have tokens."""
+    found = [arrival.experience for arrival in intake.arrivals]
+    return {e.sample_id: bool(e.prompt_ids or e.token_ids or e.logprobs) for e in found}
+
+
+def test_what_teaches_nothing_waits_without_its_tokens(
+    intake: Intake, make_sample: MakeSample
+) -> None:
+    taught, old, newer = (make_sample(n) for n in (1, 2, 30))
+    progress = replace(
+        PROGRESS,
+        taught={taught.decision_id: Taught(1.0)},
+        forgotten_before=old.decided_at.timestamp(),
+    )
+    _take(intake, replace(newer, id="older"), progress)
+    _take(intake, replace(newer, id="newer", revision=1), progress)
+    _take(intake, replace(newer, id="quiet", revision=2, status="censored"), progress)
+    _take(intake, replace(old, id="forgotten", revision=1), progress)
+    _take(intake, replace(taught, id="undoes", revision=1, withdrawn=True), progress)
+    _take(intake, make_sample(40, id="withdrawn", revision=1, withdrawn=True), progress)
+    _take(intake, make_sample(41, id="long", token_ids=(20,) * 100), progress)
+    assert _held(intake) == {
+        **dict.fromkeys(("newer", "undoes"), True),
+        **dict.fromkeys(("older", "quiet", "forgotten", "withdrawn", "long"), False),
+    }
+    assert intake.pending[make_sample(41).decision_id].experience.unusable == "too-long"
+
+
+@pytest.mark.parametrize(
+    ("changes", "held"),
+    [
+        ({}, ["broken"]),
+        ({"reward_model": "a-model"}, ["broken", "quiet"]),
+        ({"reward_model": "a-model", "imputed_weight": 0.0}, ["broken"]),
+        ({"constraint": Constraint(mode="off")}, []),
+        ({"reward_model": "a-model", "constraint": Constraint(mode="off")}, ["broken", "quiet"]),
+    ],
+)
+def test_silent_samples_wait_with_their_tokens_where_they_may_teach(
+    make_sample: MakeSample, changes: dict[str, object], held: list[str]
+) -> None:
+    learner = replace(Learner(batch_samples=9), **changes)
+    settings = Settings(policy=Policy(name="assistant", judge_share=0.5), learner=learner)
+    intake = Intake(settings, None, (), LIMITS)
+    users = [f"u{n}" for n in range(50)]
+    judge = next(one for one in users if is_judge("assistant", one, 0.5))
+    person = next(one for one in users if not is_judge("assistant", one, 0.5))
+    silent = [("broken", person, True), ("quiet", person, False), ("judge", judge, True)]
+    for number, (name, user, violation) in enumerate(silent):
+        said = {"id": name, "user_id": user, "violation": violation, "status": "censored"}
+        _take(intake, make_sample(number, **said))
+    assert [name for name, tokens in _held(intake).items() if tokens] == held
