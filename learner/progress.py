@@ -65,9 +65,9 @@ class Progress(Struct, frozen=True, kw_only=True):
     """Everything a restart needs besides tensors.
 
     ``next_offset`` is the first offset of `samples` not yet learned from. ``ledger`` lists the
-    outcome of every sample since version ``parent``, whose range began at ``first_offset``; those
-    of silent ones that taught nothing only from the first rating on, which came at ``ledger_from``
-    or later, and ``payments`` what was taught since then of decisions that had taught before.
+    outcome of every sample since version ``parent``, whose range began at ``first_offset``, but
+    none before the batch of the first rating that may teach, which begins at ``ledger_from``, and
+    ``payments`` what was taught since then of decisions that had taught before.
     ``stepped_batches`` are those that moved the weights.
     ``versions`` maps released ids to their numbers; ``served`` are those that gave the newest
     answers. ``evaluation`` holds the newest answers that judges rated, oldest first, ``judged``
@@ -183,16 +183,15 @@ def advance(
     # A restarted stream processor repeats at most the samples of decisions that it held open.
     kept = max(SEEN_LEAST, settings.streams.max_open_decisions)
     progress = _learned(train, progress, batch, result, config)
-    heard = progress.as_of is not None  # else no version will ever have the lines
-    lines = [o for o in outcomes if heard or o.outcome != NO_REWARD]
+    heard = progress.as_of is not None  # till then no version can be made, nor have the lines
     next_offset = max((o.offset for o in outcomes), default=progress.next_offset - 1) + 1
     return replace(
         progress,
         batches=progress.batches + 1,
         next_offset=next_offset,
-        ledger_from=progress.ledger_from if len(lines) == len(outcomes) else next_offset,
+        ledger_from=progress.ledger_from if heard else next_offset,
         seen=(*progress.seen, *(o.sample_id for o in outcomes))[-kept:],
-        ledger=(*progress.ledger, *lines),
+        ledger=(*progress.ledger, *outcomes) if heard else (),
         judged=progress.judged + len(judged),
         superseded=progress.superseded + len(superseded),
         unrewarded=progress.unrewarded + len(silent) - result.stats.imputed - result.stats.priced,

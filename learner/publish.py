@@ -36,7 +36,8 @@ from learner.telemetry import release_figures
 LEDGER = "ledger.jsonl"
 PAYMENTS = "payments.jsonl"
 LEDGER_FROM = "ledger_from"
-"""In ``config`` of the first version's manifest, where somebody was silent before anybody rated."""
+"""In ``config`` of the first version's manifest, where batches were read before anybody rated
+anything who is no judge."""
 
 PROCESSES = "processes"
 """In ``config`` of a manifest: how many learned the version together (`learner.ranks`)."""
@@ -147,7 +148,7 @@ def _manifest(
     """Return the manifest without the hashes of files."""
     if progress.as_of is None or progress.newest_feedback_time is None:
         raise ManifestError("nothing was learned yet, so there is no version to publish")
-    silent = progress.ledger_from > progress.first_offset
+    unlisted = progress.ledger_from > progress.first_offset
     return Manifest(
         policy=settings.policy.name,
         sequence=progress.sequence,
@@ -172,7 +173,7 @@ def _manifest(
             "learner": what_matters(settings.learner, progress.practice),
             **{name: attrgetter(at)(settings) for name, at in OTHERS_THAT_MATTER.items()},
             "reward_model": reward_model,
-            **({LEDGER_FROM: progress.ledger_from} if silent else {}),
+            **({LEDGER_FROM: progress.ledger_from} if unlisted else {}),
             **({"practice_rules": practice_rules} if practice_rules else {}),
             **computed_by(policy),
             PROCESSES: policy.ranks.size,

@@ -11,7 +11,7 @@ from contracts.manifest import Manifest
 from contracts.topics import SAMPLES
 from contracts.tracing import current_trace_headers, span
 from learner.intake import Intake
-from learner.ledger import NO_REWARD, UNTAUGHT
+from learner.ledger import JUDGE, NO_REWARD, UNTAUGHT
 from learner.outlet import Output
 from learner.progress import Progress
 from learner.update import UpdateStats
@@ -86,7 +86,9 @@ def batch_span(progress: Progress, intake: Intake) -> AbstractContextManager[obj
 def trace_samples(progress: Progress, intake: Intake) -> None:
     """End the own trace of each sample learned with a span that says which release has it."""
     batch = [current_trace_headers()]
-    outcomes = {outcome.sample_id: outcome.outcome for outcome in progress.ledger}
+    outcomes = {one.experience.sample_id: JUDGE for one in intake.judged.values()}
+    outcomes |= {one.experience.sample_id: why for one, why in intake.superseded}
+    outcomes |= {outcome.sample_id: outcome.outcome for outcome in progress.ledger}
     for arrival in intake.arrivals:
         sample_id = arrival.experience.sample_id
         attributes: dict[str, str | int] = {

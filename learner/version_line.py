@@ -52,7 +52,8 @@ class Link(Struct, frozen=True):
 
     @property
     def silent_until(self) -> int:
-        """Up to here nobody had rated anything, and the ledger has no lines; 0 if it has all."""
+        """Up to here nobody but judges had rated anything, and the ledger has no lines; 0 if it
+        has all."""
         return int(self.manifest.config.get(LEDGER_FROM, 0))
 
     @property

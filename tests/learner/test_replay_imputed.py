@@ -172,7 +172,7 @@ def test_who_was_silent_before_anybody_rated_anything_is_looked_for_in_the_log(
     kafka: Kafka,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Their violations moved λ, and no ledger has them."""
+    """Their violations moved λ, and no ledger has them, nor what a judge rated among them."""
     monkeypatch.setattr("learner.intake.READ_PER_PLACE", 2)
     silent = [
         make_sample(
@@ -185,16 +185,20 @@ def test_who_was_silent_before_anybody_rated_anything_is_looked_for_in_the_log(
         )
         for n in range(48)
     ]
+    silent[1::4] = [make_sample(5000 + n, user_id="user-4") for n in range(1, 48, 4)]  # a judge
     begin = [encode(SAMPLES, sample, source="test") for sample in silent]
     versions = learn(settings, [*begin, *pieces])
     line = line_of(settings, versions[-1])
     assert line[0].silent_until == 48
-    assert not any(outcome.user_id == "quiet" for outcome in line[0].ledger())
+    assert min(outcome.offset for outcome in line[0].ledger()) == 48
 
     left_out = replay(versions[-1], settings, start="", without_user="quiet")
     assert (left_out.start, left_out.same) == ("base", False)
     assert left_out.removal is not None
     assert (left_out.removal.certain, left_out.removal.samples) == (True, 12)
+    judged = replay(versions[-1], settings, start="", without_user="user-4")
+    assert judged.removal is not None
+    assert (judged.start, judged.removal.certain, judged.removal.samples) == ("base", True, 12)
 
     with admin_client(kafka) as admin:
         place = TopicPartition(SAMPLES.full_name(kafka.prefix), 0)
