@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
-from learner.constraint import Dual, constrained, next_dual, share_of_reward
+from learner.constraint import constrained, next_multiplier, share_of_reward
 from learner.experience import BASELINE, Experience
 from learner.losses import odds_of
 from learner.micro_batch import MicroBatch
@@ -32,7 +32,7 @@ class Baseline(Protocol):
     value: ValueHead
     value_optimizer: torch.optim.Optimizer
     spread: Spread
-    dual: Dual
+    multiplier: float
 
 
 class Weighed(Struct, frozen=True):
@@ -108,7 +108,7 @@ def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float 
     weights = [share * one for one in user_weights(speaking, batch.activity)]
     weights += [(1.0 - share) * one for one in user_weights(silent, {})]
     costs = [float(e.violation) for e in (*batch.fresh, *batch.silent)]
-    state.dual = next_dual(state.dual, costs, weights, config.constraint)
+    state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
     if not costs:
         return None
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
@@ -235,11 +235,11 @@ def _advantages(
             value_loss = float(loss.detach())
     reward_b = advantages(residual_bk[:, 0], state.spread)
     cost_b = advantages(residual_bk[:, 1], state.spread)
-    whole_b = constrained(reward_b, cost_b, state.dual.multiplier)
+    whole_b = constrained(reward_b, cost_b, state.multiplier)
     advantage_b = torch.clamp(whole_b, -LARGEST_ADVANTAGE, LARGEST_ADVANTAGE)
-    share = share_of_reward(state.dual.multiplier)
+    share = share_of_reward(state.multiplier)
     slope, reach = 1.0 / (state.spread.scale() * share), LARGEST_ADVANTAGE / share
-    prices = constrained(torch.zeros_like(cost_b), cost_b, state.dual.multiplier).tolist()
+    prices = constrained(torch.zeros_like(cost_b), cost_b, state.multiplier).tolist()
     curves = tuple(
         Curve(slope, expected, reach, price)
         for expected, price in zip(expected_bk[:, 0].tolist(), prices, strict=True)

@@ -24,7 +24,6 @@ from contracts.errors import SettingsError, UnavailableError
 from contracts.manifest import file_sha256
 from learner.adapters import restore_adapters
 from learner.anchor import Anchor
-from learner.constraint import Dual
 from learner.directory import PARTIAL_PREFIX, CrashPoint, appear, clear_partial, no_crash
 from learner.progress import Progress
 from learner.train_state import TrainState
@@ -171,8 +170,7 @@ def apply(train: TrainState, tensors: dict[str, Tensor], progress: Progress) -> 
     _apply_tensors(train, tensors)
     train.spread = progress.spread
     if progress.multiplier is not None:
-        integral = progress.multiplier if progress.integral is None else progress.integral
-        train.dual = Dual(progress.multiplier, integral)
+        train.multiplier = progress.multiplier
     train.anchor = Anchor(progress.anchor, _of_group(tensors, "anchor"))
 
 

@@ -2,15 +2,13 @@
 
 PPO-Lagrangian (Ray, Achiam & Amodei, "Benchmarking safe exploration", 2019; for language models
 Safe RLHF, arXiv 2310.12773): the policy descends reward − λ·cost, and λ, the dual variable, rises
-while the cost is above what is aimed at, and falls below that; with a proportional term it is that
-of PID Lagrangian (Stooke, Achiam & Abbeel, arXiv 2007.03964). Cost is 1 for a violation, else 0.
+while the cost is above what is aimed at, and falls below that. Cost is 1 for a violation, else 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msgspec import Struct
 from torch import Tensor
 
 from contracts.settings import Constraint
@@ -22,45 +20,29 @@ With 1, a large λ silences the reward; with 0, it makes the steps as large as i
 """
 
 
-class Dual(Struct, frozen=True):
-    """λ, and the sum over all batches that it comes from."""
-
-    multiplier: float
-    integral: float
-
-
-def first_dual(config: Constraint) -> Dual:
+def first_multiplier(config: Constraint) -> float:
     """Return λ before anything was learned, 0 when there is no constraint."""
-    multiplier = 0.0 if config.mode == "off" else config.multiplier
-    return Dual(multiplier, multiplier)
+    return 0.0 if config.mode == "off" else config.multiplier
 
 
-def next_dual(
-    dual: Dual, costs: Sequence[float], weights: Sequence[float], config: Constraint
-) -> Dual:
-    """Return λ after one more batch, within bounds: a sum of ``rate`` times (mean cost − aim), and
-    ``proportional`` times that of the newest batch.
+def next_multiplier(
+    multiplier: float, costs: Sequence[float], weights: Sequence[float], config: Constraint
+) -> float:
+    """Return λ after one more batch: moved by ``rate`` times (mean cost − aim), within bounds.
 
-    The aim lies below the limit: λ ends as a sum of what was above it, so whenever that has to
-    rise, as after a shift, the mean of the costs until then was above. The second term answers a
-    shift at once, and keeps the policy, which is itself a sum of what λ did, from swinging.
+    The aim lies below the limit: λ is the sum of what was above it, so whenever λ has to rise, as
+    after a shift, the mean of the costs until then was above.
 
     ``costs`` are of fresh decisions alone: repeated over a replay buffer, old violations would
     drive λ up long after the policy has stopped. ``weights`` add up to 1; 0 when there is no
     constraint.
     """
     if config.mode == "off":
-        return Dual(0.0, 0.0)
+        return 0.0
     if not costs:
-        return dual
+        return multiplier
     mean = sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
-    above = mean - config.aim
-    integral = _within(dual.integral + config.rate * above, config.largest)
-    return Dual(_within(integral + config.proportional * above, config.largest), integral)
-
-
-def _within(value: float, largest: float) -> float:
-    return min(max(value, 0.0), largest)
+    return min(max(multiplier + config.rate * (mean - config.aim), 0.0), config.largest)
 
 
 def constrained(reward_b: Tensor, cost_b: Tensor, multiplier: float) -> Tensor:

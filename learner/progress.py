@@ -72,9 +72,8 @@ class Progress(Struct, frozen=True, kw_only=True):
     ``versions`` maps released ids to their numbers; ``served`` are those that gave the newest
     answers. ``evaluation`` holds the newest answers that judges rated, oldest first, ``judged``
     counts all of them, ``superseded`` the samples that another took the place of.
-    ``multiplier`` is λ of `learner.constraint`, ``integral`` the sum that it comes from;
-    ``taught`` maps decisions to what was taught of them, ``owed`` are the newest samples of those
-    whose reward changed and is not taught yet.
+    ``multiplier`` is λ of `learner.constraint`; ``taught`` maps decisions to what was taught of
+    them, ``owed`` are the newest samples of those whose reward changed and is not taught yet.
     Of decisions made until ``forgotten_before``, in POSIX seconds, it may be forgotten.
     ``users`` are those who taught since version ``parent``, and ``oldest_feedback_time`` is the
     oldest of what they said.
@@ -105,7 +104,6 @@ class Progress(Struct, frozen=True, kw_only=True):
     replay: Replay = Replay()
     spread: Spread = Spread()
     multiplier: float | None = None
-    integral: float | None = None
     taught: dict[str, Taught] = {}
     forgotten_before: float = 0.0
     owed: tuple[Experience, ...] = ()
@@ -324,7 +322,6 @@ def _learned(
         users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
         spread=train.spread,
         multiplier=train.multiplier,
-        integral=train.dual.integral,
         anchor=train.anchor.version,
         practice=train.practice.digest if train.practice else "",
         stats=stats,

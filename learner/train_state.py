@@ -7,7 +7,7 @@ from torch import nn
 
 from contracts.settings import Learner
 from learner.anchor import Anchor
-from learner.constraint import first_dual
+from learner.constraint import first_multiplier
 from learner.device import adam
 from learner.policy import Policy
 from learner.practice import Practice
@@ -32,16 +32,11 @@ class TrainState:
             self.value.parameters(), lr=config.value_learning_rate, weight_decay=0.0
         )
         self.spread = Spread()
-        self.dual = first_dual(config.constraint)
+        self.multiplier = first_multiplier(config.constraint)
         self.safe_ids = safe_answer_ids(policy.tokenizer, config.constraint)
         self.anchor = Anchor()
         self.told_anchor = self.anchor
         self.practice: Practice | None = None
-
-    @property
-    def multiplier(self) -> float:
-        """Return λ, the price of a violation."""
-        return self.dual.multiplier
 
     def stepped(self) -> dict[str, nn.Parameter]:
         """Return all that an optimizer steps, by name: adapters and baseline."""

@@ -129,7 +129,7 @@ def update(state: TrainState, batch: MicroBatch, config: Learner, max_tokens: in
     with state.policy.together("update", batch, moved):
         state.told_anchor = state.anchor
         result = _update(_Turn(state, batch, config, max_tokens, {}))
-        others = (state.spread, state.dual, state.anchor.version)
+        others = (state.spread, state.multiplier, state.anchor.version)
         state.policy.ranks.check_equal(state.stepped(), *others)
     return result
 

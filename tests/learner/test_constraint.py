@@ -14,7 +14,7 @@ from contracts.events import Sample
 from contracts.settings import Constraint, Settings, load_settings
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
-from learner.constraint import Dual, constrained, first_dual, next_dual
+from learner.constraint import constrained, first_multiplier, next_multiplier
 from learner.experience import Experience, experience_of
 from learner.micro_batch import MicroBatch
 from learner.train_state import TrainState, new_train_state
@@ -24,43 +24,25 @@ MakeSample = Callable[..., Sample]
 RULE = Constraint()
 
 
-def _next(multiplier: float, costs: list[float], weights: list[float]) -> float:
-    return next_dual(Dual(multiplier, multiplier), costs, weights, RULE).multiplier
-
-
 def test_the_price_rises_above_the_limit_and_falls_below_it() -> None:
-    above = _next(0.5, [1.0, 0.0], [0.5, 0.5])
-    below = _next(0.5, [0.0, 0.0], [0.5, 0.5])
+    above = next_multiplier(0.5, [1.0, 0.0], [0.5, 0.5], RULE)
+    below = next_multiplier(0.5, [0.0, 0.0], [0.5, 0.5], RULE)
 
     assert above == pytest.approx(0.5 + RULE.rate * (0.5 - RULE.aim))
     assert below == pytest.approx(0.5 - RULE.rate * RULE.aim)
 
 
 def test_the_price_stays_within_its_bounds() -> None:
-    assert _next(RULE.largest, [1.0], [1.0]) == RULE.largest
-    assert _next(0.0, [0.0], [1.0]) == 0.0
-    assert _next(0.7, [], []) == 0.7
-
-
-def test_the_newest_batch_counts_at_once_and_is_not_added_up() -> None:
-    rule = msgspec.structs.replace(RULE, rate=1.0, proportional=4.0)
-    above = 0.25 - rule.aim
-    first = next_dual(Dual(0.5, 0.5), [1.0], [0.25], rule)
-    assert first.integral == pytest.approx(0.5 + above)
-    assert first.multiplier == pytest.approx(0.5 + 5.0 * above)
-    second = next_dual(first, [0.0], [1.0], rule)
-    assert second.integral == pytest.approx(0.5 + above - rule.aim)
-    assert second.multiplier == pytest.approx(0.5 + above - 5.0 * rule.aim)
-    many = next_dual(Dual(0.0, 0.0), [1.0], [1.0], msgspec.structs.replace(rule, proportional=99.0))
-    assert many.multiplier == rule.largest
-    assert many.integral == pytest.approx(1.0 - rule.aim)
+    assert next_multiplier(RULE.largest, [1.0], [1.0], RULE) == RULE.largest
+    assert next_multiplier(0.0, [0.0], [1.0], RULE) == 0.0
+    assert next_multiplier(0.7, [], [], RULE) == 0.7
 
 
 def test_without_a_constraint_a_violation_costs_nothing() -> None:
     off = Constraint(mode="off")
     reward = torch.tensor([1.0, -1.0])
 
-    assert first_dual(off) == next_dual(Dual(3.0, 3.0), [1.0], [1.0], off) == Dual(0.0, 0.0)
+    assert first_multiplier(off) == next_multiplier(3.0, [1.0], [1.0], off) == 0.0
     assert torch.equal(constrained(reward, torch.tensor([3.0, 3.0]), 0.0), reward)
 
 

@@ -12,7 +12,6 @@ from contracts.manifest import file_sha256
 from contracts.settings import Settings
 from learner import checkpoint
 from learner.adapters import load_policy
-from learner.constraint import Dual
 from learner.progress import Progress
 from learner.train_state import new_train_state
 
@@ -46,17 +45,3 @@ def test_a_rank_that_was_changed_is_refused_with_both_ranks(settings: Settings) 
     with pytest.raises(SettingsError, match=r"lora_rank 16 .* set learner\.lora_rank to 8 again"):
         checkpoint.restore(root, again)
     assert all(one.equal(before[name]) for name, one in again.policy.adapters().items())
-
-
-@pytest.mark.parametrize(("integral", "expected"), [(0.75, 0.75), (None, 1.25)])
-def test_the_sum_behind_the_price_is_kept_and_is_the_price_where_a_checkpoint_has_none(
-    settings: Settings, integral: float | None, expected: float
-) -> None:
-    train = new_train_state(load_policy(settings), settings.learner)
-    progress = Progress(
-        policy="assistant", base=train.policy.base, multiplier=1.25, integral=integral
-    )
-    checkpoint.save(settings.state_dir / "checkpoints", train, progress, keep=1)
-    again = new_train_state(load_policy(settings), settings.learner)
-    assert checkpoint.restore(settings.state_dir / "checkpoints", again) == progress
-    assert again.dual == Dual(1.25, expected)

@@ -207,18 +207,15 @@ def test_all_that_an_update_steps_is_compared_and_not_the_adapters_alone(
     advance(train, Progress(policy="assistant", base=train.policy.base), fresh, settings)
     monkeypatch.undo()
 
-    [(weights, spread, dual, anchor)] = compared
-    assert (spread, dual, anchor) == (train.spread, train.dual, "base")
+    [(weights, spread, multiplier, anchor)] = compared
+    assert (spread, multiplier, anchor) == (train.spread, train.multiplier, "base")
     name = "value/outer.weight"
     further = {**weights, name: torch.nextafter(weights[name], torch.tensor(9.0))}
     ranks = InTurn([])
     with ranks.inside():
         for _ in range(2):
-            ranks.check_equal(weights, spread, dual, anchor)
-        for other in (
-            (further, spread, dual),
-            (weights, spread, replace(dual, integral=dual.integral + 1e-9)),
-        ):
+            ranks.check_equal(weights, spread, multiplier, anchor)
+        for other in ((further, spread, multiplier), (weights, spread, multiplier + 1e-9)):
             with pytest.raises(RanksError, match="have come to different weights"):
                 ranks.check_equal(*other, anchor)
             ranks.said.pop()

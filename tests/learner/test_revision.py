@@ -12,7 +12,6 @@ from msgspec.structs import replace
 
 from contracts.settings import Settings
 from learner.advantage import weigh
-from learner.constraint import Dual
 from learner.experience import Experience
 from learner.ledger import WITHDRAWN
 from learner.losses import Bounds, push
@@ -153,7 +152,7 @@ def test_a_revision_owes_what_the_new_reward_would_have_taught_at_once(
 
     def taught(reward: float) -> Lesson:
         state, _ = started(settings)
-        state.dual, state.spread = Dual(multiplier, multiplier), Spread(0.04, 1.0)
+        state.multiplier, state.spread = multiplier, Spread(0.04, 1.0)
         given = [rated(make_sample, n, reward=0.0, user_id=f"u{n}") for n in range(64)]
         given[0] = replace(given[0], reward=reward, violation=violation)
         end_h = torch.zeros(state.policy.hidden_size)
