@@ -5,7 +5,8 @@
 
 *Stack*: ``headrace demo`` with broker, engine, gate and canary, once per publication interval. The
 figure is the time from a feedback event to the first answer by weights trained on it, canary
-answers included (`console.report.freshness`).
+answers included (`console.report.freshness`). A rating closes its decision's window; where
+none comes, all signals are waited for as long as the window is.
 
 *Drift*: what is right changes while users ask, as in Monolith (arXiv 2209.07663, table 2: the
 oftener the served weights are renewed, the better). A small policy between two answers to six
@@ -19,6 +20,7 @@ it has become right. No gate and no canary here: the learner alone, in one proce
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import sys
@@ -52,7 +54,8 @@ class StackRun(Struct, frozen=True, kw_only=True):
 
     ``samples_served`` of the ``samples_learned`` were in weights that answered before the end; the
     others count as later than any, and a quantile among them is None.
-    ``rate`` is in questions a second; a decision's signals are waited for ``window_seconds``.
+    ``rate`` is in questions a second; a decision's signals are waited for ``window_seconds``, or
+    until one of ``final_signals`` came.
     """
 
     publish_every: int
@@ -64,6 +67,7 @@ class StackRun(Struct, frozen=True, kw_only=True):
     failed_requests: int
     versions_served: int
     engine: str = ""
+    final_signals: tuple[str, ...] = ()
     samples_learned: int | None = None
     samples_served: int | None = None
 
@@ -83,6 +87,7 @@ def stack_run(publish_every: int, options: argparse.Namespace) -> StackRun:
         "HEADRACE_LEARNER__PUBLISH_EVERY": str(publish_every),
         "HEADRACE_LEARNER__BATCH_SAMPLES": str(BATCH_SAMPLES),
         "HEADRACE_STREAMS__WINDOW_SECONDS": str(window),
+        "HEADRACE_STREAMS__FINAL_SIGNALS": json.dumps(options.final_signals),
     }
     before = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
@@ -106,6 +111,7 @@ def stack_run(publish_every: int, options: argparse.Namespace) -> StackRun:
         failed_requests=report["failed_requests"],
         versions_served=report["versions_served"],
         engine=report["engine"].split()[0],
+        final_signals=tuple(options.final_signals),
         samples_learned=fresh["count"],
         samples_served=fresh["finite"],
     )
@@ -161,18 +167,22 @@ def drift_run(base: Path, sync_every: int, seed: int) -> DriftRun:
 def stack_table(runs: Sequence[StackRun]) -> str:
     """Return the demo's runs as a Markdown table."""
     heading = (
-        *("a release every", "window s", "p50 s", "p95 s", "samples served, of learned"),
+        *("a release every", "window", "p50 s", "p95 s", "samples served, of learned"),
         *("versions served", "interactions", "failed"),
     )
     lines = [f"| {' | '.join(heading)} |", f"{'|---' * len(heading)}|"]
     for run in runs:
         ages = " | ".join("-" if age is None else f"{age:.0f}" for age in (run.p50, run.p95))
         lines.append(
-            f"| {run.publish_every * BATCH_SAMPLES} samples | {run.window_seconds:g} | {ages} "
+            f"| {run.publish_every * BATCH_SAMPLES} samples | {_window(run)} | {ages} "
             f"| {_served(run)} | {run.versions_served} | {run.interactions} "
             f"| {run.failed_requests} |"
         )
     return "\n".join(lines)
+
+
+def _window(run: StackRun) -> str:
+    return " or ".join([f"{run.window_seconds:g} s", *(f"a {one}" for one in run.final_signals)])
 
 
 def _served(run: StackRun) -> str:
@@ -200,9 +210,16 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print the last result again")
     parser.add_argument("--part", choices=("stack", "drift"), help="run this part alone")
     parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--interactions", type=int, default=900)
+    parser.add_argument("--interactions", type=int, default=1_200)
     parser.add_argument("--rate", type=float, default=6.0, help="questions a second")
     parser.add_argument("--window", type=float, default=8.0, help="seconds; the demo has 12")
+    parser.add_argument(
+        "--final-signals",
+        nargs="*",
+        default=["rating"],
+        metavar="KIND",
+        help="feedback that closes a window at once (streams.final_signals); the demo has none",
+    )
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm")
     options = parser.parse_args()
     path = RESULTS / "freshness.json"
