@@ -95,6 +95,12 @@ def settings(tiny_model: Path, state_dir: Path) -> Settings:
 
 
 @pytest.fixture
+def few_tell_what_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the answers of one small batch say what is in service."""
+    monkeypatch.setattr("learner.progress.SERVED_LEAST", 8)
+
+
+@pytest.fixture
 def make_sample() -> MakeSample:
     """Make the n-th sample of a fixed log; keyword arguments replace fields."""
 

@@ -116,10 +116,10 @@ def test_the_baseline_reads_the_base_whatever_the_anchor_is(
         assert new.anchor != old.anchor
 
 
+@pytest.mark.usefixtures("few_tell_what_serves")
 def test_the_anchor_moves_to_what_serves_once_it_is_so_many_releases_newer(
-    settings: Settings, make_sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, make_sample: MakeSample
 ) -> None:
-    monkeypatch.setattr("learner.progress.SERVED_LEAST", 8)
     learner = msgspec.structs.replace(settings.learner, anchor_refresh_releases=2)
     settings = msgspec.structs.replace(settings, learner=learner)
     train = new_train_state(load_policy(settings), learner)

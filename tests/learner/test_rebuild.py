@@ -286,6 +286,7 @@ def _serve(
     return pieces, versions
 
 
+@pytest.mark.usefixtures("few_tell_what_serves")
 def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
     settings: Settings,
     open_learner: OpenLearner,
@@ -296,7 +297,7 @@ def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
     tmp_path: Path,
 ) -> None:
     """What was answered more releases ago than may be is stale in both."""
-    mine = replace(settings, learner=replace(settings.learner, max_version_lag=2))
+    mine = replace(settings, learner=replace(settings.learner, max_version_lag=1))
     pieces, versions = _serve(open_learner, mine, rng, make_sample)
     report = replay(versions[-1], mine, without_user=GONE)
 
@@ -316,6 +317,7 @@ def test_answers_of_the_first_runs_versions_keep_their_age_without_a_user(
     assert 0 < fates.count("stale") < fates.count("used")
 
 
+@pytest.mark.usefixtures("few_tell_what_serves")
 def test_the_anchor_moves_in_a_replay_as_it_did_also_to_a_version_before_the_start(
     settings: Settings,
     open_learner: OpenLearner,

@@ -140,6 +140,7 @@ def test_a_restart_after_any_crash_is_bit_equal_and_learns_each_sample_once(
     assert len({release.id for release in releases}) == 2  # the same two ids in eight runs
 
 
+@pytest.mark.usefixtures("few_tell_what_serves")
 def test_a_restart_is_bit_equal_where_the_anchor_moves_and_the_policy_practises(
     settings: Settings,
     kafka: Kafka,
