@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from benchmarks import learner, poison
+from benchmarks.freshness import BATCH_SAMPLES
 from benchmarks.learning_report import runs_of
 from benchmarks.loop import RESULTS, ROOT
 
@@ -196,6 +197,9 @@ def learning_figures() -> Iterator[str]:
         f"against {sides[0]['right']:.2f}, utility {sides[1]['utility']:.2f} against "
         f"{sides[0]['utility']:.2f}"
     )
+    runs = kept("freshness")["stack"]["runs"]
+    ages = {run["publish_every"] * BATCH_SAMPLES: run["p50"] for run in runs}
+    yield f"p50 {ages[64]:.0f} s with a release every 64 samples, {ages[128]:.0f} s with 128"
     cells = msgspec.convert(kept("poison")["cells"], list[poison.Cell])
     by_window = {
         window: [
