@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +31,9 @@ def got_lock(file: IO[str], kind: int, seconds: float = 0.0) -> bool:
 
 @contextmanager
 def locked(path: Path, kind: int, seconds: float) -> Iterator[None]:
-    """Hold the lock of a file; UnavailableError when it was not to be had in time."""
-    with path.open("a") as file:
+    """Hold the lock of a file, made if it is missing; UnavailableError when it was not to be had in
+    time. Who may only read the folder may lock what is there."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)) as file:
         if not got_lock(file, kind, seconds):
             raise UnavailableError(
                 f"the feature store's {path} has been held by another process for more than "
