@@ -28,7 +28,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from benchmarks.learner import INSTALL, OURS, PEERS, process, turn
+from benchmarks.learner import INSTALL, OURS, PEERS, at_once, process, turn
 from benchmarks.learner_workload import (
     TINY,
     Load,
@@ -117,11 +117,9 @@ def _contest(
     field = [(f"{OURS.name}{how}", OURS, again) for how, again in _WAYS]
     if options.peers:
         field += [(f"{PEERS[0].name}{how}", PEERS[0], again) for how, again in _WAYS]
-    longest = max(len(one.prompt) + len(one.response) for one in drawn)
-    at_once = min(max(1, options.pass_tokens // longest), len(drawn))
     taken: dict[str, Any] = {}
     for name, contestant, again in field:  # one after another: each has the memory to itself
-        told = replace(order, checkpointing=again, micro_batch=at_once)
+        told = replace(order, checkpointing=again, micro_batch=at_once(drawn, options.pass_tokens))
         with ExitStack() as stack:
             running = stack.enter_context(process(contestant, told, options.peers))
             try:
