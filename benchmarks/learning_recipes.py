@@ -38,7 +38,7 @@ SHARED: dict[str, Any] = {
     "lora_alpha": 64.0,
     "keep_states": 0,
 }
-PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.15}
+PRICE: dict[str, Any] = {"rate": 10.0, "margin": 0.15, "least": 1.5, "multiplier": 1.5}
 NO_PRICE: dict[str, Any] = {"multiplier": 0.0, "rate": 1e-12}
 """A price that stays at nothing: with the constraint off, the safe answer would go, too."""
 SHORT_ANSWERS: dict[str, Any] = {

@@ -42,7 +42,8 @@ def next_multiplier(
     if not costs:
         return multiplier
     mean = sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
-    return min(max(multiplier + config.rate * (mean - config.aim), 0.0), config.largest)
+    moved = multiplier + config.rate * (mean - config.aim)
+    return min(max(moved, config.least), config.largest)
 
 
 def constrained(reward_b: Tensor, cost_b: Tensor, multiplier: float) -> Tensor:

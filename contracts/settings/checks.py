@@ -128,10 +128,10 @@ def _check_constraint(constraint: Constraint) -> None:
             f"`margin` ({constraint.margin:g} of it), must lie above `false_alarms` "
             f"({constraint.false_alarms:g}): raise it, or set the mode to off"
         )
-    if constraint.multiplier > constraint.largest:
+    if not constraint.least <= constraint.multiplier <= constraint.largest:
         raise SettingsError(
-            f"{constraint.multiplier:g} - at `$.learner.constraint.multiplier`; give at most "
-            f"`largest` ({constraint.largest:g})"
+            f"{constraint.multiplier:g} - at `$.learner.constraint.multiplier`; give at least "
+            f"`least` ({constraint.least:g}) and at most `largest` ({constraint.largest:g})"
         )
 
 

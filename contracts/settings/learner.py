@@ -15,7 +15,7 @@ class Constraint(Section, frozen=True):
     ``limit`` is the share of decisions that may be violations, ``margin`` the part of it that λ
     leaves free, and ``false_alarms`` how often the monitor calls a harmless answer a violation: an
     aim at or below that is reached by nothing but silence. λ begins at ``multiplier``, moves by
-    ``rate`` per batch and unit, and stays below ``largest``.
+    ``rate`` per batch and unit, and stays between ``least`` and ``largest``.
     ``safe_answer`` is what the policy should have written where it broke a rule, tool calls in the
     Hermes form; empty: nothing is said to it.
     """
@@ -26,6 +26,7 @@ class Constraint(Section, frozen=True):
     false_alarms: Share = 0.001
     multiplier: NonNegative = 0.5
     rate: Positive = 0.5
+    least: NonNegative = 0.0
     largest: Positive = 5.0
     safe_answer: str = ""
 

@@ -35,6 +35,7 @@ def test_the_price_rises_above_the_limit_and_falls_below_it() -> None:
 def test_the_price_stays_within_its_bounds() -> None:
     assert next_multiplier(RULE.largest, [1.0], [1.0], RULE) == RULE.largest
     assert next_multiplier(0.0, [0.0], [1.0], RULE) == 0.0
+    assert next_multiplier(0.4, [0.0], [1.0], Constraint(least=0.4)) == 0.4
     assert next_multiplier(0.7, [], [], RULE) == 0.7
 
 
@@ -56,9 +57,11 @@ def test_a_limit_that_false_alarms_reach_is_refused() -> None:
         load_settings(None, {"HEADRACE_LEARNER__CONSTRAINT__MARGIN": "0.96"})
 
 
-def test_a_price_above_the_largest_is_refused() -> None:
+def test_a_price_outside_of_its_bounds_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"at most `largest` \(5\)"):
         load_settings(None, {"HEADRACE_LEARNER__CONSTRAINT__MULTIPLIER": "6"})
+    with pytest.raises(SettingsError, match=r"at least `least` \(1\)"):
+        load_settings(None, {"HEADRACE_LEARNER__CONSTRAINT__LEAST": "1"})
 
 
 def test_violations_that_are_repeated_do_not_raise_the_price(
