@@ -15,7 +15,12 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 from msgspec import Struct
 
 from contracts.codec import Headers, Record, decode
-from contracts.errors import CodecError, DeadlineError, UnavailableError
+from contracts.errors import (
+    CodecError,
+    DeadlineError,
+    TopicMissingError,
+    UnavailableError,
+)
 from contracts.events import Event
 from contracts.header_names import read_any_header_name
 from contracts.settings import Kafka
@@ -117,6 +122,9 @@ class Reader:
     when it was cut short or made anew, begins at its beginning, too: right for those who know again
     what they have read. For others ``begin_again`` is False, and `poll` raises
     OffsetOutOfRangeError, a KafkaError.
+
+    UnavailableError for a topic with other partitions than its row of the table names, and that is
+    TopicMissingError where there is none.
     """
 
     def __init__(
@@ -152,9 +160,10 @@ class Reader:
         for full_name in self._topics:
             found = self._consumer.partitions_for_topic(full_name)
             if not found:
-                raise UnavailableError(
+                raise TopicMissingError(
                     f"topic {full_name} is missing; run 'headrace topics create'"
                 )
+            _check_partitions(self._topics[full_name], full_name, len(found))
             partitions += [TopicPartition(full_name, number) for number in sorted(found)]
         self._consumer.assign(partitions)
         beginnings = self._consumer.beginning_offsets(partitions)
@@ -258,6 +267,16 @@ class Lookup:
         self._consumer.close()
 
 
+def _check_partitions(topic: Topic, full_name: str, found: int) -> None:
+    """Raise UnavailableError for a topic that has lost its one order to several partitions."""
+    if topic.partitions is not None and found != topic.partitions:
+        raise UnavailableError(
+            f"topic {full_name} has {found} partitions and must have {topic.partitions}, for what "
+            "is in it has one order; stop what writes to it, delete it and run "
+            "'headrace topics create', or name another kafka.prefix"
+        )
+
+
 def _received(topic: Topic, record: Any) -> Received:
     return Received(
         topic,
@@ -306,12 +325,16 @@ def _before(record: Received, ends: Mapping[str, int]) -> bool:
 
 
 def create_topics(kafka: Kafka, topics: Sequence[Topic] = TOPICS) -> list[str]:
-    """Create those of the topics that are missing and return their names."""
+    """Create those of the topics that are missing and return their names.
+
+    UnavailableError when one that is there has other partitions than its row of the table names.
+    """
     admin = KafkaAdminClient(
         bootstrap_servers=kafka.bootstrap, client_id="headrace-topics", **_PATIENCE
     )
     try:
         existing = set(admin.list_topics())
+        _check_existing(admin, {topic.full_name(kafka.prefix): topic for topic in topics}, existing)
         missing = [t for t in topics if t.full_name(kafka.prefix) not in existing]
         for topic in missing:
             new = NewTopic(
@@ -327,6 +350,13 @@ def create_topics(kafka: Kafka, topics: Sequence[Topic] = TOPICS) -> list[str]:
         return [topic.full_name(kafka.prefix) for topic in missing]
     finally:
         admin.close()
+
+
+def _check_existing(admin: Any, topics: Mapping[str, Topic], existing: set[str]) -> None:
+    ordered = [name for name, topic in topics.items() if topic.partitions and name in existing]
+    for described in admin.describe_topics(ordered) if ordered else ():
+        name = described["name"]
+        _check_partitions(topics[name], name, len(described["partitions"]))
 
 
 def _configs(topic: Topic) -> dict[str, str]:

@@ -7,6 +7,7 @@ HeadraceError
 ├── EngineError            the inference engine refused or failed a call
 ├── DeadlineError          a named wait ran out of time
 └── UnavailableError       a server or tool this command needs is missing
+    └── TopicMissingError  a topic that is yet to be made
 """
 
 from __future__ import annotations
@@ -61,3 +62,7 @@ class DeadlineError(HeadraceError, TimeoutError):
 
 class UnavailableError(HeadraceError, RuntimeError):
     """Something this command needs is missing; the message names the cure."""
+
+
+class TopicMissingError(UnavailableError):
+    """The broker has no such topic yet: whoever waits for it may try again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from threading import Event as Flag
 from traceback import format_tb
 
@@ -16,7 +17,7 @@ from kafka.errors import KafkaError
 
 from contracts.broker import Reader, Received
 from contracts.clock import Clock
-from contracts.errors import CodecError, DeadlineError, UnavailableError
+from contracts.errors import CodecError, TopicMissingError
 from contracts.evidence import read_evidence
 from contracts.ids import NewId
 from contracts.manifest import file_sha256
@@ -26,6 +27,7 @@ from contracts.topics import RELEASES, SAMPLES
 from guard.rules import digest_of
 from learner import checkpoint
 from learner.adapters import load_policy
+from learner.backoff import Backoff
 from learner.directory import CrashPoint, no_crash, owned
 from learner.evaluation import release_evidence
 from learner.experience import Experience
@@ -39,7 +41,7 @@ from learner.progress import Beside, Progress, advance, release_is_due, released
 from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.ranks import ALONE, Ranks
-from learner.resume import check_log, restored
+from learner.resume import check_learned, check_log, restored
 from learner.reward_model import named_reward_model
 from learner.safe_answer import check_safe_answer
 from learner.telemetry import (
@@ -56,7 +58,6 @@ from learner.usable import Limits
 from learner.user_features import RewardMeans, with_reward_means
 from learner.version_state import keep_state, published_before
 
-CONNECT_SECONDS = 300.0
 POLL_SECONDS = 0.5
 _PLACE = f"{SAMPLES.name}/0"
 _log = logging.getLogger("learner")
@@ -95,12 +96,17 @@ class Learner:
         limits = Limits(settings.engine.max_model_len, policy.vocabulary_size, self.train.safe_ids)
         self.intake = Intake(settings, policy.tokenizer, self.progress.seen, limits)
         self.dead_letters = 0
+        self._lost_until = 0
 
     def take(self, record: Received) -> None:
         """Take in one record of `samples`; learn when `Intake.is_full`.
 
         What cannot become an experience is put aside, so that the log goes on behind it.
+        UnavailableError when a record that was learned from is now another.
         """
+        if record.offset < self.progress.next_offset:
+            check_learned(record, self.progress, self.settings)
+            return
         try:
             arrival = self.intake.read(record, self.progress)
         except CodecError as error:
@@ -172,7 +178,8 @@ class Learner:
     def tell_what_is_lost(self, begins: int) -> None:
         """Say so when the broker has removed what may hold samples that were not learned from:
         ``begins`` is the next offset there is."""
-        if self.progress.batches > 0 and begins > self.progress.next_offset:
+        if self.progress.batches > 0 and begins > max(self.progress.next_offset, self._lost_until):
+            self._lost_until = begins
             tell_lost(self.outlet, self.progress, begins)
 
     def release_if_due(self) -> None:
@@ -241,7 +248,8 @@ def run(
 
     ``process`` is the name of its heartbeat, another one for each policy
     (`contracts.settings.process_for`).
-    A broker that goes away is waited for up to 300 s, then DeadlineError says which one.
+    A broker that goes away, or does not give the log, is waited for up to 300 s (`Backoff`), then
+    DeadlineError says which one, and why.
     SettingsError for what cannot be learned with, UnavailableError for a checkpoint that cannot be
     read, a log that does not fit it, and a state directory where another learner is at work. Among
     several processes this is rank 0; the others `learner.following.follow`.
@@ -252,50 +260,38 @@ def run(
             learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point, ranks)
             check_safe_answer(learner.train.policy, settings)
             learner.resume()
+            backoff = Backoff(settings.kafka, clock, stop)
             while not stop.is_set():
-                reader = _connect(learner, stop)
-                if reader is None:
-                    break
                 try:
-                    _follow(learner, reader, stop)
-                except KafkaError as error:
-                    _log.warning("lost the broker or its log (%s); connecting again", error)
-                finally:
-                    reader.close()
+                    with closing(_connect(learner)) as reader:
+                        _follow(learner, reader, stop, backoff)
+                except (KafkaError, TopicMissingError) as error:
+                    backoff.pause(error)
             return learner.progress
         finally:
             outlet.close()
 
 
-def _connect(learner: Learner, stop: Flag) -> Reader | None:
-    """Return a reader at the checkpoint's offset; None when asked to stop while waiting."""
-    kafka = learner.settings.kafka
+def _connect(learner: Learner) -> Reader:
+    """Return a reader from the last record that was learned from, which `take` knows again."""
+    kafka, learned = learner.settings.kafka, learner.progress.next_offset
     learner.rewind()
+    learner.pulse.ready, learner.pulse.lag = False, None
     learner.pulse.note = f"connecting to {kafka.bootstrap}"
-    clock = learner.clock
-    deadline = clock.monotonic() + CONNECT_SECONDS
-    while True:
-        try:
-            positions = {_PLACE: learner.progress.next_offset}
-            return Reader(kafka, (SAMPLES,), "headrace-learner", positions, begin_again=False)
-        except (KafkaError, UnavailableError) as error:
-            if clock.monotonic() > deadline:
-                raise DeadlineError(
-                    f"broker {kafka.bootstrap}: no topic samples within {CONNECT_SECONDS} s "
-                    f"({error}); see 'headrace doctor'"
-                ) from error
-            _log.warning("waiting for %s: %s", kafka.bootstrap, error)
-            if stop.wait(1.0):
-                return None
+    positions = {_PLACE: max(learned - 1, 0)}
+    return Reader(kafka, (SAMPLES,), "headrace-learner", positions, begin_again=False)
 
 
-def _follow(learner: Learner, reader: Reader, stop: Flag) -> None:
+def _follow(learner: Learner, reader: Reader, stop: Flag, backoff: Backoff) -> None:
     begins, ends = reader.positions()[_PLACE], reader.ends()[_PLACE]
     check_log(learner.settings, learner.root, learner.progress, begins, ends)
     learner.tell_what_is_lost(begins)
-    learner.pulse.ready = True
     while not stop.is_set():
-        for record in reader.poll(POLL_SECONDS):
+        found = reader.poll(POLL_SECONDS)
+        if found or learner.pulse.lag == 0:
+            backoff.end()
+            learner.pulse.ready = True
+        for record in found:
             learner.take(record)
             if stop.is_set():
                 return

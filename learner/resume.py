@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from contracts.broker import Received
 from contracts.errors import ManifestError, UnavailableError
 from contracts.manifest import read_manifest
 from contracts.settings import Settings
@@ -12,6 +13,7 @@ from contracts.topics import SAMPLES
 from learner import checkpoint
 from learner.directory import versions_directory
 from learner.progress import Progress
+from learner.replay_log import sample_id_of
 from learner.train_state import TrainState
 from learner.version_state import states_directory
 
@@ -55,6 +57,19 @@ def check_log(settings: Settings, root: Path, progress: Progress, begins: int, e
             f"and published {progress.sequence - 1} versions, but there are {published}: what is "
             "between is lost; put checkpoints or states back from a copy, or begin anew with "
             "another state_dir or policy.name"
+        )
+
+
+def check_learned(record: Received, progress: Progress, settings: Settings) -> None:
+    """Raise UnavailableError unless the newest record that was learned from is what it was: a log
+    that was cut short or made anew may have grown past it since."""
+    found, learned = sample_id_of(record), progress.seen[-1]
+    if record.offset == progress.next_offset - 1 and found != learned:
+        raise UnavailableError(
+            f"{SAMPLES.name} at {settings.kafka.bootstrap} has {found or 'no sample'!r} at offset "
+            f"{record.offset}, where {learned!r} was learned from: the broker has lost records, or "
+            "this is another log; restore the topic, name the broker that has it in "
+            "kafka.bootstrap and kafka.prefix, or begin anew with another state_dir"
         )
 
 

@@ -96,6 +96,13 @@ _RECORDS = (
         by={"contracts/codec.py": "writes up to 900,000 bytes of value, key and headers beside it"},
     ),
     Case(
+        check=records.records_are_read_whatever_they_are_compressed_with,
+        by={
+            "contracts/broker.py": "reads a topic that the broker recompresses",
+            "streams/worker.py": "reads feedback of any Kafka producer",
+        },
+    ),
+    Case(
         check=records.a_value_over_the_limit_is_refused_by_name_and_nothing_else_is_lost,
         by={
             "serving/outbox_delivery.py": "leaves such a record out; else it would try for ever",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from itertools import product
+
 import pytest
+from aiokafka import AIOKafkaProducer
+from kafka import KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
@@ -66,6 +71,33 @@ async def the_largest_value_that_we_write_is_taken_and_read(kafka: Kafka) -> Non
     assert read == [_bytes(MAX_VALUE_BYTES)] * 6
     async with group_member(kafka, [topic]) as member:
         assert [record.value for record in await take(member, 6)] == read
+
+
+async def records_are_read_whatever_they_are_compressed_with(kafka: Kafka) -> None:
+    """Who writes `feedback` from elsewhere chooses, and a broker may recompress a topic."""
+    topic = make_topic(kafka)
+    name = topic.full_name(kafka.prefix)
+    values = [b"%d" % number * 1000 for number in range(8)]
+    for value, (codec, client) in zip(values, product(CODECS, CLIENTS), strict=True):
+        await client(kafka, name, value, codec)
+    assert [record.value for record in read_all(kafka, topic)] == values
+    async with group_member(kafka, [topic]) as member:
+        assert [record.value for record in await take(member, len(values))] == values
+
+
+async def _publish_compressed(kafka: Kafka, name: str, value: bytes, codec: str) -> None:
+    made = KafkaProducer(bootstrap_servers=kafka.bootstrap, compression_type=codec)
+    with closing(made):
+        made.send(name, value).get(timeout=10.0)
+
+
+async def _deliver_compressed(kafka: Kafka, name: str, value: bytes, codec: str) -> None:
+    async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, compression_type=codec) as made:
+        await made.send_and_wait(name, value)
+
+
+CODECS = ("gzip", "snappy", "lz4", "zstd")
+CLIENTS = (_publish_compressed, _deliver_compressed)
 
 
 def a_value_just_under_1_mb_is_taken(kafka: Kafka) -> None:

@@ -108,6 +108,28 @@ def test_a_topic_made_anew_stops_a_learner_that_reads_it(
             stop.set()
 
 
+def test_a_topic_made_anew_that_is_longer_than_what_was_learned_stops_the_learner(
+    learn: Run, kafka: Kafka, send_samples: SendSamples
+) -> None:
+    send_samples(kafka, 0, 16)
+    _learn_two_batches(learn, kafka)
+    _make_anew(kafka)
+    send_samples(kafka, 20, 60)
+    said = _refusal(learn)
+    assert "at offset 15, where" in said
+    assert "was learned from: the broker has lost records, or this is another log" in said
+
+
+def test_a_topic_of_several_partitions_has_no_order_to_learn_in(
+    settings: Settings, kafka: Kafka, clock: ManualClock, new_id: NewId
+) -> None:
+    split = replace(kafka, prefix=f"{kafka.prefix}split-")
+    create_topics(split, (replace(SAMPLES, partitions=3),))
+    given = replace(settings, kafka=split)
+    said = _refusal(lambda stop: run(given, clock, new_id, stop, no_means, process="learner"))
+    assert "split-samples has 3 partitions and must have 1" in said
+
+
 def test_versions_that_cannot_be_made_again_stop_a_learner_that_lost_its_checkpoints(
     learn: Run, settings: Settings, kafka: Kafka, send_samples: SendSamples
 ) -> None:
