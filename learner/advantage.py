@@ -40,7 +40,8 @@ class Weighed(Struct, frozen=True):
 
     ``debt_b`` marks those whose advantage is what is owed. ``rewards`` is what each was taught for,
     ``curves`` what it would have been taught for any other, ``shares`` how much each kind of
-    ``imputed`` counts beside an observed reward.
+    ``imputed`` counts beside an observed reward, ``stride`` how far steps go beside those of a
+    whole batch: as far as all weights together say.
     """
 
     scored: tuple[Scored, ...]
@@ -51,10 +52,13 @@ class Weighed(Struct, frozen=True):
     curves: tuple[Curve, ...]
     shares: dict[str, float] = {}
     value_loss: float = 0.0
+    stride: float = 1.0
 
-    def scaled(self, fill: float) -> Weighed:
+    def scaled(self, whole: float) -> Weighed:
         """Return these with so much of their weights; what is owed is paid as ever."""
-        return replace(self, weight_b=torch.where(self.debt_b, self.weight_b, fill * self.weight_b))
+        weight_b = torch.where(self.debt_b, self.weight_b, whole * self.weight_b)
+        owed = float(self.weight_b[self.debt_b].sum())
+        return replace(self, weight_b=weight_b, stride=whole + (1.0 - whole) * owed)
 
     def lessons(self, pushes: Sequence[tuple[float, float]]) -> tuple[Lesson, ...]:
         """Return what a step on these teaches: each got such a push, at such a log-probability."""
@@ -96,19 +100,35 @@ def user_weights(users: Sequence[str], activity: Mapping[str, int]) -> list[floa
     return [one / total for one in raw]
 
 
+def breadth_of(fresh: Sequence[Experience], raters: Sequence[str]) -> float:
+    """Return how many users fresh samples count for, beside as many of the newest samples of all;
+    at most 1.
+
+    ``raters`` are the users of the newest samples, these included, of whom each has one vote: who
+    fills whole batches alone has no more. Half of what is usual is 1: so much may be chance.
+    """
+    if not fresh:
+        return 1.0
+    counts = Counter(raters)
+    here = fmean(1.0 / max(counts[e.user_id], 1) for e in fresh)
+    return min(1.0, 2.0 * here * len(raters) / len(counts))
+
+
 def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float | None:
     """Move λ by the costs of fresh decisions; return their mean, each user weighing alike, None
     where there are none.
 
     So do those that nobody said anything about: who breaks a rule and keeps silent broke it. They
-    are weighed among themselves, for the activity of their users is not known.
+    are weighed among themselves, for the activity of their users is not known. Of fewer users than
+    usual λ moves by as much less.
     """
     speaking, silent = ([e.user_id for e in group] for group in (batch.fresh, batch.silent))
     share = len(set(speaking)) / max(len(set(speaking)) + len(set(silent)), 1)
     weights = [share * one for one in user_weights(speaking, batch.activity)]
     weights += [(1.0 - share) * one for one in user_weights(silent, {})]
     costs = [float(e.violation) for e in (*batch.fresh, *batch.silent)]
-    state.multiplier = next_multiplier(state.multiplier, costs, weights, config.constraint)
+    moved = next_multiplier(state.multiplier, costs, weights, config.constraint)
+    state.multiplier += batch.breadth * (moved - state.multiplier)
     if not costs:
         return None
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))

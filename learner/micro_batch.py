@@ -36,8 +36,8 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     samples each user has, ``correction_weights`` how much each correction counts beside the others,
     1 unless said, by its decision. ``silent`` are answers without a signal; those with an imputed
     reward teach, and all of them move the price of violations. ``pace`` is the share of the
-    learning rate that its steps are made with, ``fill`` that of a whole batch that was rated: so
-    much count all answers together, but for debts.
+    learning rate that its steps are made with, ``fill`` that of a whole batch that was rated,
+    ``breadth`` that of the users usual in one: so much count all answers together, but for debts.
     """
 
     fresh: tuple[Experience, ...]
@@ -52,6 +52,7 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     silent: tuple[Experience, ...] = ()
     pace: float = 1.0
     fill: float = 1.0
+    breadth: float = 1.0
 
     @property
     def imputed(self) -> tuple[Experience, ...]:

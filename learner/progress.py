@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from contracts.events import BASE_VERSION
 from contracts.judges import is_judge
 from contracts.settings import Learner, Settings
+from learner.advantage import breadth_of
 from learner.anchor import in_service, refreshed
 from learner.directory import versions_directory
 from learner.experience import Experience
@@ -273,6 +274,7 @@ def _batch_of(
         batch,
         pace=min(1.0, (progress.stepped_batches + 1) / max(config.warm_up_batches, 1)),
         fill=min(1.0, len(fresh) / config.batch_samples),
+        breadth=breadth_of(fresh, progress.raters),
     )
     if train.practice is None:
         return batch
@@ -314,7 +316,7 @@ def _learned(
     return replace(
         progress,
         taught=memory,
-        forgotten_before=max(progress.forgotten_before, forgotten(known, memory)),
+        forgotten_before=max(progress.forgotten_before, forgotten(known, result.lessons, memory)),
         owed=tuple(debt.experience for debt in debts(memory, changed)),
         payments=(*progress.payments, *payments(owed, paid, result.undone, result.outcomes)),
         replay=replay if stats.skipped else remember(replay, new, learned, config, told),

@@ -172,9 +172,11 @@ def settle(memory: Memory, undone: Iterable[str]) -> dict[str, Taught]:
     return found
 
 
-def forgotten(before: Memory, after: Memory) -> float:
+def forgotten(before: Memory, lessons: Iterable[Lesson], after: Memory) -> float:
     """Return the newest time of a decision that is no longer remembered, 0 where all are."""
-    return max((taught.decided for one, taught in before.items() if one not in after), default=0.0)
+    decided = {one: taught.decided for one, taught in before.items()}
+    decided |= {lesson.decision_id: lesson.decided for lesson in lessons}
+    return max((when for one, when in decided.items() if one not in after), default=0.0)
 
 
 def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str, Taught]:

@@ -7,7 +7,8 @@ Of the used experiences, and of the corrections,
                [ correction_weight · Σ_t −log pi(wanted) + preference_weight · DPO loss ]
          + practice.weight / scale · mean over answers drawn for practice of their loss
 
-with u_i such that users count alike over the newest samples (`learner.advantage`), and ``scale`` a
+with u_i such that users count alike over the newest samples (`learner.advantage`), in steps as
+long as the batch is full, and ``scale`` a
 constant number of tokens, so that length is neither favoured nor punished (arXiv 2503.20783).
 The loss of an answer is the one of `learner.losses` that the settings name.
 
@@ -146,12 +147,13 @@ class _Turn(Struct, frozen=True):
 
 def _update(turn: _Turn) -> UpdateResult:
     state, batch, config = turn.state, turn.batch, turn.config
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.learning_rate * batch.pace
     cost_mean = observe_costs(state, batch, config)
     usable = admitted(state, batch, turn.reasons, config, turn.max_tokens)
     before = baseline_of(state)
     weighed, objective, passed = _begun(turn, before, usable)
+    # AdamW's steps are as long however small the loss, so that the rate says what a batch counts.
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.learning_rate * batch.pace * weighed.stride
     step, learned = _descend(state, objective, config, passed)
     if not learned:
         put_back(state, before)
@@ -221,8 +223,9 @@ def _begun(
     pairs = anchored(policy, state.anchor, corrections, config)
 
     def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:
-        weighed = weigh(state, scored, owed, batch.activity, config).scaled(batch.fill)
-        given = (weighed.scored, weighed.advantage_b, weighed.weight_b, pairs)
+        whole = batch.fill * batch.breadth
+        weighed = weigh(state, scored, owed, batch.activity, config).scaled(whole)
+        given = (weighed.scored, weighed.advantage_b, weighed.weight_b / weighed.stride, pairs)
         return weighed, Objective(*given, frozenset(owed), batch.practised)
 
     at_once = not needs_prox(usable, frozenset(owed), config)

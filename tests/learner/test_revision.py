@@ -101,7 +101,8 @@ def test_the_newest_decision_that_was_forgotten_is_known_by_its_time() -> None:
     after = remember(before, [replace(lessons[0], reward=0.0), *lessons[2:]], 3)
 
     assert list(after) == ["d0", "d2", "d3"]
-    assert (forgotten(before, after), forgotten(before, before)) == (9.0, 0.0)
+    assert (forgotten(before, (), after), forgotten(before, (), before)) == (9.0, 0.0)
+    assert forgotten(before, [replace(lessons[0], decision_id="d4", decided=11.0)], after) == 11.0
 
 
 @pytest.mark.parametrize(("owed", "now", "undone"), [(0.1, -4.9, True), (0.1, -5.1, False)])

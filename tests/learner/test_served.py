@@ -10,47 +10,14 @@ from msgspec.structs import replace
 
 from contracts.events import Sample
 from contracts.settings import Settings
-from learner.adapters import load_policy
 from learner.anchor import in_service
-from learner.experience import Experience, experience_of
-from learner.progress import SERVED_LEAST, Beside, Progress, advance
-from learner.train_state import TrainState, new_train_state
+from learner.experience import experience_of
+from learner.progress import SERVED_LEAST
+from tests.learner.learning import Learning
 
 MakeSample = Callable[..., Sample]
 FAR = 40
 """Releases between the version in service and the canary beside it; the bound is 12."""
-
-
-class Learning:
-    """A learner that is given answers by their releases, a batch at a time."""
-
-    def __init__(self, settings: Settings, make_sample: MakeSample) -> None:
-        self.settings, self._make = settings, make_sample
-        self.state: TrainState = new_train_state(load_policy(settings), settings.learner)
-        self.progress = Progress(policy="assistant", base=self.state.policy.base)
-        self._next = 1
-
-    def answers(self, *served: int) -> list[Experience]:
-        """Return one more answer of each release."""
-        numbers = range(self._next, self._next + len(served))
-        self._next += len(served)
-        return [
-            replace(
-                experience_of(self._make(number, correction=None), offset=number),
-                behaviour_sequence=sequence,
-            )
-            for number, sequence in zip(numbers, served, strict=True)
-        ]
-
-    def take(self, *served: int, silent: tuple[int, ...] = ()) -> list[str]:
-        """Learn from one batch; return what became of its rated answers."""
-        fresh = self.answers(*served)
-        quiet = [replace(e, censored=True) for e in self.answers(*silent)]
-        known = len(self.progress.ledger)
-        beside = Beside(silent=quiet)
-        self.progress = advance(self.state, self.progress, fresh, self.settings, beside)
-        ids = {e.sample_id for e in fresh}
-        return [o.outcome for o in self.progress.ledger[known:] if o.sample_id in ids]
 
 
 @pytest.fixture
@@ -88,19 +55,6 @@ def test_of_a_batch_with_one_rating_the_silent_answers_say_what_serves(
     learning.take(FAR, silent=(5,) * 8)
     assert in_service(learning.progress.served) == 5
     assert len(learning.progress.served) == SERVED_LEAST
-
-
-def test_a_batch_that_is_not_full_teaches_by_as_much_as_it_is(
-    settings: Settings, make_sample: MakeSample
-) -> None:
-    """One rating among silent answers would else move the weights as a whole batch does."""
-    coefficients = {}
-    for count in (8, 2):
-        found = Learning(settings, make_sample)
-        found.take(*[0] * count)
-        coefficients[count] = [one.weight for one in found.progress.taught.values()]
-    assert sum(coefficients[8]) == pytest.approx(1.0)
-    assert sum(coefficients[2]) == pytest.approx(0.25)
 
 
 def test_what_a_clock_says_of_the_future_counts_as_of_when_the_sample_was_made(
