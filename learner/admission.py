@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from contracts.settings import Learner
 from learner.experience import BASELINE, Experience
 from learner.ledger import NO_REWARD
+from learner.losses import NEED_LOGPROBS
 from learner.micro_batch import MicroBatch
 from learner.revision import Debt
 from learner.scoring import Scored
@@ -64,12 +65,13 @@ def agreed(
     without the probabilities of whoever drew it, until the policy is back where it was.
     """
     sound = []
+    has_ratio = config.loss in NEED_LOGPROBS
     for one in found:
         debt = owed.get(one.experience.decision_id)
         if one.prox and debt is not None and debt.is_undone(sum(one.prox)):
             reasons[one.experience.sample_id] = UNDONE
             continue
-        far = bool(one.prox) and not _log_ratio(one) <= config.max_log_ratio
+        far = bool(one.prox) and has_ratio and not _log_ratio(one) <= config.max_log_ratio
         if not _is_finite(one):
             reasons[one.experience.sample_id] = "not-finite"
         elif not far:
@@ -78,7 +80,15 @@ def agreed(
             sound.append(replace(one, experience=replace(one.experience, logprobs=())))
         else:
             reasons[one.experience.sample_id] = "log-ratio"
-    return sound
+    return _beside_observed(sound, reasons)
+
+
+def _beside_observed(sound: list[Scored], reasons: dict[str, str]) -> list[Scored]:
+    """Return nothing of imputed rewards alone: there is none that they could count less than."""
+    if any(not one.experience.imputed for one in sound):
+        return sound
+    reasons.update((one.experience.sample_id, NO_REWARD) for one in sound)
+    return []
 
 
 def _is_finite(scored: Scored) -> bool:

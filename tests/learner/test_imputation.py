@@ -168,6 +168,23 @@ def test_imputed_answers_teach_at_a_part_of_the_weight_and_leave_the_baseline_al
     assert gains[8:] == pytest.approx([gains[0] * 0.25] * 4)
 
 
+def test_where_no_rated_answer_can_be_learned_from_the_imputed_ones_teach_nothing(
+    settings: Settings, model: RewardModel, make_sample: MakeSample
+) -> None:
+    long = make_sample(0, user_id=PEOPLE[0], prompt_token_ids=(10,) * 80, correction=None)
+    silent = _experiences([_silent(make_sample, n, user_id=PEOPLE[n]) for n in range(20, 24)])
+    imputed = impute(silent, model, settings)
+    train, before = _start(settings)
+    start = {name: one.detach().clone() for name, one in train.policy.adapters().items()}
+    after = advance(train, before, _experiences([long]), settings, Beside(silent=imputed))
+
+    outcomes = [one.outcome for one in after.ledger]
+    assert sorted(outcomes) == ["no-reward"] * 4 + ["too-long"]
+    assert (after.imputed, after.unrewarded, len(after.taught)) == (0, 4, 0)
+    for name, one in train.policy.adapters().items():
+        assert torch.equal(one, start[name])
+
+
 def test_people_who_never_rate_do_not_outweigh_those_who_rate_all_day(
     settings: Settings, model: RewardModel, make_sample: MakeSample
 ) -> None:
