@@ -102,6 +102,10 @@ def _last_words(
         if isinstance(event, Sample) and (event.withdrawn or event.status != "final"):
             held.pop((Preference.TYPE, event.decision_id), None)
             continue
+        if isinstance(event, Sample) and event.correction is None:
+            held.pop(
+                (Preference.TYPE, event.decision_id), None
+            )  # one that holds follows its sample
         held[key] = _Found(record.offset, event)
         if len(held) >= 4 * limit:  # some of them may turn out to be no lesson
             items = list(held.items())

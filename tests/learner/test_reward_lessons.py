@@ -96,6 +96,18 @@ def test_the_last_revision_of_a_decision_holds_and_a_withdrawn_one_teaches_nothi
     assert found.first_offset == 3
 
 
+def test_a_correction_that_was_taken_back_is_no_pair(
+    tiny_model: Path, make_sample: MakeSample
+) -> None:
+    sample = make_sample(1, correction=says("w1 w2"))
+    events = [sample, _preference(sample), *_others(make_sample)]
+    assert len(_read(tiny_model, events).lessons) == 82
+    bare = msgspec.structs.replace(sample, id="bare", revision=1, correction=None)
+    found = _read(tiny_model, [*events, bare])
+    assert not any(isinstance(one, Pair) for one in found.lessons)
+    assert len(found.lessons) == 81
+
+
 def test_judges_other_policies_and_tokens_that_the_base_does_not_know_are_left_out(
     tiny_model: Path, make_sample: MakeSample
 ) -> None:
