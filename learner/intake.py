@@ -31,13 +31,14 @@ READ_PER_PLACE = 128
 class Arrival(Struct, frozen=True):
     """A new sample and the trace it belongs to.
 
-    ``withdrawn``: its decision has no reward now; ``revision`` counts the samples of a decision
-    from 0.
+    ``withdrawn``: its decision has no reward now; ``given``: somebody gave the reward that it has;
+    ``revision`` counts the samples of a decision from 0.
     """
 
     experience: Experience
     trace: dict[str, str]
     withdrawn: bool = False
+    given: bool = True
     revision: int = 0
 
 
@@ -122,8 +123,13 @@ class Intake:
             sequences=ChainMap(progress.versions, self.served),
             correction_ids=correction_ids(self._tokenizer, wanted) if wanted else (),
         )
-        kept = trimmed(experience, self._limits)
-        return Arrival(kept, trace_headers(record.headers), sample.withdrawn, sample.revision)
+        return Arrival(
+            experience=trimmed(experience, self._limits),
+            trace=trace_headers(record.headers),
+            withdrawn=sample.withdrawn,
+            given=sample.status == "final",
+            revision=sample.revision,
+        )
 
     def add(self, arrival: Arrival, progress: Progress) -> None:
         """Put a sample where it belongs; a newer one of its decision takes an older one's place."""
@@ -134,6 +140,9 @@ class Intake:
             self.superseded.append((_bare(arrival), SUPERSEDED))
             return
         judging = is_judge(self._policy.name, experience.user_id, self._policy.judge_share)
+        if judging and not (arrival.given or arrival.withdrawn):
+            self._add_unjudged(arrival, progress)
+            return
         forgotten = not judging and self._is_forgotten(arrival, progress)
         self._supersede(experience.decision_id)
         if forgotten:
@@ -142,12 +151,22 @@ class Intake:
             undoes = experience.decision_id in progress.taught  # which takes its tokens
             self.superseded.append((arrival if undoes else _bare(arrival), WITHDRAWN))
         elif censored:
-            teaches = not judging and may_be_imputed(experience, self._settings)
+            teaches = may_be_imputed(experience, self._settings)
             self.silent[experience.decision_id] = arrival if teaches else _bare(arrival)
         elif judging:
             self.judged[experience.decision_id] = arrival
         else:
             self.pending[experience.decision_id] = arrival
+
+    def _add_unjudged(self, arrival: Arrival, progress: Progress) -> None:
+        """Put an answer aside that a judge was silent about: the reward that silence has by
+        default is no evidence, and what was said before no longer holds."""
+        decision_id = arrival.experience.decision_id
+        self._supersede(decision_id)
+        if any(e.decision_id == decision_id for e in progress.evaluation):
+            self.superseded.append((_bare(arrival), WITHDRAWN))
+        else:
+            self.silent[decision_id] = _bare(arrival)
 
     def _is_known(self, decision_id: str, progress: Progress) -> bool:
         """Tell whether a decision has a reward or taught: a sample without one changes nothing.

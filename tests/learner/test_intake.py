@@ -68,6 +68,25 @@ def test_a_sample_without_a_signal_takes_no_place(intake: Intake, make_sample: M
     assert [arrival.experience.sample_id for arrival in intake.silent.values()] == ["alone"]
 
 
+def test_what_a_judge_said_nothing_about_is_no_evidence_whatever_silence_is_worth(
+    make_sample: MakeSample,
+) -> None:
+    policy = Policy(name="assistant", judge_share=0.5)
+    intake = Intake(Settings(policy=policy), None, (), LIMITS)
+    judge = next(one for one in map(str, range(9)) if is_judge("assistant", one, 0.5))
+    said, quiet = (make_sample(n, user_id=judge) for n in (1, 2))
+    progress = replace(PROGRESS, evaluation=(experience_of(said),))
+
+    _take(intake, replace(quiet, status="default"), progress)
+    _take(intake, replace(said, id="taken back", revision=1, status="default"), progress)
+
+    assert not intake.judged
+    assert [*intake.silent] == [quiet.decision_id]
+    assert [(one.experience.sample_id, why) for one, why in intake.superseded] == [
+        ("taken back", "withdrawn")
+    ]
+
+
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_change_of_what_may_be_forgotten_is_told_and_not_learned_as_new(
     intake: Intake, make_sample: MakeSample, withdrawn: bool
