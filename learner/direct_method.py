@@ -24,9 +24,17 @@ from learner.reward_model import RewardModel
 from learner.scoring import sequence_of
 
 PROMPT_BINS = 16
+GOLDEN_RATIO = 2_654_435_761
+"""2^32 divided by it: the upper bits of a product are spread evenly (Knuth, TAOCP 3, 6.4)."""
+
 DRAWS = 4
 """Answers the candidate draws to a question for the reward model: with one alone, the noise of the
 draw takes back what the model gains."""
+
+
+def bin_of(token: int) -> int:
+    """Return which of the bins a token is hashed into."""
+    return (token * GOLDEN_RATIO % 2**32) * PROMPT_BINS // 2**32
 
 
 def predict(
@@ -44,9 +52,7 @@ def predict(
     kinds = len(decisions.names)
     words_nf = np.zeros((len(usable), PROMPT_BINS))
     for place, experience in enumerate(usable):
-        words_nf[
-            place, [token * 2_654_435_761 % PROMPT_BINS for token in experience.prompt_ids]
-        ] = 1
+        words_nf[place, [bin_of(token) for token in experience.prompt_ids]] = 1
 
     def features_of(decision_n: NDArray[np.int64]) -> Floats:
         crossed_nf = np.zeros((len(usable), kinds * kinds))

@@ -14,7 +14,7 @@ from contracts.settings import Settings
 from learner import off_policy
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
-from learner.direct_method import foretell
+from learner.direct_method import PROMPT_BINS, bin_of, foretell
 from learner.drawing import draw
 from learner.experience import Experience, experience_of
 from learner.off_policy import Floats, Foretold, LoggedAnswers, cross_fitted
@@ -28,6 +28,12 @@ KIND_P, WORDING_P = np.array([0.6, 0.4]), 0.8
 """How often the candidate takes each of two decisions, and puts its answer well."""
 KIND_REWARD, WORDING_REWARD = np.array([0.3, -0.3]), 0.6
 VALUE = float(KIND_P @ KIND_REWARD) + (2.0 * WORDING_P - 1.0) * WORDING_REWARD
+
+
+def test_tokens_that_differ_by_a_number_of_bins_are_hashed_apart() -> None:
+    bins = [bin_of(token * PROMPT_BINS) for token in range(1_000)]
+    assert set(bins) == set(range(PROMPT_BINS))
+    assert max(map(bins.count, set(bins))) < 100
 
 
 def _estimates(model: Model, seed: int = 0) -> Floats:
