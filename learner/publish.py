@@ -61,7 +61,6 @@ OTHERS_THAT_MATTER = {
     "clarify_actions": "gate.watch.clarify_actions",
     "refuse_patterns": "gate.watch.refuse_patterns",
     "clarify_patterns": "gate.watch.clarify_patterns",
-    "max_tokens": "gateway.max_tokens",
 }
 """Settings beside the learner's that a version depends on: their names in ``config`` of its
 manifest, and where they are set. A replay puts them back from there, see

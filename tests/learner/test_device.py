@@ -134,6 +134,7 @@ def test_the_cpus_optimizer_steps_by_the_rate() -> None:
     optimizer.step()
 
     assert all(torch.allclose(one, torch.full((3,), 0.9)) for one in parameters)
+    assert [group["fused"] for group in optimizer.param_groups] == [True]
 
 
 MULTIPLY = """

@@ -31,7 +31,6 @@ def test_the_settings_that_a_version_depends_on_come_back_whatever_is_set_now(
         streams=replace(settings.streams, max_open_decisions=17),
         policy=replace(settings.policy, judge_share=0.125),
         gate=replace(settings.gate, evaluation_samples=19, level="answer", watch=watch),
-        gateway=replace(settings.gateway, max_tokens=23),
         learner=replace(settings.learner, learning_rate=0.5),
     )
     policy, moment = load_policy(settings), make_sample(0).decided_at
