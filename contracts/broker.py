@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
@@ -29,6 +30,7 @@ from contracts.topics import TOPICS, Topic
 CONNECT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02  # a broker that answers empty fetches at once would keep a core busy
 _BATCH_BYTES = 256 << 10  # a batch wakes two threads, and the default holds five decisions
+_LOG_APPEND_TIME = 1
 _PATIENCE: dict[str, int] = {
     "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
     "reconnect_backoff_max_ms": 1000,  # a broker that comes back is found within a second
@@ -38,7 +40,8 @@ read_any_header_name()
 
 
 class Received(Struct, frozen=True):
-    """A record as read, not yet decoded."""
+    """A record as read, not yet decoded; ``appended`` is when the broker got it, None where its
+    timestamp is its writer's."""
 
     topic: Topic
     partition: int
@@ -46,6 +49,7 @@ class Received(Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: Headers
+    appended: datetime | None = None
 
     def event(self) -> Event:
         """Decode the value; CodecError says why it cannot be."""
@@ -285,7 +289,12 @@ def _received(topic: Topic, record: Any) -> Received:
         record.key,
         record.value,
         list(record.headers or ()),
+        _moment(record.timestamp) if record.timestamp_type == _LOG_APPEND_TIME else None,
     )
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
 
 
 def read_to_end(
@@ -361,7 +370,8 @@ def _check_existing(admin: Any, topics: Mapping[str, Topic], existing: set[str])
 
 def _configs(topic: Topic) -> dict[str, str]:
     for_ever = {"retention.ms": "-1", "retention.bytes": "-1"} if topic.kept_for_ever else {}
-    return {"cleanup.policy": topic.cleanup, **for_ever}
+    stamped = {"message.timestamp.type": "LogAppendTime"} if topic.append_time else {}
+    return {"cleanup.policy": topic.cleanup, **for_ever, **stamped}
 
 
 def wait_for_broker(

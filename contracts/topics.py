@@ -25,7 +25,8 @@ from contracts.events import (
 
 class Topic(Struct, frozen=True, kw_only=True):
     """One row of the table. ``partitions`` is None for the count in the settings; what is not
-    ``kept_for_ever`` is kept for as long as the broker does by default."""
+    ``kept_for_ever`` is kept for as long as the broker does by default. With ``append_time`` the
+    timestamps of records are the broker's, whatever the clock of whoever wrote them says."""
 
     name: str
     events: tuple[type[Event], ...]
@@ -35,6 +36,7 @@ class Topic(Struct, frozen=True, kw_only=True):
     readers: str
     cleanup: Literal["delete", "compact"] = "delete"
     kept_for_ever: bool = False
+    append_time: bool = False
     partitions: int | None = None
 
     def full_name(self, prefix: str) -> str:
@@ -81,6 +83,7 @@ SAMPLES = Topic(
     key_name="session id",
     writers="streams",
     readers="learner",
+    append_time=True,
     partitions=1,  # the learner's micro-batches are a function of one total order
 )
 RELEASES = Topic(

@@ -79,15 +79,17 @@ def experience_of(
     offset: int = 0,
     sequences: Mapping[str, int] | None = None,
     correction_ids: tuple[int, ...] = (),
+    appended: datetime | None = None,
 ) -> Experience:
     """Return the experience in a `Sample` event.
 
     ``sequences`` maps the ids of released versions to their release numbers; ``correction_ids``
     come from `learner.assistant_turn.correction_ids`. Nothing was decided or said after the sample
-    was made, whatever the clock of a gateway says.
+    was made, nor after the broker had ``appended`` it, whatever the clocks of other hosts say.
     """
     logged = sample.features.get(USER_REWARD_MEAN)
     greedy = 0.0 <= sample.temperature < LEAST_TEMPERATURE
+    latest = min(sample.time, appended or sample.time)
     usable = len(sample.logprobs) == len(sample.token_ids) and not greedy
     usable = usable and all(LEAST_LOGPROB <= one <= MOST_LOGPROB for one in sample.logprobs)
     return Experience(
@@ -102,8 +104,8 @@ def experience_of(
         logprobs=sample.logprobs if usable else (),
         temperature=1.0 if greedy else sample.temperature,
         reward=sample.reward,
-        decided_at=min(sample.decided_at, sample.time),
-        feedback_time=min(sample.feedback_time, sample.time),
+        decided_at=min(sample.decided_at, latest),
+        feedback_time=min(sample.feedback_time, latest),
         correction_ids=correction_ids,
         user_reward_mean=known_mean(logged.value) if logged else None,
         features_logged=logged is not None,

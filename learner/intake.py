@@ -122,6 +122,7 @@ class Intake:
             offset=record.offset,
             sequences=ChainMap(progress.versions, self.served),
             correction_ids=correction_ids(self._tokenizer, wanted) if wanted else (),
+            appended=record.appended,
         )
         return Arrival(
             experience=trimmed(experience, self._limits),

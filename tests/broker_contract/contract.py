@@ -96,6 +96,10 @@ _RECORDS = (
         by={"contracts/codec.py": "writes up to 900,000 bytes of value, key and headers beside it"},
     ),
     Case(
+        check=records.a_topic_has_the_brokers_time_where_it_was_made_so,
+        by={"learner/experience.py": "takes nothing for said after the broker had it"},
+    ),
+    Case(
         check=records.records_are_read_whatever_they_are_compressed_with,
         by={
             "contracts/broker.py": "reads a topic that the broker recompresses",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from itertools import product
 
 import pytest
@@ -11,8 +12,10 @@ from kafka import KafkaProducer
 from kafka.admin import NewTopic
 from kafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
+from contracts.broker import create_topics
 from contracts.codec import MAX_VALUE_BYTES, Record
 from contracts.settings import Kafka
+from contracts.topics import REWARDS, SAMPLES
 from tests.broker_contract.clients import (
     admin_client,
     deliver,
@@ -71,6 +74,23 @@ async def the_largest_value_that_we_write_is_taken_and_read(kafka: Kafka) -> Non
     assert read == [_bytes(MAX_VALUE_BYTES)] * 6
     async with group_member(kafka, [topic]) as member:
         assert [record.value for record in await take(member, 6)] == read
+
+
+def a_topic_has_the_brokers_time_where_it_was_made_so(kafka: Kafka) -> None:
+    before = datetime.now(UTC)
+    create_topics(kafka)
+    for topic in (SAMPLES, REWARDS):
+        name = topic.full_name(kafka.prefix)
+        with closing(KafkaProducer(bootstrap_servers=kafka.bootstrap)) as made:
+            made.send(name, b"{}", timestamp_ms=FAR_AHEAD_MS).get(timeout=10.0)
+    (stamped,), (written,) = read_all(kafka, SAMPLES), read_all(kafka, REWARDS)
+    assert written.appended is None
+    assert stamped.appended is not None
+    assert timedelta(0) <= stamped.appended - before + CLOCKS_APART < timedelta(hours=1)
+
+
+FAR_AHEAD_MS = 99_999_999_999_999
+CLOCKS_APART = timedelta(minutes=1)
 
 
 async def records_are_read_whatever_they_are_compressed_with(kafka: Kafka) -> None:

@@ -64,5 +64,7 @@ def test_what_a_clock_says_of_the_future_counts_as_of_when_the_sample_was_made(
     later = sample.time + timedelta(days=9_000)
     found = experience_of(replace(sample, decided_at=later, feedback_time=later))
     assert (found.decided_at, found.feedback_time) == (sample.time, sample.time)
+    ahead = experience_of(replace(sample, time=later, feedback_time=later), appended=sample.time)
+    assert ahead.feedback_time == sample.time
     usual = experience_of(sample)
     assert (usual.decided_at, usual.feedback_time) == (sample.decided_at, sample.feedback_time)
