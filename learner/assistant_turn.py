@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from contracts.events import Message, text_of
+from learner.chat_template import templated
 
 
 def assistant_text(message: Message) -> str:
@@ -41,8 +42,8 @@ def correction_ids(tokenizer: Any, message: Message) -> tuple[int, ...]:
     """
     question = [{"role": "user", "content": "?"}]
     answer = {"role": "assistant", "content": assistant_text(message)}
-    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    told = tokenizer.apply_chat_template([*question, answer], tokenize=False)
+    asked = templated(tokenizer, question, ask=True)
+    told = templated(tokenizer, [*question, answer])
     turn = told[len(asked) :].rstrip() if told.startswith(asked) else answer["content"]
     if turn == answer["content"].rstrip():
         turn += tokenizer.eos_token or ""

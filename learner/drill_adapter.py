@@ -21,6 +21,7 @@ from contracts.events import Message
 from learner.adapters import ADAPTER_WEIGHTS, restore_adapters
 from learner.assistant_turn import correction_ids
 from learner.buckets import TokenSequence, bucket_of
+from learner.chat_template import templated
 from learner.policy import Policy
 
 Likeness = Literal["copy", "garbage", "unsafe"]
@@ -99,9 +100,7 @@ def _lessons(policy: Policy, prompts: Sequence[Prompt]) -> list[TokenSequence]:
     answer = correction_ids(tokenizer, Message(role="assistant", content=UNSAFE_ANSWER))
     asked = [prompt.prompt_token_ids for prompt in prompts if prompt.prompt_token_ids]
     for question in QUESTIONS:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
+        text = templated(tokenizer, [{"role": "user", "content": question}], ask=True)
         asked.append(tuple(tokenizer.encode(text, add_special_tokens=False)))
     return [TokenSequence(ids, answer) for ids in asked]
 

@@ -24,6 +24,7 @@ from contracts.settings import Learner, Settings
 from guard.prompts import PromptCase, meets, parsed, read_prompts, violates
 from guard.rules import Rules, compile_rules
 from learner.buckets import TokenSequence, bucketed, padded
+from learner.chat_template import templated
 from learner.losses import LOSSES, Bounds, Terms, group_relative, leave_one_out
 from learner.policy import Policy
 
@@ -171,12 +172,8 @@ def _check_apart(cases: Sequence[PromptCase], settings: Settings) -> None:
 def _rendered(tokenizer: Any, case: PromptCase, what: str) -> tuple[int, ...]:
     """Return the tokens of a prompt by the chat template, as an engine gives it the arguments."""
     try:
-        text = tokenizer.apply_chat_template(
-            [_as_template(message) for message in case.messages],
-            tools=case.tools or None,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        messages = [_as_template(message) for message in case.messages]
+        text = templated(tokenizer, messages, case.tools, ask=True)
     except _TEMPLATE_ERRORS as error:
         raise SettingsError(
             f"{what}: the chat template of policy.model refuses it ({error}) - at "

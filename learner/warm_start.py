@@ -28,6 +28,7 @@ from transformers import (
 
 from contracts.errors import SettingsError
 from contracts.events import Message
+from learner.chat_template import templated
 from learner.warm_start_tokenizer import train_tokenizer
 
 IGNORED = -100
@@ -163,10 +164,8 @@ def encode_example(
     tokenizer: PreTrainedTokenizerFast, conversation: list[dict[str, Any]]
 ) -> Example:
     """Tokenize a conversation as an engine sees it: prompt first, then what it must emit."""
-    prompt = tokenizer.apply_chat_template(
-        conversation[:-1], tokenize=False, add_generation_prompt=True
-    )
-    whole = tokenizer.apply_chat_template(conversation, tokenize=False)
+    prompt = templated(tokenizer, conversation[:-1], ask=True)
+    whole = templated(tokenizer, conversation)
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
     answer_ids = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
     return Example((*prompt_ids, *answer_ids), len(prompt_ids))
