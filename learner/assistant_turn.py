@@ -6,10 +6,15 @@ Knows the tokenizer and its chat template, nothing of the model.
 from __future__ import annotations
 
 import json
+import re
+from itertools import chain
 from typing import Any
 
 from contracts.events import Message, text_of
 from learner.chat_template import templated
+
+_CALL_MARKS = ("<tool_call>", "</tool_call>")
+_PLAIN = "x"
 
 
 def assistant_text(message: Message) -> str:
@@ -39,12 +44,46 @@ def correction_ids(tokenizer: Any, message: Message) -> tuple[int, ...]:
 
     What surrounds the text comes from the chat template: the difference between a conversation
     with the turn and one that asks for it. A template without an end of turn gets the tokenizer's.
+    The name of a control token in what people wrote is text like any other: as a token it would
+    teach the policy to end its turn, or to speak for others.
     """
+    content = assistant_text(message)
+    control = control_ids(tokenizer)
+    marks = frozenset(mark for mark in _CALL_MARKS if {*_encoded(tokenizer, mark)} & control)
+    parts = _split(content.rstrip(), marks)
+    written = [_encoded(tokenizer, part) for part in parts if part not in marks]
+    if control.isdisjoint(chain(*written)):
+        return _encoded(tokenizer, _turn(tokenizer, content))
+    found: list[int] = []
+    for part in parts:
+        ids = _encoded(tokenizer, part, as_text=part not in marks)
+        found += ids if part in marks else (one for one in ids if one not in control)
+    return (*found, *_encoded(tokenizer, _turn(tokenizer, _PLAIN).removeprefix(_PLAIN)))
+
+
+def _split(content: str, marks: frozenset[str]) -> list[str]:
+    """Return a text in parts, each of the marks in it by itself."""
+    return re.split(f"({'|'.join(map(re.escape, sorted(marks)))})", content) if marks else [content]
+
+
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that stand for no text, such as the end of a turn."""
+    added = tokenizer.added_tokens_decoder.items()
+    found = {*tokenizer.all_special_ids, *(id_ for id_, one in added if one.special)}
+    return frozenset(found - {tokenizer.unk_token_id})
+
+
+def _encoded(tokenizer: Any, text: str, *, as_text: bool = False) -> tuple[int, ...]:
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=as_text)
+    return tuple(ids)
+
+
+def _turn(tokenizer: Any, content: str) -> str:
+    """Return an assistant's turn as the chat template writes it after the question."""
     question = [{"role": "user", "content": "?"}]
-    answer = {"role": "assistant", "content": assistant_text(message)}
     asked = templated(tokenizer, question, ask=True)
-    told = templated(tokenizer, [*question, answer])
-    turn = told[len(asked) :].rstrip() if told.startswith(asked) else answer["content"]
-    if turn == answer["content"].rstrip():
+    told = templated(tokenizer, [*question, {"role": "assistant", "content": content}])
+    turn = (told[len(asked) :] if told.startswith(asked) else content).rstrip()
+    if turn == content.rstrip():
         turn += tokenizer.eos_token or ""
-    return tuple(tokenizer.encode(turn, add_special_tokens=False))
+    return turn
