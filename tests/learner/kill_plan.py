@@ -32,6 +32,7 @@ POINTS = (
     "after-announce",
 )
 USERS = 10
+SILENT_SHARE = 0.2
 LATEST_SECONDS = 1.5
 """A life that is killed at a moment: loading the policy takes about half of it."""
 
@@ -81,7 +82,8 @@ def deaths(rng: random.Random, count: int) -> list[Death]:
 
 class Log:
     """The records of `samples`, drawn piece by piece: with duplicates, revisions and what is none
-    of this learner's business. The gateway logged the features of ``logged_share`` of them."""
+    of this learner's business. Nobody said anything about a part of them, violations among these.
+    The gateway logged the features of ``logged_share``."""
 
     def __init__(
         self, rng: random.Random, make_sample: MakeSample, *, logged_share: float = 1.0
@@ -122,7 +124,15 @@ class Log:
         mean = self._rng.choice([None, -0.5, 0.25])
         logged = self._rng.random() < self._logged_share
         features = {"user.reward_mean": FeatureValue(value=mean)} if logged else {}
-        return self._make(self._number, user_id=user, features=features, assignment=assignment)
+        quiet = self._rng.random() < SILENT_SHARE
+        return self._make(
+            self._number,
+            user_id=user,
+            features=features,
+            assignment=assignment,
+            status="censored" if quiet else "final",
+            violation=quiet and self._rng.random() < 0.5,
+        )
 
     def _revised(self, sample: Sample) -> Sample:
         revision = 1 + max(s.revision for s in self._made if s.decision_id == sample.decision_id)
@@ -130,6 +140,7 @@ class Log:
             sample,
             id=derived_id(sample.decision_id, str(revision)),
             revision=revision,
+            status="final",
             reward=self._rng.choice((-1.0, 0.25, 0.75)),
             withdrawn=self._rng.random() < 0.25,
         )

@@ -155,6 +155,16 @@ def _different(found: Progress, wanted: Progress) -> list[str]:
     return differences
 
 
+def _allowed(sample: Sample, settings: Settings) -> set[str]:
+    if sample.withdrawn:
+        return {"withdrawn"}
+    if sample.status == "censored":
+        return {"no-reward", "superseded", *(["priced"] if sample.violation else [])}
+    if is_judge(settings.policy.name, sample.user_id, settings.policy.judge_share):
+        return {"judge"}
+    return {"used", "stale", "log-ratio", *(["revised"] if sample.revision else [])}
+
+
 def _wrong(kafka: Kafka, settings: Settings, progress: Progress) -> list[str]:
     """Return what the ledgers say otherwise than the log, as this test reads it."""
     samples: dict[str, Sample] = {}
@@ -173,13 +183,8 @@ def _wrong(kafka: Kafka, settings: Settings, progress: Progress) -> list[str]:
         sample = samples.get(sample_id)
         if sample is None:
             continue
-        judge = is_judge(settings.policy.name, sample.user_id, settings.policy.judge_share)
-        allowed = {"judge"} if judge else {"used", "stale", "log-ratio"}
-        if sample.revision and not judge:
-            allowed |= {"revised"}
-        if sample.withdrawn:
-            allowed = {"withdrawn"}
-        elif last[sample.decision_id] != sample_id:
+        allowed = _allowed(sample, settings)
+        if last[sample.decision_id] != sample_id and not sample.withdrawn:
             allowed |= {"superseded"}
         if outcome not in allowed:
             wrong.append(f"{sample_id} is {outcome}, not {sorted(allowed)}")
