@@ -10,12 +10,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
+from torch import Generator, Tensor
 
 from contracts.settings import Settings
 from learner import checkpoint
 from learner.adapters import load_policy, restore_adapters
 from learner.anchor import Anchor
+from learner.buckets import TokenSequence
 from learner.micro_batch import MicroBatch
 from learner.policy import Policy
 from learner.progress import Progress
@@ -29,6 +32,15 @@ _METHODS: dict[str, Callable[..., object]] = {
     one.__name__: one for one in (Policy.logprobs, Policy.branch_logprobs, Policy.draw_each)
 }
 """What of the policy rank 0 may have all run, by the name that it sends."""
+
+ARGUMENTS: dict[str, Any] = {
+    APPLY: tuple[dict[str, Tensor], Progress],
+    update.__name__: tuple[MicroBatch, Anchor | None],
+    Policy.logprobs.__name__: tuple[list[TokenSequence], int],
+    Policy.branch_logprobs.__name__: tuple[list[TokenSequence], list[int], int],
+    Policy.draw_each.__name__: tuple[list[list[int]], int, Generator, float],
+}
+"""What comes with an order, by its name."""
 
 _log = logging.getLogger("learner")
 
@@ -64,17 +76,17 @@ def _run(order: Order, train: TrainState, settings: Settings) -> None:
         train.policy.ranks.check_alike(_computes_with(train.policy, settings))
     if order.adapters is not None:
         restore_adapters(train.policy, order.adapters)
+    arguments = msgspec.convert(order.arguments, ARGUMENTS[order.name])
     if order.name == APPLY:
-        tensors, progress = order.arguments
+        tensors, progress = arguments
         checkpoint.apply(train, tensors, progress)
     elif order.name == update.__name__:
-        batch, anchor = order.arguments
-        assert isinstance(batch, MicroBatch)
-        if isinstance(anchor, Anchor):
+        batch, anchor = arguments
+        if anchor is not None:
             train.anchor = anchor
         update(train, batch, settings.learner, settings.engine.max_model_len)
     else:
-        _METHODS[order.name](train.policy, *order.arguments, **order.keywords)
+        _METHODS[order.name](train.policy, *arguments, **order.keywords)
 
 
 def _computes_with(policy: Policy, settings: Settings) -> dict[str, Any]:

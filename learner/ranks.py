@@ -2,7 +2,7 @@
 
 Rank 0 talks to the world. The others hold the same policy and take part in what rank 0 calls: it
 sends an order, all run the same function, and inside it each takes a share of the passes. Alone,
-all of this is nothing. The processes trust each other, as torch's own messages between them do.
+all of this is nothing. The processes believe each other, and run no code that was sent.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from contracts.errors import HeadraceError
 from learner.config_differences import differing
+from learner.loopback import meet, on_one_machine, stay_inside
+from learner.parcels import broadcast, gather, packed, unpacked
 
 SECONDS = 900.0
 """Longest silence of another process, after which a wait for it fails. Rank 0 says every minute
@@ -39,7 +41,10 @@ class RanksError(HeadraceError):
 
 
 class Order(Struct, frozen=True):
-    """What all are to run: a name, and the arguments; no name: nothing, rank 0 is there."""
+    """What all are to run: a name, and the arguments; no name: nothing, rank 0 is there.
+
+    Arguments arrive as plain values, tensors and generators; whoever runs the order knows more.
+    """
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -107,7 +112,7 @@ class Ranks:
         return -(-count // self.size) - len(range(self.rank, count, self.size))
 
     def gathered(self, found: Mapping[int, Item]) -> dict[int, Item]:
-        """Return what all processes found, on every one of them."""
+        """Return what all processes found, numbers or tensors, on every one of them."""
         if not self._inside or self.size == 1:
             return dict(found)
         parts = self._of_all(dict(found))
@@ -205,29 +210,25 @@ class Ranks:
             finally:
                 self._turn.release()
 
-    def _of_all(self, mine: Item) -> list[Item]:
-        """Return what each process gave, by its rank."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found
+    def _of_all(self, mine: Any) -> list[Any]:
+        """Return what each process gave, by its rank, as plain values."""
+        return [unpacked(one) for one in gather(packed(mine), self.size)]
 
     def _exchanged(self, order: Order | None) -> Order:
-        held: list[Any] = [order]
         try:
-            dist.broadcast_object_list(held, src=0)
+            data = broadcast(None if order is None else packed(order))
         except RuntimeError as error:
             raise RanksError(
                 f"process {self.rank} of {self.size} has lost the others, or heard nothing for "
                 f"{SECONDS:.0f} s: {error}"
             ) from error
-        found = held[0]
-        assert isinstance(found, Order)
+        found: Order = order or unpacked(data, Order)
         return found
 
     def _changed(self, adapters: Mapping[str, nn.Parameter]) -> dict[str, Tensor] | None:
         if _version(adapters) == self._known:
             return None
-        return {name: one.detach().cpu().clone() for name, one in adapters.items()}
+        return {name: one.detach() for name, one in adapters.items()}
 
 
 ALONE = Ranks()
@@ -240,7 +241,15 @@ def join() -> Ranks:
         return ALONE
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=SECONDS))
+        rank, timeout = int(os.environ["RANK"]), timedelta(seconds=SECONDS)
+        if on_one_machine(os.environ):
+            stay_inside()
+            store = meet(rank, size, timeout)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=timeout
+            )
+        else:
+            dist.init_process_group(backend, timeout=timeout)
     return Ranks(dist.get_rank(), size)
 
 

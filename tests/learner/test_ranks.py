@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -35,7 +35,6 @@ from tests.until import until
 ROOT = Path(__file__).parents[2]
 SECONDS = 300.0
 MakeSample = Callable[..., Sample]
-Given = TypeVar("Given")
 KINDS = ("used", "revised", "replayed", "imputed", "priced", "practised")
 
 
@@ -192,7 +191,7 @@ class InTurn(Ranks):
         super().__init__(0, 2)
         self.said = said
 
-    def _of_all(self, mine: Given) -> list[Given]:
+    def _of_all(self, mine: Any) -> list[Any]:
         self.said.append(mine)
         return list(self.said)
 
