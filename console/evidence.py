@@ -16,7 +16,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from console.releases import read_versions
+from console.releases import UNKNOWN, read_versions
 from contracts.errors import CodecError, ManifestError
 from contracts.events import AuditRecord, Decision, Event, Sample
 from contracts.manifest import Manifest, read_manifest
@@ -186,6 +186,11 @@ def manifests(directories: Mapping[str, Path]) -> dict[str, Version]:
     return found
 
 
+def readable(versions: Mapping[str, Version]) -> dict[str, Manifest]:
+    """Return the manifests that could be read, by version."""
+    return {name: one.manifest for name, one in versions.items() if one.manifest}
+
+
 def _learned(
     kafka: Kafka,
     directories: Mapping[str, Path],
@@ -193,7 +198,7 @@ def _learned(
     samples: Collection[str] | None = None,
 ) -> tuple[dict[str, list[Learned]], dict[str, list[Learned]]]:
     """Return what versions did with these samples, or with all, when they read them and later."""
-    phases = {row.version: row.phase for row in read_versions(kafka)}
+    phases = {row.version: row.phase for row in read_versions(kafka, readable(versions))}
     both: tuple[dict[str, list[Learned]], dict[str, list[Learned]]] = ({}, {})
     for version, directory in directories.items():
         manifest = versions[version].manifest
@@ -205,7 +210,7 @@ def _learned(
                         Learned(
                             version=version,
                             sequence=manifest.sequence if manifest else 0,
-                            phase=phases.get(version, "not announced"),
+                            phase=phases.get(version, UNKNOWN),
                             outcome=line,
                         )
                     )

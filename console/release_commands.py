@@ -29,12 +29,15 @@ def releases(context: click.Context, *, as_json: bool) -> None:
 @AS_JSON
 @command
 def list_(settings: Settings, *, as_json: bool) -> None:
-    """List the versions that were released and what became of each, oldest first."""
+    """List the versions on disk and in the log: what became of each, and what needs it."""
+    from console.evidence import manifests, readable, version_directories
     from console.log_access import newest, open_log
     from console.releases import read_versions, versions_text
 
-    with open_log(newest(settings)) as kafka:
-        rows = read_versions(kafka)
+    own = newest(settings)
+    with open_log(own) as kafka:
+        found = version_directories(own.state_dir / "versions")
+        rows = read_versions(kafka, readable(manifests(found)))
     write(rows) if as_json else click.echo(versions_text(rows))
 
 
