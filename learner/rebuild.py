@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,8 +26,7 @@ from contracts.signing import make_signing_key
 from learner import checkpoint
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
-from learner.experience import Experience
-from learner.ledger import UNTAUGHT
+from learner.ledger_means import LedgerMeans
 from learner.loop import Learner
 from learner.outlet import Silence
 from learner.pulse import Pulse
@@ -48,33 +47,6 @@ from learner.version_line import (
 from learner.version_state import state_of
 
 Tell = Callable[[Step], None]
-_NEVER_LOOKED_UP = frozenset(UNTAUGHT)
-
-
-class LedgerMeans:
-    """The users' means that the first run learned with, from its ledgers; others are looked up."""
-
-    def __init__(self, part: Sequence[Link], otherwise: RewardMeans) -> None:
-        self.looked_up = 0
-        self._otherwise = otherwise
-        self._by_sample: dict[str, float | None] = {}
-        self._by_decision: dict[str, float | None] = {}
-        for line in (line for link in part for line in link.ledger()):
-            if line.outcome not in _NEVER_LOOKED_UP:
-                self._by_sample[line.sample_id] = line.user_reward_mean
-                self._by_decision[line.decision_id] = line.user_reward_mean
-
-    def __call__(self, experiences: Sequence[Experience]) -> list[float | None]:
-        """Return the means as `learner.user_features.RewardMeans` does."""
-        return [self._mean(experience) for experience in experiences]
-
-    def _mean(self, experience: Experience) -> float | None:
-        if experience.sample_id in self._by_sample:
-            return self._by_sample[experience.sample_id]
-        if experience.decision_id in self._by_decision:
-            return self._by_decision[experience.decision_id]
-        self.looked_up += 1
-        return self._otherwise([experience])[0]
 
 
 class Rebuild:

@@ -18,7 +18,7 @@ from contracts.errors import CodecError, ManifestError, SettingsError, Unavailab
 from contracts.events import Assignment, AuditRecord, Release, Sample
 from contracts.ids import NewId
 from contracts.manifest import read_manifest
-from contracts.settings import Kafka, Practice, Settings
+from contracts.settings import Constraint, Kafka, Practice, Settings
 from contracts.topics import AUDIT, RELEASES, SAMPLES
 from learner.checkpoint import STATE, TENSORS
 from learner.experience import Experience
@@ -134,6 +134,31 @@ def test_versions_are_made_again_from_the_base_or_a_kept_state_and_nothing_else_
     assert told == [
         len(events(settings.kafka, *topic)) for topic in ((RELEASES, Release), (AUDIT, AuditRecord))
     ]
+
+
+@pytest.mark.parametrize(("price", "tokens"), [(0.0, (9, 3)), (2.0, (99_999,))])
+def test_silent_violations_that_taught_nothing_keep_the_means_that_the_store_had_then(
+    settings: Settings,
+    open_learner: OpenLearner,
+    replay: Replay,
+    pieces: list[Record],
+    make_sample: MakeSample,
+    price: float,
+    tokens: tuple[int, ...],
+) -> None:
+    """They have no price, or cannot be scored; some of their users were known, and some not."""
+    rule = Constraint(limit=0.9, multiplier=price, rate=0.1)
+    mine = replace(settings, learner=replace(settings.learner, constraint=rule))
+    said = {"status": "censored", "reward": 0.0, "correction": None, "violation": True}
+    silent = [make_sample(700 + n, **said, token_ids=tokens, logprobs=()) for n in range(12)]
+    quiet = [encode(SAMPLES, sample, source="test") for sample in silent]
+    versions = _learn(open_learner, mine, [*quiet, *pieces])
+    told = {line.decision_id: line for line in line_of(mine, versions[-1])[0].ledger()}
+    lines = [told[sample.decision_id] for sample in silent]
+    assert {line.outcome for line in lines} == {"no-reward"}
+    assert {line.user_reward_mean for line in lines} == {0.25, None}
+    report = replay(versions[-1], mine, start="base")
+    assert (report.same, report.looked_up) == (True, 0)
 
 
 def test_settings_that_changed_with_a_version_are_taken_from_it(
