@@ -19,7 +19,7 @@ from console.stack_file import read_stack
 from console.waiting import Shown
 from contracts.clock import SystemClock
 from contracts.codec import to_json
-from contracts.errors import DeadlineError, SettingsError, UnavailableError
+from contracts.errors import DeadlineError, HeadraceError, SettingsError, UnavailableError
 from contracts.events import BASE_VERSION
 from contracts.settings import Kafka, Settings
 from learner.replay_report import Failed, Line, ReplayOrder, ReplayReport, Step
@@ -64,7 +64,7 @@ def run_replay(settings: Settings, kafka: Kafka, order: ReplayOrder, shown: Show
     """Replay and return what was found.
 
     SettingsError for an order that cannot be done, UnavailableError when it failed, DeadlineError
-    when nothing was heard of it for 600 s.
+    when the broker did not answer in time, or nothing was heard of the replay for 600 s.
     """
     general = replace(settings, kafka=kafka, segments=())
     directory = Path(order.directory)
@@ -89,9 +89,15 @@ def run_replay(settings: Settings, kafka: Kafka, order: ReplayOrder, shown: Show
             process.kill()
             process.wait()
     if isinstance(last, Failed):
-        raise (SettingsError if last.usage else UnavailableError)(last.message)
+        raise _error_of(last)
     (directory / "report.json").write_bytes(msgspec.json.format(to_json(last), indent=2))
     return last
+
+
+def _error_of(failed: Failed) -> HeadraceError:
+    if failed.usage:
+        return SettingsError(failed.message)
+    return DeadlineError(failed.message) if failed.late else UnavailableError(failed.message)
 
 
 def _follow(process: subprocess.Popen[bytes], shown: Shown, log: Path) -> ReplayReport | Failed:

@@ -100,7 +100,7 @@ def _replay(policy: str, text: str) -> int:
 
     from contracts.clock import SystemClock
     from contracts.codec import to_json
-    from contracts.errors import SettingsError
+    from contracts.errors import DeadlineError, SettingsError
     from contracts.settings import load_settings, settings_for
     from learner.rebuild import rebuild
     from learner.replay_report import Failed, Line, ReplayOrder, Step
@@ -120,7 +120,8 @@ def _replay(policy: str, text: str) -> int:
     try:
         tell(rebuild(settings, order, SystemClock(), stored_reward_means(settings), tell))
     except HeadraceError as error:
-        tell(Failed(message=str(error), usage=isinstance(error, SettingsError)))
+        usage, late = isinstance(error, SettingsError), isinstance(error, DeadlineError)
+        tell(Failed(message=str(error), usage=usage, late=late))
         return 1
     return 0
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from kafka.errors import OffsetOutOfRangeError
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from contracts.broker import Reader, Received
 from contracts.errors import CodecError, DeadlineError, UnavailableError
@@ -20,46 +21,73 @@ PLACE = f"{SAMPLES.name}/0"
 
 
 class LogPart:
-    """Records ``first`` to ``next - 1`` of `samples`; ``begins`` is the first the broker has."""
+    """Records ``first`` to ``next - 1`` of `samples`; ``begins`` is the first the broker has.
+
+    DeadlineError when the broker is away or refuses.
+    """
 
     def __init__(self, kafka: Kafka, first: int, next_: int) -> None:
         self.kafka = kafka
         self.next = next_
-        self._reader = Reader(kafka, (SAMPLES,), CLIENT_ID, {PLACE: 0})
-        self.begins = self._reader.positions()[PLACE]
-        self._reader.close()
+        with _clear_faults(kafka):
+            reader = Reader(kafka, (SAMPLES,), CLIENT_ID, {PLACE: 0})
+            try:
+                self.begins = reader.positions()[PLACE]
+            finally:
+                reader.close()
         self.first = max(first, self.begins)
 
     def records(self) -> Iterator[Received]:
-        """Yield the records; DeadlineError when nothing comes for 60 s."""
-        reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, {PLACE: self.first}, begin_again=False)
-        try:
-            end = reader.ends()[PLACE]
-            if end < self.next:
-                raise UnavailableError(
-                    f"{SAMPLES.name} at {self.kafka.bootstrap} ends at offset {end}, but those "
-                    f"before {self.next} were learned from; name the broker that has the log in "
-                    "kafka.bootstrap"
-                )
-            deadline = time.monotonic() + SILENCE_SECONDS
-            while reader.positions()[PLACE] < self.next:
-                found = reader.poll(0.2)
-                if not found and time.monotonic() > deadline:
-                    raise DeadlineError(
-                        f"{SAMPLES.name}: no record up to offset {self.next} came from "
-                        f"{self.kafka.bootstrap} for {SILENCE_SECONDS} s; see 'headrace doctor'"
-                    )
-                if found:
-                    yield from (record for record in found if record.offset < self.next)
-                    deadline = time.monotonic() + SILENCE_SECONDS  # learning them takes its time
-        except OffsetOutOfRangeError as error:
+        """Yield the records; DeadlineError when nothing comes for 60 s.
+
+        UnavailableError when the log ends before ``next``, or is cut while it is read.
+        """
+        with _clear_faults(self.kafka):
+            positions = {PLACE: self.first}
+            reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, positions, begin_again=False)
+            try:
+                yield from self._read(reader)
+            finally:
+                reader.close()
+
+    def _read(self, reader: Reader) -> Iterator[Received]:
+        end = reader.ends()[PLACE]
+        if end < self.next:
             raise UnavailableError(
-                f"{SAMPLES.name} at {self.kafka.bootstrap} no longer has what was to be read next "
-                f"({error}): retention removed it meanwhile, or the topic was made anew; set a "
-                f"longer retention.ms for {SAMPLES.name}, and try again"
-            ) from error
-        finally:
-            reader.close()
+                f"{SAMPLES.name} at {self.kafka.bootstrap} ends at offset {end}, but those "
+                f"before {self.next} were learned from; name the broker that has the log in "
+                "kafka.bootstrap"
+            )
+        deadline = time.monotonic() + SILENCE_SECONDS
+        while reader.positions()[PLACE] < self.next:
+            found = reader.poll(0.2)
+            if not found and time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"{SAMPLES.name}: no record up to offset {self.next} came from "
+                    f"{self.kafka.bootstrap} for {SILENCE_SECONDS} s; see 'headrace doctor'"
+                )
+            if found:
+                yield from (record for record in found if record.offset < self.next)
+                deadline = time.monotonic() + SILENCE_SECONDS  # learning them takes its time
+
+
+@contextmanager
+def _clear_faults(kafka: Kafka) -> Iterator[None]:
+    """Say what faults of the Kafka client mean for who reads the log again, and their cure."""
+    where = f"{SAMPLES.name} at {kafka.bootstrap}"
+    try:
+        yield
+    except OffsetOutOfRangeError as error:
+        raise UnavailableError(
+            f"{where} no longer has what was to be read next ({error}): retention removed it "
+            "meanwhile, or the topic was made anew; set a longer retention.ms for "
+            f"{SAMPLES.name}, and try again"
+        ) from error
+    except KafkaError as error:
+        raise DeadlineError(
+            f"{where} could not be read: the broker refused or is away ({error}); look at it with "
+            "'headrace doctor', and try again"
+        ) from error
 
 
 class Proof:

@@ -99,10 +99,12 @@ class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
-    """Why there is no report; ``usage``: what was asked for is not possible."""
+    """Why there is no report; ``usage``: what was asked for is not possible, ``late``: the broker
+    did not answer in time."""
 
     message: str
-    usage: bool
+    usage: bool = False
+    late: bool = False
 
 
 Line = Step | ReplayReport | Failed

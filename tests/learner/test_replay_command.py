@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -19,6 +20,7 @@ from contracts.settings import Kafka, Settings, to_environment
 from learner.loop import Learner
 from learner.outlet import Outlet
 from learner.pulse import Pulse
+from tests.console.story import write_version
 from tests.learner.kill_plan import Log, MakeSample
 from tests.learner.reading import read_on
 from tests.topic_log import write
@@ -135,3 +137,18 @@ def test_what_names_no_version_or_no_model_is_wrong_usage(
     found = CliRunner().invoke(main, ["replay", "--to", versions[0]], env=without)
     assert found.exit_code == 2
     assert "give --model PATH" in found.output
+
+
+def test_a_broker_that_went_away_ends_with_3_and_says_so(
+    settings: Settings, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had answered the command, and does not answer the learner's code."""
+    version = write_version(state_dir / "versions", 1, "base", [])
+    monkeypatch.setattr("console.log_access._answering", lambda kafka: kafka)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        away = Kafka(bootstrap=f"127.0.0.1:{nobody.getsockname()[1]}")
+        environment = to_environment(replace(settings, kafka=away))
+        found = CliRunner().invoke(main, ["replay", "--to", version], env=environment)
+    assert found.exit_code == 3, found.output
+    assert f"samples at {away.bootstrap} could not be read" in found.output

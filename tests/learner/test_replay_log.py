@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from kafka.errors import OffsetOutOfRangeError
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError, OffsetOutOfRangeError
 
 from contracts import broker
 from contracts.errors import DeadlineError, UnavailableError
@@ -48,6 +48,20 @@ class SilentLog(Log):
 class CutLog(Log):
     def poll(self, seconds: float) -> list[broker.Received]:
         raise OffsetOutOfRangeError({replay_log.PLACE: self.next})
+
+
+class LostLog(Log):
+    """Its broker goes away after the first question."""
+
+    def ends(self) -> dict[str, int]:
+        raise KafkaTimeoutError("no answer")
+
+
+class NoLog(Log):
+    """Its broker is away, or refuses who reads."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise KafkaConnectionError("nobody there")
 
 
 class Hours:
@@ -105,4 +119,14 @@ def test_a_log_that_is_cut_while_it_is_read_again_is_not_begun_anew(
 ) -> None:
     _read_from(monkeypatch, CutLog)
     with pytest.raises(UnavailableError, match=r"longer retention\.ms"):
+        list(LogPart(KAFKA, 0, 3).records())
+
+
+@pytest.mark.parametrize("log", [LostLog, NoLog])
+def test_a_broker_that_refuses_or_goes_away_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, log: type[Log]
+) -> None:
+    _read_from(monkeypatch, log)
+    said = f"samples at {KAFKA.bootstrap} could not be read: .*'headrace doctor'"
+    with pytest.raises(DeadlineError, match=said):
         list(LogPart(KAFKA, 0, 3).records())
