@@ -22,7 +22,7 @@ from contracts.codec import to_json
 from contracts.errors import DeadlineError, HeadraceError, SettingsError, UnavailableError
 from contracts.events import BASE_VERSION
 from contracts.settings import Kafka, Settings
-from learner.replay_report import Failed, Line, ReplayOrder, ReplayReport, Step
+from learner.replay_report import Failed, Line, ReplayOrder, ReplayReport, Step, Working
 
 SILENT_SECONDS = 600.0
 END_SECONDS = 10.0
@@ -112,11 +112,14 @@ def _follow(process: subprocess.Popen[bytes], shown: Shown, log: Path) -> Replay
             line = lines.get(timeout=SILENT_SECONDS)
         except Empty as error:
             raise DeadlineError(
-                f"nothing was heard of the replay for {SILENT_SECONDS:.0f} s; see {log}"
+                f"nothing was heard of the replay for {SILENT_SECONDS:.0f} s, as when it waits for "
+                f"the broker; see 'headrace doctor' and {log}, and try again"
             ) from error
         if not line:
             raise UnavailableError(f"the replay ended without a word; see {log}")
         told: Line = msgspec.json.decode(line, type=Line)
+        if isinstance(told, Working):
+            continue
         if not isinstance(told, Step):
             if reached:
                 shown.say(reached)

@@ -95,6 +95,7 @@ def _make_drill_version(text: str) -> None:
 def _replay(policy: str, text: str) -> int:
     """Do what the order says and print `learner.replay_report.Line`s, the last one the outcome."""
     import time
+    from threading import Lock
 
     import msgspec
 
@@ -103,26 +104,33 @@ def _replay(policy: str, text: str) -> int:
     from contracts.errors import DeadlineError, SettingsError
     from contracts.settings import load_settings, settings_for
     from learner.rebuild import rebuild
-    from learner.replay_report import Failed, Line, ReplayOrder, Step
+    from learner.replay_report import Failed, Line, ReplayOrder, Step, Working
+    from learner.sign_of_life import SIGN_OF_LIFE, SignOfLife
     from learner.user_features import stored_reward_means
 
-    said = [0.0]
+    said, turn = [0.0], Lock()
 
     def tell(line: Line) -> None:
         last = not isinstance(line, Step) or line.offset + 1 >= line.next
-        if last or time.monotonic() - said[0] > 0.2:
-            said[0] = time.monotonic()
-            print(to_json(line).decode(), flush=True)
+        with turn:
+            if last or time.monotonic() - said[0] > 0.2:
+                said[0] = time.monotonic()
+                print(to_json(line).decode(), flush=True)
 
+    life = SignOfLife(lambda: tell(Working()), SIGN_OF_LIFE)
     order = msgspec.json.decode(text, type=ReplayOrder)
     general = load_settings()
     settings = settings_for(general, policy or general.policy.name)
+    life.begin()
     try:
-        tell(rebuild(settings, order, SystemClock(), stored_reward_means(settings), tell))
+        means = stored_reward_means(settings)
+        tell(rebuild(settings, order, SystemClock(), means, tell, life.silence))
     except HeadraceError as error:
         usage, late = isinstance(error, SettingsError), isinstance(error, DeadlineError)
         tell(Failed(message=str(error), usage=usage, late=late))
         return 1
+    finally:
+        life.end()
     return 0
 
 

@@ -7,13 +7,11 @@ all of this is nothing. The processes believe each other, and run no code that w
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
-from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
 import torch
@@ -25,13 +23,12 @@ from contracts.errors import HeadraceError
 from learner.config_differences import differing
 from learner.loopback import meet, on_one_machine, stay_inside
 from learner.parcels import broadcast, gather, packed, unpacked
+from learner.sign_of_life import SIGN_OF_LIFE, SignOfLife
 
 SECONDS = 900.0
 """Longest silence of another process, after which a wait for it fails. Rank 0 says every minute
 that it is there, whatever it does alone."""
 
-SIGN_OF_LIFE = 60.0
-_log = logging.getLogger("learner")
 Item = TypeVar("Item")
 Adapters = Callable[[], Mapping[str, nn.Parameter]]
 
@@ -64,8 +61,7 @@ class Ranks:
         self.sharded = False
         self._inside = False
         self._known = -1
-        self._turn = Lock()
-        self._over = Event()
+        self._life = SignOfLife(lambda: self._exchanged(Order("")), SIGN_OF_LIFE)
 
     @property
     def leads(self) -> bool:
@@ -83,7 +79,7 @@ class Ranks:
         if self.size == 1 or self._inside:
             yield
             return
-        with self._turn:
+        with self._life.silence():  # messages must not cross
             self._exchanged(Order(name, arguments, keywords, self._changed(adapters())))
             self._inside = True
             try:
@@ -179,8 +175,8 @@ class Ranks:
     def stop(self) -> None:
         """Let the others end, and leave."""
         if self.size > 1 and self.leads:
-            with self._turn:
-                self._over.set()
+            with self._life.silence():
+                self._life.end()
                 self._exchanged(STOP)
         self.leave()
 
@@ -193,22 +189,7 @@ class Ranks:
         """Tell the others from now on that rank 0 is there, from a thread of its own: what it does
         alone, such as drawing answers or waiting for the broker, may take long."""
         if self.size > 1:
-            Thread(target=self._say_so, name="sign of life", daemon=True).start()
-
-    def _say_so(self) -> None:
-        """Speak now and then while no order is under way, since messages must not cross."""
-        while not self._over.wait(SIGN_OF_LIFE):
-            if not self._turn.acquire(blocking=False):
-                continue
-            try:
-                if self._over.is_set():
-                    return
-                self._exchanged(Order(""))
-            except RanksError as error:
-                _log.warning("%s", error)  # the next order fails and says so
-                return
-            finally:
-                self._turn.release()
+            self._life.begin()
 
     def _of_all(self, mine: Any) -> list[Any]:
         """Return what each process gave, by its rank, as plain values."""

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from learner.loop import Learner
 from learner.outlet import Silence
 from learner.pulse import Pulse
 from learner.replay_compare import first_unlike, remade
-from learner.replay_log import LogPart, Proof, sample_of
+from learner.replay_log import LogPart, Proof, Waiting, sample_of
 from learner.replay_report import Removal, ReplayOrder, ReplayReport, Step
 from learner.replay_user import Presence, is_of_user, presence
 from learner.user_features import RewardMeans
@@ -59,11 +60,13 @@ class Rebuild:
         clock: Clock,
         stored_means: RewardMeans,
         tell: Tell,
+        waiting: Waiting = nullcontext,
     ) -> None:
         self.order = order
         self.live = settings
         self.clock = clock
         self.tell = tell
+        self.waiting = waiting
         self.removed: dict[str, int] = {}
         self.records = self.made = 0
         self.certain = True
@@ -77,7 +80,7 @@ class Rebuild:
         check_one_process(self.part)
         self.means = LedgerMeans(self.part, stored_means)
         self.proof = Proof(self.part)
-        self.log = LogPart(settings.kafka, self.part[0].first, self.end.next)
+        self.log = LogPart(settings.kafka, self.part[0].first, self.end.next, waiting)
         self.settings = _own_place(settings, Path(order.directory))
 
     def _present(self) -> Presence | None:
@@ -113,7 +116,7 @@ class Rebuild:
         def say(offset: int, log: LogPart) -> None:
             self._say("looking for the user", offset, log)
 
-        return presence(self.live, self.line, self.order.without_user, until, say)
+        return presence(self.live, self.line, self.order.without_user, until, say, self.waiting)
 
     def _is_left_out(self, record: Received) -> bool:
         user = self.order.without_user
@@ -300,14 +303,15 @@ def rebuild(
     clock: Clock,
     stored_means: RewardMeans,
     tell: Tell,
+    waiting: Waiting = nullcontext,
 ) -> ReplayReport:
-    """Do what the order says and return what was found.
+    """Do what the order says and return what was found; ``waiting``, while the log is waited for.
 
     SettingsError for an order that cannot be done, ManifestError for files that are not what was
     signed, UnavailableError for a log that has not what is needed.
     """
     threads = torch.get_num_threads()
     try:
-        return Rebuild(settings, order, clock, stored_means, tell).run()
+        return Rebuild(settings, order, clock, stored_means, tell, waiting).run()
     finally:
         torch.set_num_threads(threads)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
@@ -19,6 +19,9 @@ CLIENT_ID = "headrace-replay"
 SILENCE_SECONDS = 60.0
 PLACE = f"{SAMPLES.name}/0"
 
+Waiting = Callable[[], AbstractContextManager[None]]
+"""What is entered for as long as the broker is waited for."""
+
 
 class LogPart:
     """Records ``first`` to ``next - 1`` of `samples`; ``begins`` is the first the broker has.
@@ -26,10 +29,13 @@ class LogPart:
     DeadlineError when the broker is away or refuses.
     """
 
-    def __init__(self, kafka: Kafka, first: int, next_: int) -> None:
+    def __init__(
+        self, kafka: Kafka, first: int, next_: int, waiting: Waiting = nullcontext
+    ) -> None:
         self.kafka = kafka
         self.next = next_
-        with _clear_faults(kafka):
+        self._waiting = waiting
+        with _clear_faults(kafka), waiting():
             reader = Reader(kafka, (SAMPLES,), CLIENT_ID, {PLACE: 0})
             try:
                 self.begins = reader.positions()[PLACE]
@@ -44,14 +50,16 @@ class LogPart:
         """
         with _clear_faults(self.kafka):
             positions = {PLACE: self.first}
-            reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, positions, begin_again=False)
+            with self._waiting():
+                reader = Reader(self.kafka, (SAMPLES,), CLIENT_ID, positions, begin_again=False)
             try:
                 yield from self._read(reader)
             finally:
                 reader.close()
 
     def _read(self, reader: Reader) -> Iterator[Received]:
-        end = reader.ends()[PLACE]
+        with self._waiting():
+            end = reader.ends()[PLACE]
         if end < self.next:
             raise UnavailableError(
                 f"{SAMPLES.name} at {self.kafka.bootstrap} ends at offset {end}, but those "
@@ -59,8 +67,11 @@ class LogPart:
                 "kafka.bootstrap"
             )
         deadline = time.monotonic() + SILENCE_SECONDS
-        while reader.positions()[PLACE] < self.next:
-            found = reader.poll(0.2)
+        while True:
+            with self._waiting():
+                if reader.positions()[PLACE] >= self.next:
+                    return
+                found = reader.poll(0.2)
             if not found and time.monotonic() > deadline:
                 raise DeadlineError(
                     f"{SAMPLES.name}: no record up to offset {self.next} came from "

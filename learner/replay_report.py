@@ -30,6 +30,13 @@ class Step(Struct, frozen=True, kw_only=True, tag="step"):
     versions: int = 0
 
 
+class Working(Struct, frozen=True, tag="working"):
+    """That it is at work, with nothing new to tell: a batch or a release may take long.
+
+    None is told while the broker is waited for, so that silence means a wait that does not end.
+    """
+
+
 class Remade(Struct, frozen=True, kw_only=True):
     """A version of the first run and what became of it in the replay.
 
@@ -107,4 +114,4 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed"):
     late: bool = False
 
 
-Line = Step | ReplayReport | Failed
+Line = Step | Working | ReplayReport | Failed

@@ -7,13 +7,14 @@ back as the broker has it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from msgspec import Struct
 
 from contracts.broker import Received
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
-from learner.replay_log import LogPart, sample_of
+from learner.replay_log import LogPart, Waiting, sample_of
 from learner.version_line import Link
 
 Say = Callable[[int, LogPart], None]
@@ -28,7 +29,14 @@ class Presence(Struct, frozen=True):
     begins: int
 
 
-def presence(settings: Settings, line: Sequence[Link], user: str, until: int, say: Say) -> Presence:
+def presence(
+    settings: Settings,
+    line: Sequence[Link],
+    user: str,
+    until: int,
+    say: Say,
+    waiting: Waiting = nullcontext,
+) -> Presence:
     """Return where the user first is in what the line has read before offset ``until``."""
     whole = line[0].manifest.parent == BASE_VERSION
     read = [link for link in line if link.first < until]
@@ -39,7 +47,7 @@ def presence(settings: Settings, line: Sequence[Link], user: str, until: int, sa
         until = min(until, line[0].silent_until)
         if until <= line[0].first:
             return Presence(named, certain=True, begins=0)
-    log = LogPart(settings.kafka, 0, until)
+    log = LogPart(settings.kafka, 0, until, waiting)
     certain = whole and log.begins <= line[0].begins
     if log.begins < until:
         for record in log.records():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +103,40 @@ def test_the_time_that_learning_takes_is_no_silence_of_the_log(
             found.append(record.offset)
             hours.now += LEARNING_SECONDS
         assert found == [0, 1, 2]
+
+
+def test_the_broker_is_waited_for_while_nothing_is_learned(
+    monkeypatch: pytest.MonkeyPatch, hours: Hours
+) -> None:
+    """Whoever learns says that it works; a wait is told by its silence."""
+    inside: list[bool] = []
+    asked: list[bool] = []
+
+    class Watched(Log):
+        def positions(self) -> dict[str, int]:
+            asked.append(bool(inside))
+            return super().positions()
+
+        def ends(self) -> dict[str, int]:
+            asked.append(bool(inside))
+            return super().ends()
+
+        def poll(self, seconds: float) -> list[broker.Received]:
+            asked.append(bool(inside))
+            return super().poll(seconds)
+
+    @contextmanager
+    def waiting() -> Iterator[None]:
+        assert not inside
+        inside.append(True)
+        yield
+        inside.clear()
+
+    _read_from(monkeypatch, Watched)
+    for _ in LogPart(KAFKA, 0, 3, waiting).records():
+        assert not inside
+    assert len(asked) > 8
+    assert all(asked)
 
 
 def test_silence_ends_a_replay_with_the_address_of_the_broker(
