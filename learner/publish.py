@@ -42,8 +42,9 @@ anything who is no judge."""
 PROCESSES = "processes"
 """In ``config`` of a manifest: how many learned the version together (`learner.ranks`)."""
 
-LIBRARIES = ("transformers", "tokenizers", "peft", "safetensors")
-"""In ``config`` of a manifest beside torch: what else a policy is loaded, run and saved by."""
+LIBRARIES = ("transformers", "tokenizers", "peft", "safetensors", "numpy")
+"""In ``config`` of a manifest beside torch: what else a policy is loaded, run and saved by, and its
+evidence computed by."""
 
 OWN_PACKAGES = ("contracts", "feature_store", "guard", "learner")
 """Whose code the learner runs."""

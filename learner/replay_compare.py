@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from contracts.evidence import EVIDENCE_NAME, read_evidence
 from contracts.manifest import Manifest, read_manifest
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.config_differences import differing
@@ -61,7 +62,7 @@ def differences(first: Manifest, second: Manifest) -> list[str]:
 
 
 def reasons(link: Link, directory: Path | None) -> tuple[str, ...]:
-    """Return why the first version that differs may differ, the surest first."""
+    """Return why the first version that differs may differ, the surest first; never nothing."""
     if directory is None:
         return ("fewer samples came from these offsets than were learned from",)
     manifest = read_manifest(directory)[1]
@@ -69,12 +70,14 @@ def reasons(link: Link, directory: Path | None) -> tuple[str, ...]:
     found += _by_other_settings(link.manifest.config, manifest.config)
     if line := _first_line(link.directory / LEDGER, directory / LEDGER):
         found.append(f"the ledgers part at {line}")
-    if link.manifest.files.get(ADAPTER_WEIGHTS) != manifest.files.get(ADAPTER_WEIGHTS):
+    if _differs(ADAPTER_WEIGHTS, link.manifest, manifest):
         found.append(
             "settings that changed between two versions, another kind of processor or build of "
             "torch: sums of floats depend on the last two"
         )
-    return tuple(found)
+    elif _differs(EVIDENCE_NAME, link.manifest, manifest):
+        found.append(_by_other_evidence(link.directory, directory))
+    return tuple(found) or (_by_what_is_not_named(link.manifest.config, manifest.config),)
 
 
 def first_unlike(
@@ -103,6 +106,33 @@ def _made_otherwise(link: Link, directory: Path) -> tuple[str, ...]:
         for each in (link.manifest, manifest)
     )
     return (*_by_other_code(link.manifest, manifest), *_by_other_settings(then, now))
+
+
+def _differs(file: str, first: Manifest, second: Manifest) -> bool:
+    return first.files.get(file) != second.files.get(file)
+
+
+def _by_other_evidence(first: Path, second: Path) -> str:
+    """Return why evidence on the same weights may differ."""
+    then, now = (msgspec.to_builtins(read_evidence(each)) or {} for each in (first, second))
+    changed = [name for name in then.keys() | now.keys() if then.get(name) != now.get(name)]
+    there = [found.get("kl_to_parent") is not None for found in (then, now)]
+    if there[0] != there[1]:
+        told = "were there, and are gone now" if there[0] else "were gone, and are there now"
+        return f"the weights of the parent, which the evidence compares with, {told}"
+    return (
+        "another kind of processor, or build of torch or numpy: sums of floats in the evidence "
+        f"({', '.join(sorted(changed)) or 'its form'}) depend on them"
+    )
+
+
+def _by_what_is_not_named(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Return what may be behind a difference of which nothing in manifests and files tells."""
+    unnamed = ", ".join(name for name in LIBRARIES if (name in first) != (name in second))
+    libraries = (
+        f"another version of {unnamed}, which only one of the two names, " if unnamed else ""
+    )
+    return f"{libraries}another kind of processor or build of a library, which no version names"
 
 
 def _by_other_code(first: Manifest, second: Manifest) -> list[str]:
