@@ -19,9 +19,10 @@ from msgspec import Struct
 from console.releases import UNKNOWN, read_versions
 from contracts.errors import CodecError, ManifestError
 from contracts.events import AuditRecord, Decision, Event, Sample
-from contracts.manifest import Manifest, read_manifest
+from contracts.manifest import MANIFEST_NAME, Manifest, read_manifest
 from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
+from learner.directory import appeared
 
 CLIENT_ID = "headrace-explain"
 LEDGER, PAYMENTS = "ledger.jsonl", "payments.jsonl"
@@ -113,8 +114,13 @@ def all_evidence(kafka: Kafka, settings: Settings) -> Evidence:
 
 
 def version_directories(versions: Path) -> dict[str, Path]:
-    """Return version id to directory of every version below ``versions``."""
-    return {path.parent.name: path.parent for path in versions.glob("*/*/manifest.json")}
+    """Return version id to directory of every finished version below ``versions``."""
+    return {
+        path.name: path
+        for policy in versions.glob("*")
+        for path in appeared(policy)
+        if (path / MANIFEST_NAME).exists()
+    }
 
 
 def ledger_lines(directory: Path) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from contracts.errors import SettingsError, UnavailableError
 from contracts.manifest import file_sha256
 from learner.adapters import restore_adapters
 from learner.anchor import Anchor
-from learner.directory import PARTIAL_PREFIX, CrashPoint, appear, clear_partial, no_crash
+from learner.directory import CrashPoint, appear, appeared, clear_partial, no_crash
 from learner.progress import Progress
 from learner.train_state import TrainState
 
@@ -100,9 +100,7 @@ def newest_first(root: Path) -> list[Path]:
     Torn ones are left out. UnavailableError and SettingsError as `restore` says.
     """
     found = {}
-    for path in root.iterdir() if root.is_dir() else ():
-        if path.name.startswith(PARTIAL_PREFIX):
-            continue
+    for path in appeared(root):
         try:
             with _reading(path):
                 found[path] = _decoded(path).progress.batches

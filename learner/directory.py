@@ -115,6 +115,11 @@ def _is_equal(one: Path, other: Path) -> bool:
     return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
+def appeared(target: Path) -> list[Path]:
+    """Return what has appeared below ``target``, sorted; what a crash left unfinished has not."""
+    return sorted(p for p in target.glob("*") if not p.name.startswith(PARTIAL_PREFIX))
+
+
 def clear_partial(target: Path) -> None:
     """Remove what a crash left unfinished; one process owns a target."""
     for path in target.glob(f"{PARTIAL_PREFIX}*"):

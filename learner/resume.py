@@ -11,7 +11,7 @@ from contracts.manifest import read_manifest
 from contracts.settings import Settings
 from contracts.topics import SAMPLES
 from learner import checkpoint
-from learner.directory import versions_directory
+from learner.directory import appeared, versions_directory
 from learner.progress import Progress
 from learner.replay_log import sample_id_of
 from learner.train_state import TrainState
@@ -76,7 +76,7 @@ def check_learned(record: Received, progress: Progress, settings: Settings) -> N
 def _published(settings: Settings) -> int:
     """Return the number of the newest version that the learner made: a drill's read no log."""
     newest = 0
-    for directory in versions_directory(settings).glob("*"):
+    for directory in appeared(versions_directory(settings)):
         try:
             _, manifest = read_manifest(directory)
         except ManifestError:

@@ -18,7 +18,7 @@ from contracts.signing import signing_key
 from contracts.topics import SAMPLES
 from learner.adapters import Adapting, adapt
 from learner.base_model import block_count
-from learner.directory import clear_partial, write_signed
+from learner.directory import appeared, clear_partial, write_signed
 from learner.policy import Policy
 from learner.publish import code_version
 from learner.reward_card import RewardModelCard, RewardRecipe, write_card
@@ -139,7 +139,7 @@ def write_version(
 def _newest(out: Path) -> tuple[str, int]:
     """Return id and number of the newest reward model below a folder, or the base's."""
     found = [(BASE_VERSION, 0)]
-    for directory in out.glob("*"):
+    for directory in appeared(out):
         try:
             version, manifest = read_manifest(directory)
         except ManifestError:

@@ -19,6 +19,7 @@ from learner.checkpoint import STATE, copy_to
 from learner.directory import (
     PARTIAL_PREFIX,
     CrashPoint,
+    appeared,
     clear_partial,
     fsync,
     versions_directory,
@@ -84,7 +85,7 @@ def published_before(settings: Settings, checkpoint: Path) -> Published | None:
     torn, or of an earlier key, is made again.
     """
     state = file_sha256(checkpoint / STATE)
-    for directory in sorted(versions_directory(settings).glob("*")):
+    for directory in appeared(versions_directory(settings)):
         try:
             version, manifest = read_manifest(directory)
             if manifest.state == state:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from contracts.events import (
 from contracts.ids import NewId
 from contracts.settings import Kafka, Settings
 from contracts.topics import FEEDBACK
+from learner.directory import PARTIAL_PREFIX
 from tests.console.story import Story, produce, tell, write_version
 
 
@@ -71,6 +73,15 @@ def test_what_a_later_version_put_right_is_told(
     beginning = f"put right in version {later[:12]} (number 3, not announced): coefficient "
     assert f"{beginning}-0.2500\n" in text
     assert f"{beginning}+0.0000, back where it was: the rest let go" in text
+
+
+def test_a_sample_is_not_learned_once_more_in_a_version_that_a_crash_left_unfinished(
+    kafka: Kafka, state_dir: Path, story: Story
+) -> None:
+    root = state_dir / "versions" / "assistant"
+    shutil.copytree(root / story.version, root / f"{PARTIAL_PREFIX}7")
+    found = explain_decision(kafka, Settings(state_dir=state_dir), story.decision.id)
+    assert [one.version for one in found.learned] == [story.version]
 
 
 def test_the_text_names_every_link(kafka: Kafka, state_dir: Path, story: Story) -> None:

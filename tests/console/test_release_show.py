@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from contracts.ids import NewId
 from contracts.manifest import read_manifest, sign_manifest, write_manifest
 from contracts.settings import Kafka
 from contracts.signing import signing_key
+from learner.directory import PARTIAL_PREFIX
 from tests.console.story import START, Story, write_version
 from tests.signing_keys import new_key
 
@@ -216,6 +218,14 @@ def test_what_names_no_version_or_several_is_said_with_what_there_is(
     write_version(state_dir / "versions", 5, version, [])
     nothing_in_common = _run(state_dir, "show", "")
     assert "there are 2" in nothing_in_common.output
+
+
+def test_what_a_crash_left_unfinished_is_no_version(state_dir: Path, version: str) -> None:
+    root = state_dir / "versions" / "assistant"
+    shutil.copytree(root / version, root / f"{PARTIAL_PREFIX}7")
+    found = _run(state_dir, "show", PARTIAL_PREFIX)
+    assert found.exit_code == 2
+    assert f"there are 1, such as {version[:12]}" in " ".join(found.output.split())
 
 
 def test_releases_alone_lists_as_it_always_did(

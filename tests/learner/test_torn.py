@@ -11,19 +11,20 @@ from msgspec.structs import replace
 
 from contracts.errors import SettingsError, UnavailableError
 from contracts.events import Sample
-from contracts.manifest import file_sha256, verify, verify_signed
+from contracts.manifest import file_sha256, read_manifest, verify, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
 from learner import checkpoint
 from learner.adapters import ADAPTER_WEIGHTS, load_policy
-from learner.directory import appear, no_crash
+from learner.directory import PARTIAL_PREFIX, appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
 from learner.progress import Progress, advance, released
 from learner.publish import publish
-from learner.resume import restored
+from learner.resume import check_log, restored
 from learner.train_state import TrainState, new_train_state
 from learner.version_state import is_kept, published_before
+from tests.learner.small_reward_model import small_reward_model
 from tests.signing_keys import new_key
 
 MakeSample = Callable[..., Sample]
@@ -126,6 +127,24 @@ def test_a_torn_signature_of_a_release_that_was_cut_off_is_made_again(
     assert published_before(mine, saved) == made
     (settings.state_dir / "keys" / "learner.pub").unlink()
     verify_signed(made.directory, made.version, trusted_keys(settings))
+
+
+def test_what_a_crash_left_unfinished_is_neither_a_version_nor_a_reward_model(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """Its number is taken by nothing, so no log is refused for it, and no model comes after it."""
+    train, progress = _learned(settings, make_sample)
+    evidence = release_evidence(train.policy, progress, settings)
+    made = publish(settings, train.policy, progress, evidence)
+    partial = made.directory.with_name(f"{PARTIAL_PREFIX}7")
+    made.directory.rename(partial)
+    check_log(settings, settings.state_dir, progress, progress.next_offset + 1, 99)
+
+    models = settings.state_dir / "models"
+    first = small_reward_model(settings, make_sample, models)
+    first.rename(models / f"{PARTIAL_PREFIX}7")
+    again = read_manifest(small_reward_model(settings, make_sample, models))[1]
+    assert (again.sequence, again.parent) == (1, "base")
 
 
 def test_a_sound_directory_of_the_same_name_is_left_as_it_is(tmp_path: Path) -> None:
