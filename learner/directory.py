@@ -5,9 +5,11 @@ A signed version is one; and where those of the policy lie.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import filecmp
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
+from safetensors import SafetensorError
 
 from contracts.errors import UnavailableError
 from contracts.manifest import Manifest, hash_files, sign_manifest, write_manifest
@@ -24,6 +27,14 @@ CrashPoint = Callable[[str], None]
 """Called with the name of each place where a crash must do no harm; tests raise there."""
 
 PARTIAL_PREFIX = ".partial-"
+
+_REFUSALS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE),
+    }
+)
+"""How the system says that a file cannot be written, whoever asks; other faults are our own."""
 
 
 def no_crash(name: str) -> None:
@@ -55,13 +66,46 @@ def owned(settings: Settings) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say what to do when the system lets nothing be written at ``path`` or below.
+
+    UnavailableError for a full or broken disk, missing rights and too many open files; other
+    faults stay what they are.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if _number(error) not in _REFUSALS:
+            raise
+        raise UnavailableError(
+            f"{path} cannot be written ({error}); free space on its disk, mend it, let this user "
+            "write there or raise the limit of open files, and start again: what lies there is "
+            "whole, and a learner goes on from its last checkpoint"
+        ) from error
+
+
+def _number(error: OSError | SafetensorError) -> int | None:
+    """Return the system's number of a fault; safetensors has it in the text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
 def appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -> Path:
     """Fill a directory beside ``target`` and rename it; return where it came to lie.
 
     ``fill`` writes the files and returns the final name. Equal names mean equal content: what is
     there under that name stays, unless it differs; then a crash has torn it, and the new one takes
-    its place. Crash points: ``inside``, ``renamed``.
+    its place. UnavailableError where the system lets nothing be written. Crash points: ``inside``,
+    ``renamed``.
     """
+    with writing(target):
+        return _appear(target, fill, crash_point)
+
+
+def _appear(target: Path, fill: Callable[[Path], str], crash_point: CrashPoint) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     partial = target / f"{PARTIAL_PREFIX}{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from contracts.codec import to_json
 from contracts.errors import UnavailableError
-from learner.directory import fsync
+from learner.directory import fsync, writing
 from learner.experience import Experience
 from learner.user_features import RewardMeans
 
@@ -76,7 +76,8 @@ def _read(path: Path) -> dict[str, _Kept]:
 def _write(path: Path, kept: dict[str, _Kept]) -> None:
     """Put the file in place whole, for good."""
     aside = path.with_name(f"{path.name}.partial")
-    aside.write_bytes(to_json(kept))
-    fsync(aside)
-    aside.replace(path)
-    fsync(path.parent)
+    with writing(path):
+        aside.write_bytes(to_json(kept))
+        fsync(aside)
+        aside.replace(path)
+        fsync(path.parent)

@@ -23,6 +23,7 @@ from learner.directory import (
     clear_partial,
     fsync,
     versions_directory,
+    writing,
 )
 from learner.progress import Progress
 from learner.publish import Published
@@ -104,8 +105,9 @@ def _sign_again(directory: Path, key: Ed25519PrivateKey) -> None:
     if path.is_file() and path.read_bytes() == signed:
         return
     partial = directory.parent / f"{PARTIAL_PREFIX}{SIGNATURE_NAME}"
-    partial.mkdir(exist_ok=True)
-    (partial / SIGNATURE_NAME).write_bytes(signed)
-    fsync(partial / SIGNATURE_NAME)
-    (partial / SIGNATURE_NAME).replace(path)
-    partial.rmdir()
+    with writing(path):
+        partial.mkdir(exist_ok=True)
+        (partial / SIGNATURE_NAME).write_bytes(signed)
+        fsync(partial / SIGNATURE_NAME)
+        (partial / SIGNATURE_NAME).replace(path)
+        partial.rmdir()
