@@ -193,9 +193,9 @@ def learning_figures() -> Iterator[str]:
 
     sides = [{what: live(one, what) for what in ("right", "utility")} for one in ("full", "bandit")]
     yield (
-        f"Live the bandit is ahead: of the last 2,000 answers {sides[1]['right']:.2f} right "
-        f"against {sides[0]['right']:.2f}, utility {sides[1]['utility']:.2f} against "
-        f"{sides[0]['utility']:.2f}"
+        f"Of the last 2,000 live answers {sides[0]['right']:.3f} right against the bandit's "
+        f"{sides[1]['right']:.3f}, utility {sides[0]['utility']:.2f} against "
+        f"{sides[1]['utility']:.2f}"
     )
     runs = kept("freshness")["stack"]["runs"]
     ages = {run["publish_every"] * BATCH_SAMPLES: run["p50"] for run in runs}
