@@ -32,7 +32,6 @@ POINTS = (
     "after-announce",
 )
 USERS = 10
-SILENT_SHARE = 0.2
 LATEST_SECONDS = 1.5
 """A life that is killed at a moment: loading the policy takes about half of it."""
 
@@ -82,13 +81,19 @@ def deaths(rng: random.Random, count: int) -> list[Death]:
 
 class Log:
     """The records of `samples`, drawn piece by piece: with duplicates, revisions and what is none
-    of this learner's business. Nobody said anything about a part of them, violations among these.
-    The gateway logged the features of ``logged_share``."""
+    of this learner's business. Nobody said anything about ``silent_share`` of them, and half of
+    these are violations; the gateway logged the features of ``logged_share``."""
 
     def __init__(
-        self, rng: random.Random, make_sample: MakeSample, *, logged_share: float = 1.0
+        self,
+        rng: random.Random,
+        make_sample: MakeSample,
+        *,
+        logged_share: float = 1.0,
+        silent_share: float = 0.0,
     ) -> None:
         self._rng = rng
+        self._silent_share = silent_share
         self._logged_share = logged_share
         self._make = make_sample
         self._made: list[Sample] = []
@@ -124,7 +129,7 @@ class Log:
         mean = self._rng.choice([None, -0.5, 0.25])
         logged = self._rng.random() < self._logged_share
         features = {"user.reward_mean": FeatureValue(value=mean)} if logged else {}
-        quiet = self._rng.random() < SILENT_SHARE
+        quiet = self._silent_share > 0.0 and self._rng.random() < self._silent_share
         return self._make(
             self._number,
             user_id=user,

@@ -35,6 +35,7 @@ from tests.until import until
 RECORDS = 16
 """New records before each life, a batch or two."""
 
+SILENT_SHARE = 0.2
 UNLEARNED = 48
 """More records than ever wait for a micro-batch to fill."""
 
@@ -200,7 +201,7 @@ def test_a_learner_killed_at_any_moment_counts_each_sample_once_and_ends_bit_equ
     kafka = own_broker.kafka
     killed = msgspec.structs.replace(settings, kafka=kafka)
     whole = msgspec.structs.replace(killed, state_dir=tmp_path / "whole")
-    plan, log = deaths(rng, count), Log(rng, make_sample)
+    plan, log = deaths(rng, count), Log(rng, make_sample, silent_share=SILENT_SHARE)
     print(f"HEADRACE_TEST_SEED={seed} HEADRACE_TEST_ROUNDS={count}", flush=True)
     records, happened = 0, Counter[str]()
     with Lives(tmp_path / "learner.log") as lives:
