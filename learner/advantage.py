@@ -40,8 +40,8 @@ class Weighed(Struct, frozen=True):
 
     ``debt_b`` marks those whose advantage is what is owed. ``rewards`` is what each was taught for,
     ``curves`` what it would have been taught for any other, ``shares`` how much each kind of
-    ``imputed`` counts beside an observed reward, ``stride`` how far steps go beside those of a
-    whole batch: as far as all weights together say.
+    ``imputed`` counts beside an observed reward, ``stride`` how long steps are beside those of a
+    full batch.
     """
 
     scored: tuple[Scored, ...]
@@ -54,11 +54,12 @@ class Weighed(Struct, frozen=True):
     value_loss: float = 0.0
     stride: float = 1.0
 
-    def scaled(self, whole: float) -> Weighed:
-        """Return these with so much of their weights; what is owed is paid as ever."""
-        weight_b = torch.where(self.debt_b, self.weight_b, whole * self.weight_b)
+    def scaled(self, fill: float, breadth: float) -> Weighed:
+        """Return these with as much of their weights as a batch is full, and as many users speak in
+        it; what is owed keeps its weight, and lengthens the steps of a batch that is not full."""
+        weight_b = torch.where(self.debt_b, self.weight_b, fill * breadth * self.weight_b)
         owed = float(self.weight_b[self.debt_b].sum())
-        return replace(self, weight_b=weight_b, stride=whole + (1.0 - whole) * owed)
+        return replace(self, weight_b=weight_b, stride=fill + (1.0 - fill) * owed)
 
     def lessons(self, pushes: Sequence[tuple[float, float]]) -> tuple[Lesson, ...]:
         """Return what a step on these teaches: each got such a push, at such a log-probability."""
@@ -119,16 +120,18 @@ def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float 
     where there are none.
 
     So do those that nobody said anything about: who breaks a rule and keeps silent broke it. They
-    are weighed among themselves, for the activity of their users is not known. Of fewer users than
-    usual λ moves by as much less.
+    are weighed among themselves, for the activity of their users is not known. Where fewer users
+    than usual speak, λ moves by as much less of what is said.
     """
     speaking, silent = ([e.user_id for e in group] for group in (batch.fresh, batch.silent))
     share = len(set(speaking)) / max(len(set(speaking)) + len(set(silent)), 1)
     weights = [share * one for one in user_weights(speaking, batch.activity)]
     weights += [(1.0 - share) * one for one in user_weights(silent, {})]
     costs = [float(e.violation) for e in (*batch.fresh, *batch.silent)]
-    moved = next_multiplier(state.multiplier, costs, weights, config.constraint)
-    state.multiplier += batch.breadth * (moved - state.multiplier)
+    reach = share * batch.breadth + (1.0 - share)
+    state.multiplier = next_multiplier(
+        state.multiplier, costs, weights, config.constraint, reach=reach
+    )
     if not costs:
         return None
     return sum(cost * weight for cost, weight in zip(costs, weights, strict=True))

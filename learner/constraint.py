@@ -26,7 +26,12 @@ def first_multiplier(config: Constraint) -> float:
 
 
 def next_multiplier(
-    multiplier: float, costs: Sequence[float], weights: Sequence[float], config: Constraint
+    multiplier: float,
+    costs: Sequence[float],
+    weights: Sequence[float],
+    config: Constraint,
+    *,
+    reach: float = 1.0,
 ) -> float:
     """Return λ after one more batch: moved by ``rate`` times (mean cost − aim), within bounds.
 
@@ -34,15 +39,15 @@ def next_multiplier(
     after a shift, the mean of the costs until then was above.
 
     ``costs`` are of fresh decisions alone: repeated over a replay buffer, old violations would
-    drive λ up long after the policy has stopped. ``weights`` add up to 1; 0 when there is no
-    constraint.
+    drive λ up long after the policy has stopped. ``weights`` add up to 1, ``reach`` is the share of
+    the rate that is used; 0 when there is no constraint.
     """
     if config.mode == "off":
         return 0.0
     if not costs:
         return multiplier
     mean = sum(cost * weight for cost, weight in zip(costs, weights, strict=True))
-    moved = multiplier + config.rate * (mean - config.aim)
+    moved = multiplier + reach * config.rate * (mean - config.aim)
     return min(max(moved, config.least), config.largest)
 
 

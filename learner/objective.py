@@ -36,7 +36,8 @@ from learner.scoring import Scored, sequence_of
 class Objective(Struct, frozen=True):
     """What a step descends: weighted experiences, corrections, and answers drawn for practice.
 
-    ``owed`` are the decisions among them whose advantage is what is owed (`learner.revision`).
+    ``owed`` are the decisions among them whose advantage is what is owed (`learner.revision`),
+    ``fill`` is what practice counts.
     """
 
     scored: tuple[Scored, ...]
@@ -45,6 +46,7 @@ class Objective(Struct, frozen=True):
     corrections: tuple[Correction, ...] = ()
     owed: frozenset[str] = frozenset()
     practised: tuple[Practised, ...] = ()
+    fill: float = 1.0
 
 
 class StepStats(Struct, frozen=True, kw_only=True):
@@ -105,7 +107,8 @@ def add_passes(policy: Policy, objective: Objective, config: Learner) -> Passed:
             prox[place] = row_t[mask_t].tolist()
     bounds = bounds_of(config)
     corrected = add_gradients(policy, objective.corrections, config, bounds)
-    practice_loss = add_practice_gradients(policy, objective.practised, config, bounds)
+    practised = (objective.practised, objective.fill)
+    practice_loss = add_practice_gradients(policy, *practised, config, bounds)
     policy.ranks.add_gradients(policy.adapters())
     policy_loss, kl, clipped, weight_sum, scored, imitation, preference, practice = (
         policy.ranks.total(

@@ -97,7 +97,8 @@ def _shares(told: Sequence[Experience], batch: MicroBatch) -> list[float]:
     """Return what part each correction has, by its weight in the batch.
 
     No user has more than `MOST_SHARES` times an equal share of all users of the batch: a few who
-    are the only ones to correct must not weigh as much as all ratings together.
+    are the only ones to correct must not weigh as much as all ratings together. Nor do all of them
+    weigh more than the batch is full.
     """
     everybody = {e.user_id for e in (*batch.fresh, *batch.replayed, *told)}
     weights = [batch.correction_weights.get(e.decision_id, 1.0) for e in told]
@@ -107,7 +108,7 @@ def _shares(told: Sequence[Experience], batch: MicroBatch) -> list[float]:
         of_user[e.user_id] += weight / total
     most = MOST_SHARES / max(len(everybody), 1)
     return [
-        weight / total * min(1.0, most / of_user[e.user_id])
+        batch.fill * weight / total * min(1.0, most / of_user[e.user_id])
         for e, weight in zip(told, weights, strict=True)
     ]
 

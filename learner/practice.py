@@ -121,9 +121,9 @@ def reward_of(rules: Rules, case: PromptCase, text: str) -> float:
 
 
 def add_practice_gradients(
-    policy: Policy, practised: Sequence[Practised], config: Learner, bounds: Bounds
+    policy: Policy, practised: Sequence[Practised], fill: float, config: Learner, bounds: Bounds
 ) -> float:
-    """Add the gradients of practice, each answer with an equal share; return their loss.
+    """Add the gradients of practice, each answer with a share of ``fill``; return their loss.
 
     A group whose answers all earned the same teaches nothing, and is left out of the passes.
     """
@@ -143,7 +143,7 @@ def add_practice_gradients(
             mask_bt=bucket.mask_bt,
         )
         loss = LOSSES[config.practice.loss](terms, bounds).loss_b.sum()
-        loss = loss / (len(practised) * config.length_scale)
+        loss = fill * loss / (len(practised) * config.length_scale)
         (config.practice.weight * loss).backward()
         total += float(loss.detach())
     return total

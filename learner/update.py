@@ -151,7 +151,7 @@ def _update(turn: _Turn) -> UpdateResult:
     usable = admitted(state, batch, turn.reasons, config, turn.max_tokens)
     before = baseline_of(state)
     weighed, objective, passed = _begun(turn, before, usable)
-    # AdamW's steps are as long however small the loss, so that the rate says what a batch counts.
+    # AdamW's steps are as long however small losses usually are.
     for group in state.optimizer.param_groups:
         group["lr"] = config.learning_rate * batch.pace * weighed.stride
     step, learned = _descend(state, objective, config, passed)
@@ -223,10 +223,10 @@ def _begun(
     pairs = anchored(policy, state.anchor, corrections, config)
 
     def weighed_of(scored: Sequence[Scored]) -> tuple[Weighed, Objective]:
-        whole = batch.fill * batch.breadth
-        weighed = weigh(state, scored, owed, batch.activity, config).scaled(whole)
-        given = (weighed.scored, weighed.advantage_b, weighed.weight_b / weighed.stride, pairs)
-        return weighed, Objective(*given, frozenset(owed), batch.practised)
+        weighed = weigh(state, scored, owed, batch.activity, config)
+        weighed = weighed.scaled(batch.fill, batch.breadth)
+        given = (weighed.scored, weighed.advantage_b, weighed.weight_b, pairs)
+        return weighed, Objective(*given, frozenset(owed), batch.practised, batch.fill)
 
     at_once = not needs_prox(usable, frozenset(owed), config)
     found = score(policy, state.anchor, usable, config.bucket_tokens, with_prox=not at_once)

@@ -39,6 +39,14 @@ def test_the_price_stays_within_its_bounds() -> None:
     assert next_multiplier(0.7, [], [], RULE) == 0.7
 
 
+def test_the_price_moves_by_a_part_of_the_rate_and_stays_within_its_bounds() -> None:
+    half = next_multiplier(0.5, [1.0], [1.0], RULE, reach=0.5)
+    assert half == pytest.approx(0.5 + 0.5 * RULE.rate * (1.0 - RULE.aim))
+    assert next_multiplier(0.5, [0.0], [1.0], Constraint(mode="off"), reach=0.01) == 0.0
+    kept = Constraint(least=1.5, multiplier=1.5)
+    assert next_multiplier(0.5, [0.0], [1.0], kept, reach=0.01) == 1.5
+
+
 def test_without_a_constraint_a_violation_costs_nothing() -> None:
     off = Constraint(mode="off")
     reward = torch.tensor([1.0, -1.0])

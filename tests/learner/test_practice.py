@@ -149,7 +149,7 @@ def test_the_gradient_of_practice_is_that_of_its_answers_one_by_one(
         for answer, advantage, row in zip(answers, (1.0, -0.5, 0.0), prox, strict=True)
     ]
 
-    found = add_practice_gradients(policy, drawn, config, bounds)
+    found = add_practice_gradients(policy, drawn, 0.5, config, bounds)
 
     total = torch.zeros(())
     for one in drawn:
@@ -166,7 +166,7 @@ def test_the_gradient_of_practice_is_that_of_its_answers_one_by_one(
             mask_bt=torch.ones_like(logp, dtype=torch.bool),
         )
         total = total + (grpo if loss == "grpo" else rloo)(terms, bounds).loss_b.sum()
-    total = total / (3 * config.length_scale)
+    total = 0.5 * total / (3 * config.length_scale)
     assert found == pytest.approx(float(total.detach()), rel=1e-5)
     parameters = list(policy.adapters().values())
     for parameter, wanted in zip(

@@ -6,13 +6,15 @@ from collections import defaultdict
 
 import pytest
 from msgspec.structs import replace
+from torch import Tensor
 
 from contracts.settings import Settings
 from learner.adapters import load_policy
 from learner.advantage import breadth_of, observe_costs
 from learner.experience import experience_of
 from learner.micro_batch import MicroBatch
-from learner.train_state import new_train_state
+from learner.train_state import TrainState, new_train_state
+from learner.update import update
 from tests.learner.learning import Learning, MakeSample
 
 
@@ -36,13 +38,11 @@ def test_steps_of_batches_that_are_not_full_are_as_much_shorter(
     moved = {}
     for count in (8, 1):
         found = Learning(settings, make_sample)
-        before = {name: one.clone() for name, one in found.state.policy.adapters().items()}
+        before = _weights_of(found.state)
         for _ in range(4):
             found.take(*[0] * count)
-        after = found.state.policy.adapters()
-        moved[count] = sum(
-            float((after[name] - one).detach().abs().sum()) for name, one in before.items()
-        )
+        after = _weights_of(found.state)
+        moved[count] = sum(float((after[name] - one).abs().sum()) for name, one in before.items())
     assert 0.0 < moved[1] / moved[8] < 0.25
 
 
@@ -71,8 +71,45 @@ def test_fewer_users_than_usual_move_the_price_by_as_much_less(
     assert breadth == pytest.approx(2 / 8 * 64 / 57)
     assert breadth_of([replace(one, user_id=f"u{n}") for n, one in enumerate(loud)], raters) == 1.0
 
+    rule = settings.learner.constraint
+    alone = MicroBatch(fresh=tuple(loud), breadth=breadth)
+    assert _moved(settings, alone) == pytest.approx(breadth * rule.rate * (1.0 - rule.aim))
+    others = [experience_of(make_sample(n, user_id=f"u{n}", violation=True)) for n in range(9, 12)]
+    among = replace(alone, silent=tuple(replace(one, censored=True) for one in others))
+    expected = (breadth + 3.0) / 4.0 * rule.rate * (1.0 - rule.aim)
+    assert _moved(settings, among) == pytest.approx(expected)
+
+
+def _moved(settings: Settings, batch: MicroBatch) -> float:
+    """Return how far a batch moves the price."""
     state = new_train_state(load_policy(settings), settings.learner)
     start = state.multiplier
-    observe_costs(state, MicroBatch(fresh=tuple(loud), breadth=breadth), settings.learner)
-    rule = settings.learner.constraint
-    assert state.multiplier - start == pytest.approx(breadth * rule.rate * (1.0 - rule.aim))
+    observe_costs(state, batch, settings.learner)
+    return state.multiplier - start
+
+
+def test_a_batch_that_is_not_full_is_not_carried_into_the_next_by_momentum(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """What it says must not come to its full size with the steps of full ones after it."""
+    config = replace(settings.learner, value_learning_rate=1e-12)
+    apart = {}
+    for fill in (1.0, 1.0 / 8.0):
+        ends = []
+        for reward in (1.0, -1.0):
+            state = new_train_state(load_policy(settings), config)
+            for turn in range(4):
+                odd = turn == 1
+                numbers = range(8 * turn, 8 * turn + 8)
+                fresh = [experience_of(make_sample(n, correction=None)) for n in numbers]
+                fresh = [replace(one, reward=reward) if odd else one for one in fresh]
+                batch = MicroBatch(fresh=tuple(fresh), fill=fill if odd else 1.0)
+                update(state, batch, config, 64)
+            ends.append(_weights_of(state))
+        apart[fill] = sum(float((ends[0][name] - one).abs().sum()) for name, one in ends[1].items())
+    assert 0.0 < apart[1.0 / 8.0] < 0.5 * apart[1.0]
+
+
+def _weights_of(state: TrainState) -> dict[str, Tensor]:
+    """Return a copy of the adapters."""
+    return {name: one.detach().clone() for name, one in state.policy.adapters().items()}
