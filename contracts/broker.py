@@ -31,6 +31,7 @@ CONNECT_SECONDS = 10.0
 _PAUSE_SECONDS = 0.02  # a broker that answers empty fetches at once would keep a core busy
 _BATCH_BYTES = 256 << 10  # a batch wakes two threads, and the default holds five decisions
 _LOG_APPEND_TIME = 1
+_NOT_KNOWN_YET = 0  # partitions of a topic that is just being made
 _PATIENCE: dict[str, int] = {
     "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000),
     "reconnect_backoff_max_ms": 1000,  # a broker that comes back is found within a second
@@ -273,7 +274,7 @@ class Lookup:
 
 def _check_partitions(topic: Topic, full_name: str, found: int) -> None:
     """Raise UnavailableError for a topic that has lost its one order to several partitions."""
-    if topic.partitions is not None and found != topic.partitions:
+    if topic.partitions is not None and found not in (topic.partitions, _NOT_KNOWN_YET):
         raise UnavailableError(
             f"topic {full_name} has {found} partitions and must have {topic.partitions}, for what "
             "is in it has one order; stop what writes to it, delete it and run "

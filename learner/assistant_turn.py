@@ -14,7 +14,7 @@ from contracts.events import Message, text_of
 from learner.chat_template import templated
 
 _CALL_MARKS = ("<tool_call>", "</tool_call>")
-_PLAIN = "x"
+_PLACE = "[place of the answer]"
 
 
 def assistant_text(message: Message) -> str:
@@ -58,7 +58,8 @@ def correction_ids(tokenizer: Any, message: Message) -> tuple[int, ...]:
     for part in parts:
         ids = _encoded(tokenizer, part, as_text=part not in marks)
         found += ids if part in marks else (one for one in ids if one not in control)
-    return (*found, *_encoded(tokenizer, _turn(tokenizer, _PLAIN).removeprefix(_PLAIN)))
+    before, _, after = _turn(tokenizer, _PLACE).rpartition(_PLACE)
+    return (*_encoded(tokenizer, before), *found, *_encoded(tokenizer, after))
 
 
 def _split(content: str, marks: frozenset[str]) -> list[str]:
@@ -70,7 +71,8 @@ def control_ids(tokenizer: Any) -> frozenset[int]:
     """Return the tokens that stand for no text, such as the end of a turn."""
     added = tokenizer.added_tokens_decoder.items()
     found = {*tokenizer.all_special_ids, *(id_ for id_, one in added if one.special)}
-    return frozenset(found - {tokenizer.unk_token_id})
+    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return frozenset(found - ({tokenizer.unk_token_id} - ends))
 
 
 def _encoded(tokenizer: Any, text: str, *, as_text: bool = False) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ class Backoff:
     """Pauses between one try to follow the log and the next.
 
     It gives up 300 s after the first of a row of tries that all came to nothing: some errors, as of
-    a topic that may not be read, arise anew each time that a connection has been made.
+    a topic that may not be read or a record that cannot, arise anew each time.
     """
 
     def __init__(self, kafka: Kafka, clock: Clock, stop: Flag) -> None:
@@ -27,6 +27,7 @@ class Backoff:
         self._clock = clock
         self._stop = stop
         self._since: float | None = None
+        self._furthest = -1
 
     def pause(self, error: Exception) -> None:
         """Wait for a second, or less when asked to stop; DeadlineError when it took too long."""
@@ -40,6 +41,12 @@ class Backoff:
             ) from error
         _log.warning("waiting for %s: %s: %s", self._kafka.bootstrap, type(error).__name__, error)
         self._stop.wait(PAUSE_SECONDS)
+
+    def read(self, offset: int) -> None:
+        """Note how far the log was read: what comes again after a connection is no progress."""
+        if offset > self._furthest:
+            self._furthest = offset
+            self.end()
 
     def end(self) -> None:
         """Note that the log is followed."""

@@ -42,6 +42,9 @@ class LedgerMeans:
 def _may_have_been_looked_up(line: Outcome) -> bool:
     """Tell whether the first run may have asked for the user's mean that a line has, or has not.
 
-    It asked for the silent violations that it could have priced, also where they taught nothing.
+    It asked for the silent ones that it could have priced or whose reward a model imputed, also
+    where they taught nothing.
     """
-    return line.violation if line.outcome == NO_REWARD else line.outcome not in UNTAUGHT
+    if line.outcome == NO_REWARD:
+        return line.violation or bool(line.reward_model)
+    return line.outcome not in UNTAUGHT

@@ -288,9 +288,11 @@ def _follow(learner: Learner, reader: Reader, stop: Flag, backoff: Backoff) -> N
     learner.tell_what_is_lost(begins)
     while not stop.is_set():
         found = reader.poll(POLL_SECONDS)
-        if found or learner.pulse.lag == 0:
+        if found:
+            backoff.read(found[-1].offset)
+        elif learner.pulse.lag == 0:
             backoff.end()
-            learner.pulse.ready = True
+        learner.pulse.ready = learner.pulse.ready or bool(found) or learner.pulse.lag == 0
         for record in found:
             learner.take(record)
             if stop.is_set():

@@ -92,6 +92,26 @@ def test_a_call_beside_the_name_of_a_control_token_is_still_a_call() -> None:
     assert tokenizer.eos_token_id not in ids[:-1]
 
 
+@pytest.mark.parametrize("wanted", ["w1 <|end|> w2", "w1 w2"])
+def test_what_a_template_writes_before_an_answer_stays_before_it(
+    tiny_model: Path, wanted: str
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'w7 ' if m.role == 'assistant' }}{{ m.content }} <|end|>"
+        "{% endfor %}"
+    )
+    words = tokenizer.convert_ids_to_tokens(list(correction_ids(tokenizer, says(wanted))))
+    assert (words[0], words[1], words[-2], words[-1]) == ("w7", "w1", "w2", "<|end|>")
+    assert words.count("<|end|>") == 1
+
+
+def test_the_end_of_a_turn_is_no_text_where_it_is_the_unknown_token_too(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.unk_token = "<|end|>"
+    assert tokenizer.eos_token_id in control_ids(tokenizer)
+
+
 def test_a_turn_that_ends_in_white_space_has_its_end_whatever_the_template(
     tiny_model: Path,
 ) -> None:

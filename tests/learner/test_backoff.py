@@ -36,6 +36,18 @@ def test_tries_that_come_to_nothing_end_with_what_was_said_last(
     assert "TopicAuthorizationFailedError" in str(ended.value)
 
 
+def test_what_comes_again_after_each_connection_is_no_progress(
+    backoff: Backoff, clock: ManualClock
+) -> None:
+    """Behind it lies what cannot be read."""
+    backoff.read(999)
+    backoff.pause(REFUSED)
+    clock.advance(PATIENCE_SECONDS + 1.0)
+    backoff.read(999)
+    with pytest.raises(DeadlineError):
+        backoff.pause(REFUSED)
+
+
 def test_what_was_read_between_begins_the_wait_anew(backoff: Backoff, clock: ManualClock) -> None:
     backoff.pause(REFUSED)
     clock.advance(PATIENCE_SECONDS)
