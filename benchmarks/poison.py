@@ -12,7 +12,8 @@ drawn from all, colluding ones too). The quarantine, which would put most of the
 left out: this is what is left when the flood stays below its limits.
 
 ``user window`` is over how many samples users count alike; 1 is over the replay buffer alone. In
-some runs those who collude also correct each good answer to the bad one, which nobody else does.
+some runs those who collude also correct each good answer to the bad one, which nobody else does; in
+others each of them asks all in a row, and as often on the whole.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from learner.train_state import new_train_state
 from serving.gate_verdict import Subject, evidence_refusals
 
 SHARES, WINDOWS, CORRECTING = (0.0, 0.05, 0.1, 0.2), (4096, 1), (0.05, 0.1)
+BURSTS, BURST = (0.05, 0.1), 128
 ACCOUNTS, ACTIVITY, MISTAKES = 400, 20.0, 0.2
 GATE = Gate(level="answer", min_samples=300, min_users=20)
 
@@ -57,13 +59,15 @@ class Cell(Struct, frozen=True, kw_only=True):
     """One run: the probability of the good answer, of it and the bad one, in per cent of the two.
 
     ``learned`` is the learner's policy at the end, ``lowest`` the least of all versions it made,
-    ``served`` the version that users have at the end.
+    ``served`` the version that users have at the end. ``burst`` is how often in a row an account
+    asks that colludes.
     """
 
     share: float
     user_window: int
     seed: int
     correcting: bool
+    burst: int = 1
     flood: float
     before: float
     learned: float
@@ -77,10 +81,12 @@ class Cell(Struct, frozen=True, kw_only=True):
 class Crowd:
     """The accounts: who asks next, and what they say of an answer."""
 
-    def __init__(self, share: float, seed: int) -> None:
+    def __init__(self, share: float, seed: int, burst: int = 1) -> None:
         self.rng = random.Random(f"poison/{share}/{seed}")
         self.colluding = round(share * ACCOUNTS)
         self._weights = [ACTIVITY if n < self.colluding else 1.0 for n in range(ACCOUNTS)]
+        self._starts = [one / burst if one > 1.0 else one for one in self._weights]
+        self._burst, self._asking, self._left = burst, 0, 0
 
     @property
     def flood(self) -> float:
@@ -89,7 +95,11 @@ class Crowd:
 
     def asks(self) -> int:
         """Return the number of the account that asks next."""
-        return self.rng.choices(range(ACCOUNTS), self._weights)[0]
+        if self._left == 0:
+            self._asking = self.rng.choices(range(ACCOUNTS), self._starts)[0]
+            self._left = self._burst if self._asking < self.colluding else 1
+        self._left -= 1
+        return self._asking
 
     def rates(self, account: int, answer: str) -> float:
         """Return the account's rating of an answer."""
@@ -104,7 +114,14 @@ class Crowd:
 
 
 def run(
-    base: Path, share: float, window: int, seed: int, batches: int, *, correcting: bool = False
+    base: Path,
+    share: float,
+    window: int,
+    seed: int,
+    batches: int,
+    *,
+    correcting: bool = False,
+    burst: int = 1,
 ) -> Cell:
     """Let the crowd ask and the learner learn; return where it ends."""
     with TemporaryDirectory() as directory:
@@ -112,7 +129,7 @@ def run(
         settings = replace(
             settings, learner=replace(settings.learner, user_window=window), gate=GATE
         )
-        desk, probe, crowd = Desk(settings), Desk(settings), Crowd(share, seed)
+        desk, probe, crowd = Desk(settings), Desk(settings), Crowd(share, seed, burst)
         train = new_train_state(load_policy(settings), settings.learner)
         progress = Progress(policy=settings.policy.name, base=train.policy.base)
         bad = correction_ids(train.policy.tokenizer, Message(role="assistant", content=BAD))
@@ -149,6 +166,7 @@ def run(
             user_window=window,
             seed=seed,
             correcting=correcting,
+            burst=burst,
             flood=crowd.flood,
             before=before,
             learned=learned[-1],
@@ -197,6 +215,29 @@ def _kind(reason: str) -> str:
     return re.split(r" at \d| up to |[:'\d]| carries", reason)[0].strip()
 
 
+def _row(some: Sequence[Cell]) -> str:
+    """Return what runs of one kind came to."""
+    share, window = some[0].share, some[0].user_window
+    over = f"{window:,} samples" if window > 1 else "the replay buffer"
+    who = f"{share:.0%}" + (", who also correct" if some[0].correcting else "")
+    who += f", {BURST} ratings in a row" if some[0].burst > 1 else ""
+    rates = (
+        f"{fmean(getattr(c, name) for c in some):.2f} "
+        f"[{min(getattr(c, name) for c in some):.2f}, "
+        f"{max(getattr(c, name) for c in some):.2f}]"
+        for name in ("before", "lowest", "learned", "served")
+    )
+    counts = Counter[str]()
+    for cell in some:
+        for reason, count in cell.reasons.items():
+            counts[_kind(reason)] += count
+    why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+    return (
+        f"| {who} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
+        f"| {sum(c.passed for c in some)} | {sum(c.held for c in some)} | {why} |"
+    )
+
+
 def table(cells: Sequence[Cell]) -> str:
     """Return the means over seeds as a Markdown table, in brackets the least and the largest."""
     heads = (
@@ -205,28 +246,12 @@ def table(cells: Sequence[Cell]) -> str:
         *("held", "held for"),
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for correcting in (False, True):
+    for correcting, burst in ((False, 1), (True, 1), (False, BURST)):
         for window, share in product(WINDOWS, SHARES):
-            case = (share, window, correcting)
-            some = [c for c in cells if (c.share, c.user_window, c.correcting) == case]
+            case = (share, window, correcting, burst)
+            some = [c for c in cells if (c.share, c.user_window, c.correcting, c.burst) == case]
             if some:
-                over = f"{window:,} samples" if window > 1 else "the replay buffer"
-                who = f"{share:.0%}, who also correct" if correcting else f"{share:.0%}"
-                rates = (
-                    f"{fmean(getattr(c, name) for c in some):.2f} "
-                    f"[{min(getattr(c, name) for c in some):.2f}, "
-                    f"{max(getattr(c, name) for c in some):.2f}]"
-                    for name in ("before", "lowest", "learned", "served")
-                )
-                counts = Counter[str]()
-                for cell in some:
-                    for reason, count in cell.reasons.items():
-                        counts[_kind(reason)] += count
-                why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
-                lines.append(
-                    f"| {who} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
-                    f"| {sum(c.passed for c in some)} | {sum(c.held for c in some)} | {why} |"
-                )
+                lines.append(_row(some))
     return "\n".join(lines)
 
 
@@ -245,11 +270,15 @@ def main() -> int:
     cells: list[Cell] = []
     with TemporaryDirectory() as directory:
         base = Desk.make_base(Path(directory) / "base")
-        cases = [*product(SHARES, WINDOWS, (False,)), *product(CORRECTING, WINDOWS[:1], (True,))]
+        cases = [
+            *product(SHARES, WINDOWS, (False,), (1,)),
+            *product(CORRECTING, WINDOWS[:1], (True,), (1,)),
+            *product(BURSTS, WINDOWS[:1], (False,), (BURST,)),
+        ]
         todo = list(product(range(options.seeds), cases))
-        for seed, (share, window, correcting) in tqdm(todo, desc="poison", unit="run"):
+        for seed, (share, window, correcting, burst) in tqdm(todo, desc="poison", unit="run"):
             given = (base, share, window, seed, options.batches)
-            cells.append(run(*given, correcting=correcting))
+            cells.append(run(*given, correcting=correcting, burst=burst))
     found: dict[str, Any] = {
         "machine": machine(),
         "commit": commit(),

@@ -205,7 +205,7 @@ def learning_figures() -> Iterator[str]:
         window: [
             one
             for one in cells
-            if (one.share, one.user_window, one.correcting) == (0.1, window, False)
+            if (one.share, one.user_window, one.correcting, one.burst) == (0.1, window, False, 1)
         ]
         for window in poison.WINDOWS
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.plan_desk import BAD, GOOD, Desk
-from benchmarks.poison import ACCOUNTS, ACTIVITY, MISTAKES, Crowd, run, table
+from benchmarks.poison import ACCOUNTS, ACTIVITY, BURST, MISTAKES, Crowd, run, table
 
 
 def test_colluding_accounts_give_the_share_of_ratings_that_is_told() -> None:
@@ -21,6 +22,17 @@ def test_colluding_accounts_give_the_share_of_ratings_that_is_told() -> None:
     flood = sum(account < crowd.colluding for account in asked) / len(asked)
     assert flood == pytest.approx(crowd.flood, abs=0.03)
     assert Crowd(0.0, 0).flood == 0.0
+
+
+def test_who_asks_in_a_row_asks_as_often_on_the_whole() -> None:
+    crowd = Crowd(0.1, 0, BURST)
+
+    asked = [crowd.asks() for _ in range(200_000)]
+
+    flood = sum(account < crowd.colluding for account in asked) / len(asked)
+    assert flood == pytest.approx(crowd.flood, abs=0.03)
+    turns = [len([*same]) for account, same in groupby(asked) if account < crowd.colluding]
+    assert all(turn % BURST == 0 for turn in turns[:-1])
 
 
 def test_who_colludes_praises_the_bad_answer_always_and_the_others_seldom() -> None:
