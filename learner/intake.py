@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from contracts.broker import Received
 from contracts.codec import trace_headers
+from contracts.errors import CodecError
 from contracts.events import Preference, Sample
 from contracts.judges import is_judge
 from contracts.settings import Settings
@@ -205,3 +206,18 @@ class Intake:
 
 def _bare(arrival: Arrival) -> Arrival:
     return replace(arrival, experience=without_tokens(arrival.experience))
+
+
+def sample_of(record: Received) -> Sample | None:
+    """Return the sample in a record, None when it holds none."""
+    try:
+        event = record.event()
+    except CodecError:
+        return None
+    return event if isinstance(event, Sample) else None
+
+
+def sample_id_of(record: Received) -> str:
+    """Return the id of the sample in a record, "" when it holds none."""
+    sample = sample_of(record)
+    return sample.id if sample is not None else ""

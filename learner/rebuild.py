@@ -27,12 +27,13 @@ from contracts.signing import make_signing_key
 from learner import checkpoint
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import versions_directory
+from learner.intake import sample_of
 from learner.ledger_means import LedgerMeans
 from learner.loop import Learner
 from learner.outlet import Silence
 from learner.pulse import Pulse
 from learner.replay_compare import first_unlike, remade
-from learner.replay_log import LogPart, Proof, Waiting, sample_of
+from learner.replay_log import LogPart, Proof, Waiting
 from learner.replay_report import Removal, ReplayOrder, ReplayReport, Step
 from learner.replay_user import Presence, is_of_user, presence
 from learner.user_features import RewardMeans

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from contracts.broker import Reader, Received
-from contracts.errors import CodecError, DeadlineError, UnavailableError
-from contracts.events import Sample
+from contracts.errors import DeadlineError, UnavailableError
 from contracts.settings import Kafka
 from contracts.topics import SAMPLES
+from learner.intake import sample_id_of
 from learner.version_line import Link
 
 CLIENT_ID = "headrace-replay"
@@ -137,18 +137,3 @@ class Proof:
             "has it: this is another log, or retention removed it meanwhile; name the broker "
             "that has the log in kafka.bootstrap and kafka.prefix"
         )
-
-
-def sample_of(record: Received) -> Sample | None:
-    """Return the sample in a record, None when it holds none."""
-    try:
-        event = record.event()
-    except CodecError:
-        return None
-    return event if isinstance(event, Sample) else None
-
-
-def sample_id_of(record: Received) -> str:
-    """Return the id of the sample in a record, "" when it holds none."""
-    sample = sample_of(record)
-    return sample.id if sample is not None else ""

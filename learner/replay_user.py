@@ -14,7 +14,8 @@ from msgspec import Struct
 from contracts.broker import Received
 from contracts.events import BASE_VERSION
 from contracts.settings import Settings
-from learner.replay_log import LogPart, Waiting, sample_of
+from learner.intake import sample_of
+from learner.replay_log import LogPart, Waiting
 from learner.version_line import Link
 
 Say = Callable[[int, LogPart], None]

@@ -12,8 +12,8 @@ from contracts.settings import Settings
 from contracts.topics import SAMPLES
 from learner import checkpoint
 from learner.directory import appeared, versions_directory
+from learner.intake import sample_id_of
 from learner.progress import Progress
-from learner.replay_log import sample_id_of
 from learner.train_state import TrainState
 from learner.version_state import states_directory
 
