@@ -53,3 +53,11 @@ class Learning:
         self.progress = advance(self.state, self.progress, fresh, self.settings, beside)
         ids = {e.sample_id for e in fresh}
         return [o.outcome for o in self.progress.ledger[known:] if o.sample_id in ids]
+
+
+def learned(settings: Settings, make_sample: MakeSample) -> tuple[TrainState, Progress]:
+    """Return a learner that has learned from one batch, and how far it has come."""
+    train = new_train_state(load_policy(settings), settings.learner)
+    fresh = [experience_of(make_sample(number), offset=number) for number in range(8)]
+    before = Progress(policy="assistant", base=train.policy.base)
+    return train, advance(train, before, fresh, settings)

@@ -15,15 +15,13 @@ from contracts.events import Sample
 from contracts.manifest import file_sha256
 from contracts.settings import Settings
 from learner import checkpoint
-from learner.adapters import load_policy
 from learner.directory import appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
 from learner.kept_means import kept_means, means_path
-from learner.progress import Progress, advance
 from learner.publish import publish
-from learner.train_state import TrainState, new_train_state
 from learner.version_state import published_before
+from tests.learner.learning import learned
 from tests.signing_keys import new_key
 
 MakeSample = Callable[..., Sample]
@@ -41,19 +39,12 @@ def _full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _learned(settings: Settings, make_sample: MakeSample) -> tuple[TrainState, Progress]:
-    train = new_train_state(load_policy(settings), settings.learner)
-    fresh = [experience_of(make_sample(number), offset=number) for number in range(8)]
-    before = Progress(policy="assistant", base=train.policy.base)
-    return train, advance(train, before, fresh, settings)
-
-
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     settings: Settings, make_sample: MakeSample, tmp_path: Path
 ) -> None:
     """The tensors come first, and safetensors has an error of its own."""
     root = tmp_path / "checkpoints"
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     checkpoint.save(root, train, progress, keep=1)
     with _full_disk(), pytest.raises(UnavailableError, match=f"{root} {REFUSED}"):
         checkpoint.save(root, train, replace(progress, batches=2), keep=1)
@@ -64,7 +55,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_a_version_or_its_signature_that_cannot_be_written_is_made_when_it_can(
     settings: Settings, make_sample: MakeSample, tmp_path: Path
 ) -> None:
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     evidence = release_evidence(train.policy, progress, settings)
     saved = checkpoint.save(tmp_path / "checkpoints", train, progress, keep=1)
     state = file_sha256(saved / checkpoint.STATE)

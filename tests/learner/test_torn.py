@@ -15,40 +15,33 @@ from contracts.manifest import file_sha256, read_manifest, verify, verify_signed
 from contracts.settings import Settings
 from contracts.signing import trusted_keys
 from learner import checkpoint
-from learner.adapters import ADAPTER_WEIGHTS, load_policy
+from learner.adapters import ADAPTER_WEIGHTS
 from learner.directory import PARTIAL_PREFIX, appear, no_crash
 from learner.evaluation import release_evidence
 from learner.experience import experience_of
-from learner.progress import Progress, advance, released
+from learner.progress import released
 from learner.publish import publish
 from learner.resume import check_log, restored
-from learner.train_state import TrainState, new_train_state
 from learner.version_state import is_kept, published_before
+from tests.learner.learning import learned
 from tests.learner.small_reward_model import small_reward_model
 from tests.signing_keys import new_key
 
 MakeSample = Callable[..., Sample]
 
 
-def _learned(settings: Settings, make_sample: MakeSample) -> tuple[TrainState, Progress]:
-    train = new_train_state(load_policy(settings), settings.learner)
-    fresh = [experience_of(make_sample(number), offset=number) for number in range(8)]
-    before = Progress(policy="assistant", base=train.policy.base)
-    return train, advance(train, before, fresh, settings)
-
-
 def test_a_torn_checkpoint_is_replaced_when_its_batch_is_learned_again(
     settings: Settings, make_sample: MakeSample, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "checkpoints"
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     saved = checkpoint.save(root, train, progress, keep=1)
     state = (saved / checkpoint.STATE).read_bytes()
     for name in ("000000001", "000000009"):
         (root / name).mkdir(exist_ok=True)
         (root / name / checkpoint.STATE).write_bytes(state[:100])
 
-    again, relearned = _learned(settings, make_sample)
+    again, relearned = learned(settings, make_sample)
     assert restored(settings, root, again) is None
     assert "learning begins anew" in caplog.text
     checkpoint.save(root, again, relearned, keep=1)
@@ -61,7 +54,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_learner_and_stays(
     settings: Settings, make_sample: MakeSample, tmp_path: Path, name: str
 ) -> None:
     root = tmp_path / "checkpoints"
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     saved = checkpoint.save(root, train, progress, keep=2)
     whole = (saved / name).read_bytes()
     (saved / name).unlink()
@@ -77,7 +70,7 @@ def test_a_checkpoint_of_another_release_stops_the_learner_and_stays(
     settings: Settings, make_sample: MakeSample, tmp_path: Path
 ) -> None:
     root = tmp_path / "checkpoints"
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     path = checkpoint.save(root, train, progress, keep=1) / checkpoint.STATE
     state = msgspec.json.decode(path.read_bytes())
     state["progress"]["batches"] = "one"
@@ -91,7 +84,7 @@ def test_a_checkpoint_of_another_release_stops_the_learner_and_stays(
 def test_a_torn_version_is_replaced_by_the_same_version(
     settings: Settings, make_sample: MakeSample
 ) -> None:
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     evidence = release_evidence(train.policy, progress, settings)
     made = publish(settings, train.policy, progress, evidence)
     for path in sorted(made.directory.iterdir()):
@@ -105,7 +98,7 @@ def test_a_torn_version_is_replaced_by_the_same_version(
 def test_a_torn_signature_of_a_release_that_was_cut_off_is_made_again(
     settings: Settings, make_sample: MakeSample, tmp_path: Path
 ) -> None:
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     saved = checkpoint.save(tmp_path / "checkpoints", train, progress, keep=1)
     evidence = release_evidence(train.policy, progress, settings)
     state = file_sha256(saved / checkpoint.STATE)
@@ -133,7 +126,7 @@ def test_what_a_crash_left_unfinished_is_neither_a_version_nor_a_reward_model(
     settings: Settings, make_sample: MakeSample
 ) -> None:
     """Its number is taken by nothing, so no log is refused for it, and no model comes after it."""
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     evidence = release_evidence(train.policy, progress, settings)
     made = publish(settings, train.policy, progress, evidence)
     partial = made.directory.with_name(f"{PARTIAL_PREFIX}7")
@@ -162,7 +155,7 @@ def test_a_sound_directory_of_the_same_name_is_left_as_it_is(tmp_path: Path) -> 
 def test_a_torn_parent_stops_no_release_and_is_not_compared_with(
     settings: Settings, make_sample: MakeSample, caplog: pytest.LogCaptureFixture
 ) -> None:
-    train, progress = _learned(settings, make_sample)
+    train, progress = learned(settings, make_sample)
     judged = tuple(experience_of(make_sample(n, user_id=f"user-{n % 4}")) for n in range(40, 70))
     progress = replace(progress, evaluation=judged)
     evidence = release_evidence(train.policy, progress, settings)
