@@ -24,6 +24,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -38,6 +39,7 @@ from tqdm import tqdm
 from benchmarks.loop import RESULTS, commit, machine
 from benchmarks.plan_desk import BAD, GOOD, Desk, plan_settings
 from contracts.events import Message
+from contracts.evidence import ReleaseEvidence
 from contracts.judges import is_judge
 from contracts.settings import Gate, Settings
 from learner.adapters import load_policy
@@ -55,19 +57,26 @@ ACCOUNTS, ACTIVITY, MISTAKES = 400, 20.0, 0.2
 GATE = Gate(level="answer", min_samples=300, min_users=20)
 
 
-class Cell(Struct, frozen=True, kw_only=True):
-    """One run: the probability of the good answer, of it and the bad one, in per cent of the two.
+class Case(Struct, frozen=True, kw_only=True):
+    """Who colludes, and how: ``share`` of the accounts, each asking ``burst`` times in a row.
 
-    ``learned`` is the learner's policy at the end, ``lowest`` the least of all versions it made,
-    ``served`` the version that users have at the end. ``burst`` is how often in a row an account
-    asks that colludes.
+    ``correcting``: they also correct each good answer to the bad one.
     """
 
     share: float
     user_window: int
     seed: int
-    correcting: bool
+    correcting: bool = False
     burst: int = 1
+
+
+class Cell(Case, frozen=True, kw_only=True):
+    """One run: the probability of the good answer, of it and the bad one, in per cent of the two.
+
+    ``learned`` is the learner's policy at the end, ``lowest`` the least of all versions it made,
+    ``served`` the version that users have at the end.
+    """
+
     flood: float
     before: float
     learned: float
@@ -81,12 +90,12 @@ class Cell(Struct, frozen=True, kw_only=True):
 class Crowd:
     """The accounts: who asks next, and what they say of an answer."""
 
-    def __init__(self, share: float, seed: int, burst: int = 1) -> None:
-        self.rng = random.Random(f"poison/{share}/{seed}")
-        self.colluding = round(share * ACCOUNTS)
+    def __init__(self, case: Case) -> None:
+        self.rng = random.Random(f"poison/{case.share}/{case.seed}")
+        self.colluding = round(case.share * ACCOUNTS)
         self._weights = [ACTIVITY if n < self.colluding else 1.0 for n in range(ACCOUNTS)]
-        self._starts = [one / burst if one > 1.0 else one for one in self._weights]
-        self._burst, self._asking, self._left = burst, 0, 0
+        self._starts = [one / case.burst if one > 1.0 else one for one in self._weights]
+        self._burst, self._asking, self._left = case.burst, 0, 0
 
     @property
     def flood(self) -> float:
@@ -113,27 +122,17 @@ class Crowd:
         return account < self.colluding and answer == GOOD
 
 
-def run(
-    base: Path,
-    share: float,
-    window: int,
-    seed: int,
-    batches: int,
-    *,
-    correcting: bool = False,
-    burst: int = 1,
-) -> Cell:
+def run(base: Path, case: Case, batches: int) -> Cell:
     """Let the crowd ask and the learner learn; return where it ends."""
     with TemporaryDirectory() as directory:
-        settings = plan_settings(base, Path(directory), seed)
-        settings = replace(
-            settings, learner=replace(settings.learner, user_window=window), gate=GATE
-        )
-        desk, probe, crowd = Desk(settings), Desk(settings), Crowd(share, seed, burst)
+        settings = plan_settings(base, Path(directory), case.seed)
+        learner = replace(settings.learner, user_window=case.user_window)
+        settings = replace(settings, learner=learner, gate=GATE)
+        desk, probe, crowd = Desk(settings), Desk(settings), Crowd(case)
         train = new_train_state(load_policy(settings), settings.learner)
         progress = Progress(policy=settings.policy.name, base=train.policy.base)
         bad = correction_ids(train.policy.tokenizer, Message(role="assistant", content=BAD))
-        wanted = bad if correcting else ()
+        wanted = bad if case.correcting else ()
         before = desk.preference()
         passed, reasons, number = 0, dict[str, int](), 0
         learned: list[float] = []
@@ -144,14 +143,7 @@ def run(
                 continue
             evidence = release_evidence(train.policy, progress, settings)
             published = publish(settings, train.policy, progress, evidence)
-            subject = Subject(
-                policy=settings.policy.name,
-                sequence=progress.sequence,
-                parent=progress.parent,
-                incumbent=desk.version,
-            )
-            now = evidence.as_of or fresh[-1].decided_at
-            refusals = evidence_refusals(evidence, GATE, subject, now)
+            refusals = _refusals(evidence, progress, desk.version, fresh[-1].decided_at)
             progress = released(progress, published.version)
             probe.serve(published.version, published.directory, 0)
             learned.append(probe.preference())
@@ -162,11 +154,7 @@ def run(
                 passed += 1
                 desk.serve(published.version, published.directory, progress.sequence - 1)
         return Cell(
-            share=share,
-            user_window=window,
-            seed=seed,
-            correcting=correcting,
-            burst=burst,
+            **msgspec.structs.asdict(case),
             flood=crowd.flood,
             before=before,
             learned=learned[-1],
@@ -176,6 +164,19 @@ def run(
             held=len(progress.versions) - passed,
             reasons=reasons,
         )
+
+
+def _refusals(
+    evidence: ReleaseEvidence, progress: Progress, incumbent: str, decided_at: datetime
+) -> list[str]:
+    """Return what the gate's rules find against the next version."""
+    subject = Subject(
+        policy=progress.policy,
+        sequence=progress.sequence,
+        parent=progress.parent,
+        incumbent=incumbent,
+    )
+    return evidence_refusals(evidence, GATE, subject, evidence.as_of or decided_at)
 
 
 def _batch(
@@ -255,6 +256,20 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
+def _cases(seeds: int) -> list[Case]:
+    """Return what is run, seed by seed."""
+    window = WINDOWS[0]
+    return [
+        case
+        for seed in range(seeds)
+        for case in (
+            *(Case(share=s, user_window=w, seed=seed) for s, w in product(SHARES, WINDOWS)),
+            *(Case(share=s, user_window=window, seed=seed, correcting=True) for s in CORRECTING),
+            *(Case(share=s, user_window=window, seed=seed, burst=BURST) for s in BURSTS),
+        )
+    ]
+
+
 def main() -> int:
     """Run every cell, write the JSON and print the table; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -267,18 +282,10 @@ def main() -> int:
         kept = msgspec.json.decode(path.read_bytes())
         print(table(msgspec.convert(kept["cells"], list[Cell])))
         return 0
-    cells: list[Cell] = []
     with TemporaryDirectory() as directory:
         base = Desk.make_base(Path(directory) / "base")
-        cases = [
-            *product(SHARES, WINDOWS, (False,), (1,)),
-            *product(CORRECTING, WINDOWS[:1], (True,), (1,)),
-            *product(BURSTS, WINDOWS[:1], (False,), (BURST,)),
-        ]
-        todo = list(product(range(options.seeds), cases))
-        for seed, (share, window, correcting, burst) in tqdm(todo, desc="poison", unit="run"):
-            given = (base, share, window, seed, options.batches)
-            cells.append(run(*given, correcting=correcting, burst=burst))
+        todo = tqdm(_cases(options.seeds), desc="poison", unit="run")
+        cells = [run(base, case, options.batches) for case in todo]
     found: dict[str, Any] = {
         "machine": machine(),
         "commit": commit(),

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from benchmarks.plan_desk import BAD, GOOD, Desk
-from benchmarks.poison import ACCOUNTS, ACTIVITY, BURST, MISTAKES, Crowd, run, table
+from benchmarks.poison import ACCOUNTS, ACTIVITY, BURST, MISTAKES, Case, Crowd, run, table
+
+TENTH = Case(share=0.1, user_window=1, seed=0)
 
 
 def test_colluding_accounts_give_the_share_of_ratings_that_is_told() -> None:
-    crowd = Crowd(0.1, 0)
+    crowd = Crowd(TENTH)
     assert crowd.colluding == 40
     assert crowd.flood == pytest.approx(40 * ACTIVITY / (40 * ACTIVITY + ACCOUNTS - 40))
 
@@ -21,11 +24,11 @@ def test_colluding_accounts_give_the_share_of_ratings_that_is_told() -> None:
 
     flood = sum(account < crowd.colluding for account in asked) / len(asked)
     assert flood == pytest.approx(crowd.flood, abs=0.03)
-    assert Crowd(0.0, 0).flood == 0.0
+    assert Crowd(replace(TENTH, share=0.0)).flood == 0.0
 
 
 def test_who_asks_in_a_row_asks_as_often_on_the_whole() -> None:
-    crowd = Crowd(0.1, 0, BURST)
+    crowd = Crowd(replace(TENTH, burst=BURST))
 
     asked = [crowd.asks() for _ in range(200_000)]
 
@@ -36,7 +39,7 @@ def test_who_asks_in_a_row_asks_as_often_on_the_whole() -> None:
 
 
 def test_who_colludes_praises_the_bad_answer_always_and_the_others_seldom() -> None:
-    crowd = Crowd(0.1, 0)
+    crowd = Crowd(TENTH)
     assert {(crowd.rates(0, GOOD), crowd.rates(0, BAD)) for _ in range(100)} == {(-1.0, 1.0)}
 
     praised = [crowd.rates(ACCOUNTS - 1, BAD) > 0.0 for _ in range(5_000)]
@@ -48,8 +51,9 @@ def test_a_short_run_learns_what_most_ratings_say_and_fills_a_row(tmp_path: Path
     torch.set_num_threads(1)
     base = Desk.make_base(tmp_path / "base")
 
-    honest, flooded = (run(base, share, 1, 0, batches=4) for share in (0.0, 0.2))
-    corrected = run(base, 0.2, 1, 0, batches=4, correcting=True)
+    case = Case(share=0.2, user_window=1, seed=0)
+    honest, flooded = (run(base, one, 4) for one in (replace(case, share=0.0), case))
+    corrected = run(base, replace(case, correcting=True), 4)
 
     assert honest.before == flooded.before
     assert honest.learned > honest.before > flooded.learned > corrected.learned
