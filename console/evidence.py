@@ -12,17 +12,19 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from console.releases import UNKNOWN, read_versions
 from contracts.errors import CodecError, ManifestError
 from contracts.events import AuditRecord, Decision, Event, Sample
-from contracts.manifest import MANIFEST_NAME, Manifest, read_manifest
+from contracts.manifest import MANIFEST_NAME, Manifest, read_manifest, read_pinned
 from contracts.settings import Kafka, Settings
 from contracts.topics import AUDIT, DECISIONS, FEEDBACK, REWARDS, SAMPLES, Topic
 from learner.directory import appeared
+from learner.ledger import Outcome, Payment
 
 CLIENT_ID = "headrace-explain"
 LEDGER, PAYMENTS = "ledger.jsonl", "payments.jsonl"
@@ -60,7 +62,8 @@ class SpanLine(Struct, frozen=True, kw_only=True):
 class Evidence(Struct, frozen=True, kw_only=True):
     """``about`` maps a decision or a version to the events on it, by time; ``offsets`` a sample to
     its offset; ``learned`` a sample to what became of it, ``paid`` to what was taught of it later;
-    ``spans`` a trace id to its spans, by start."""
+    ``spans`` a trace id to its spans, by start. ``unread`` says which ledgers are not what they
+    were, so that nothing is known of what their versions learned from."""
 
     versions: Mapping[str, Version]
     about: Mapping[str, Sequence[Event]]
@@ -68,6 +71,15 @@ class Evidence(Struct, frozen=True, kw_only=True):
     learned: Mapping[str, Sequence[Learned]]
     paid: Mapping[str, Sequence[Learned]]
     spans: Mapping[str, Sequence[SpanLine]]
+    unread: Sequence[str] = ()
+
+
+class _FromLedgers(NamedTuple):
+    """What versions say that they did with samples, by sample, and which of them do not say."""
+
+    learned: dict[str, list[Learned]]
+    paid: dict[str, list[Learned]]
+    unread: list[str]
 
 
 def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
@@ -76,8 +88,8 @@ def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
     versions = manifests(directories)
     events = [event for _, event in _records(kafka, ALL_TOPICS, (decision_id,))]
     samples = {event.id for event in events if isinstance(event, Sample)}
-    learned, paid = _learned(kafka, directories, versions, samples) if samples else ({}, {})
-    both = (*learned.values(), *paid.values())
+    found = _from_ledgers(kafka, directories, versions, samples)
+    both = (*found.learned.values(), *found.paid.values())
     learners = {entry.version for entries in both for entry in entries}
     if learners:
         events += [event for _, event in _records(kafka, (AUDIT,), learners)]
@@ -87,9 +99,10 @@ def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
         versions=versions,
         about=_about(events),
         offsets={},
-        learned=learned,
-        paid=paid,
+        learned=found.learned,
+        paid=found.paid,
         spans=spans,
+        unread=found.unread if samples else (),
     )
 
 
@@ -102,14 +115,15 @@ def all_evidence(kafka: Kafka, settings: Settings) -> Evidence:
     for offset, event in records:
         if isinstance(event, Sample):
             offsets.setdefault(event.id, offset)
-    learned, paid = _learned(kafka, directories, versions)
+    found = _from_ledgers(kafka, directories, versions)
     return Evidence(
         versions=versions,
         about=_about(event for _, event in records),
         offsets=offsets,
-        learned=learned,
-        paid=paid,
+        learned=found.learned,
+        paid=found.paid,
         spans=_spans(settings.state_dir / "spans"),
+        unread=found.unread,
     )
 
 
@@ -123,20 +137,30 @@ def version_directories(versions: Path) -> dict[str, Path]:
     }
 
 
-def ledger_lines(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a version's ledger: one per sample read since its parent."""
-    return _lines(directory / LEDGER)
+def ledger_lines(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of a version's ledger, `learner.ledger.Outcome`: one per sample read since
+    its parent. ManifestError when it is not the one that the manifest has the hash of."""
+    return _lines(directory, LEDGER, Outcome)
 
 
-def payment_lines(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a version taught of earlier samples, whose reward changed; `learner.ledger`."""
-    return _lines(directory / PAYMENTS)
+def payment_lines(directory: Path) -> list[dict[str, Any]]:
+    """Return what a version taught of earlier samples, whose reward changed:
+    `learner.ledger.Payment`. ManifestError as `ledger_lines`."""
+    return _lines(directory, PAYMENTS, Payment)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        with path.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+def _lines(directory: Path, name: str, kind: type[Outcome | Payment]) -> list[dict[str, Any]]:
+    _, manifest = read_manifest(directory)
+    if name not in manifest.files:
+        return []
+    lines = read_pinned(directory, manifest, name).splitlines()
+    try:
+        found = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        for line in found:
+            msgspec.convert(line, kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{directory / name} is not what a learner writes: {error}") from error
+    return found
 
 
 def _records(
@@ -197,30 +221,37 @@ def readable(versions: Mapping[str, Version]) -> dict[str, Manifest]:
     return {name: one.manifest for name, one in versions.items() if one.manifest}
 
 
-def _learned(
+def _from_ledgers(
     kafka: Kafka,
     directories: Mapping[str, Path],
     versions: Mapping[str, Version],
     samples: Collection[str] | None = None,
-) -> tuple[dict[str, list[Learned]], dict[str, list[Learned]]]:
+) -> _FromLedgers:
     """Return what versions did with these samples, or with all, when they read them and later."""
+    told = _FromLedgers({}, {}, [])
+    if samples is not None and not samples:
+        return told
     phases = {row.version: row.phase for row in read_versions(kafka, readable(versions))}
-    both: tuple[dict[str, list[Learned]], dict[str, list[Learned]]] = ({}, {})
-    for version, directory in directories.items():
-        manifest = versions[version].manifest
-        for found, lines in zip(both, (ledger_lines, payment_lines), strict=True):
-            for line in lines(directory):
-                sample = str(line.get("sample_id"))
+    for version, manifest in readable(versions).items():
+        for found, lines in ((told.learned, ledger_lines), (told.paid, payment_lines)):
+            try:
+                written = lines(directories[version])
+            except ManifestError as error:
+                told.unread.append(str(error))
+                continue
+            for line in written:
+                sample = line["sample_id"]
                 if samples is None or sample in samples:
                     found.setdefault(sample, []).append(
                         Learned(
                             version=version,
-                            sequence=manifest.sequence if manifest else 0,
+                            sequence=manifest.sequence,
                             phase=phases.get(version, UNKNOWN),
                             outcome=line,
                         )
                     )
-    return both
+    told.unread.extend(one.note for one in versions.values() if one.note)
+    return told
 
 
 def _spans(directory: Path, traces: Collection[str] | None = None) -> dict[str, list[SpanLine]]:

@@ -27,7 +27,8 @@ AnyEvent = TypeVar("AnyEvent", bound=Event)
 
 class Explanation(Struct, frozen=True, kw_only=True):
     """Everything known about one decision. ``action_probability`` is that of the whole answer:
-    the product over its tokens, None when the engine gave no log-probabilities."""
+    the product over its tokens, None when the engine gave no log-probabilities. ``unread`` says
+    which versions' ledgers are damaged: whether these learned from it is not known."""
 
     decision: Decision
     action_probability: float | None
@@ -41,6 +42,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     paid: tuple[Learned, ...]
     audit: tuple[AuditRecord, ...]
     spans: tuple[SpanLine, ...]
+    unread: tuple[str, ...]
 
 
 def explain_decision(kafka: Kafka, settings: Settings, decision_id: str) -> Explanation:
@@ -75,6 +77,7 @@ def explanation(evidence: Evidence, decision_id: str) -> Explanation:
         paid=tuple(sorted(paid, key=lambda entry: entry.sequence)),
         audit=_audit(evidence, decision_id, {entry.version for entry in (*learned, *paid)}),
         spans=tuple(evidence.spans.get(decision.trace_id or "", ())),
+        unread=tuple(evidence.unread),
     )
 
 

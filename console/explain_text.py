@@ -145,8 +145,10 @@ def _learning(found: Explanation) -> Iterator[str]:
         rest = ", back where it was: the rest let go" if line.get("undone") else ""
         version = f"version {entry.version[:12]} (number {entry.sequence}, {entry.phase})"
         yield f"  put right in {version}: coefficient {line.get('coefficient', 0.0):+.4f}{rest}"
-    if found.samples and not found.learned:
+    if found.samples and not found.learned and not found.unread:
         yield "  no version was made from it yet"
+    for damage in found.unread:
+        yield f"  not known of a version: {damage}"
 
 
 def _audit(found: Explanation) -> Iterator[str]:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from console.letter_log import LetterRow
+from console.printable import printable
 from console.table import table
 from contracts.codec import to_json
 from contracts.dead_letters import KEPT_TEXT
@@ -156,11 +157,6 @@ def fields_of(value: bytes) -> dict[str, str]:
 def place_of(row: LetterRow) -> str:
     """Return where the refused record lies."""
     return f"{printable(row.topic)}/{row.partition}@{row.offset}"
-
-
-def printable(text: str) -> str:
-    """Return the text in one line, with what could steer a terminal escaped."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _kind(value: object) -> str:

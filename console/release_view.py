@@ -6,7 +6,7 @@ It needs no broker: all of it lies below the state directory.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -153,12 +153,12 @@ def _manifest(directory: Path) -> Manifest | None:
 
 
 def _held(
-    lines: Callable[[Path], Iterator[dict[str, Any]]], directory: Path
+    lines: Callable[[Path], list[dict[str, Any]]], directory: Path
 ) -> tuple[dict[str, Any], ...]:
-    """Return the lines; none when the file is torn, which its hash then shows."""
+    """Return the lines; none when the file is not what it was, which its hash then shows."""
     try:
         return tuple(lines(directory))
-    except ValueError:
+    except ManifestError:
         return ()
 
 

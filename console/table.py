@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from console.printable import printable
+
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return the rows under their heads; numbers are aligned to the right."""
+    """Return the rows under their heads; numbers are aligned to the right.
+
+    Cells are one line each, and cannot steer the terminal.
+    """
     cells = [[_text(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(heads), *cells]) for i in range(len(heads))]
     right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(heads))]
@@ -28,4 +33,4 @@ def _is_number(value: object) -> bool:
 def _text(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))

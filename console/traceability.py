@@ -34,7 +34,8 @@ class Traceability(Struct, frozen=True, kw_only=True):
     read; the newest wait for the next one. ``traced`` counts decisions whose spans are all in the
     local files: spans may be lost or kept elsewhere, so that nothing depends on it. ``broken`` says
     what is wrong with the audit chains; ``cut`` counts those whose first records are gone, because
-    they are older than the topic keeps them, or because somebody removed them.
+    they are older than the topic keeps them, or because somebody removed them. ``unread`` says
+    which ledgers are damaged, so that it is not known what their versions learned.
     """
 
     decisions: int
@@ -47,6 +48,7 @@ class Traceability(Struct, frozen=True, kw_only=True):
     audit_chains: int
     cut: int
     broken: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
 
 def traceability(evidence: Evidence) -> Traceability:
@@ -78,6 +80,7 @@ def traceability(evidence: Evidence) -> Traceability:
         audit_chains=len(chains),
         cut=sum(chain[0].sequence > 0 for chain in chains),
         broken=tuple(problem for chain in chains for problem in _problems(chain)),
+        unread=tuple(evidence.unread),
     )
 
 
@@ -87,8 +90,9 @@ def _was_seen(decision: Decision) -> bool:
 
 
 def is_traceable(found: Traceability) -> bool:
-    """Return whether there are decisions, none lacks a link, and no chain is broken."""
-    return 0 < found.decisions == found.explained and not found.broken
+    """Return whether there are decisions, none lacks a link, no chain is broken and no ledger is
+    damaged."""
+    return 0 < found.decisions == found.explained and not (found.broken or found.unread)
 
 
 def traceability_text(found: Traceability) -> str:
@@ -106,6 +110,7 @@ def traceability_text(found: Traceability) -> str:
             table(("link", "decisions", "lacking", "which"), rows),
             f"traces: {found.traced} whole in the local files",
             f"samples: {found.samples}, of which a version has read {found.learned}",
+            *(f"  not known of a version: {damage}" for damage in found.unread),
             f"audit: {found.audit_records} records in {found.audit_chains} chains, {state}",
             *(f"  {problem}" for problem in found.broken),
         ]

@@ -132,6 +132,23 @@ def read_manifest(directory: Path) -> tuple[str, Manifest]:
 
 
 def verify(directory: Path, version: str) -> Manifest:
+def read_pinned(directory: Path, manifest: Manifest, name: str) -> bytes:
+    """Return what is in a file of a version.
+
+    Raises ManifestError unless it is the file that the manifest has the hash of.
+    """
+    path = directory / name
+    try:
+        raw = path.read_bytes() if path.is_file() else None  # a pipe would wait for its writer
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if raw is None or sha256(raw).hexdigest() != manifest.files.get(name):
+        raise ManifestError(
+            f"{_shown(path)} is missing or differs from the manifest; put it back from a copy"
+        )
+    return raw
+
+
     """Check a version directory against its id and return its manifest; who signed is not asked.
 
     Raises ManifestError when the id, a hash or the set of files differs, when something cannot be

@@ -6,7 +6,6 @@ What it says was read comes from the versions' own manifests and ledgers, checke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from msgspec.structs import replace
 
 from contracts.errors import ManifestError, SettingsError
 from contracts.events import BASE_VERSION
-from contracts.manifest import Manifest, file_sha256, read_manifest, verify
+from contracts.manifest import Manifest, file_sha256, read_manifest, read_pinned, verify
 from contracts.settings import Learner, Practice, Settings
 from guard.rules import compile_rules, digest_of
 from learner.directory import versions_directory
@@ -67,13 +66,7 @@ class Link(Struct, frozen=True):
 
         ManifestError when the file is not the one that the manifest has the hash of.
         """
-        path = self.directory / LEDGER
-        raw = path.read_bytes() if path.is_file() else b""
-        if sha256(raw).hexdigest() != self.manifest.files.get(LEDGER):
-            raise ManifestError(
-                f"{path} is missing or differs from the manifest, so what version "
-                f"{self.version[:12]} has read cannot be told; put it back from a copy"
-            )
+        raw = read_pinned(self.directory, self.manifest, LEDGER)
         yield from (msgspec.json.decode(line, type=Outcome) for line in raw.splitlines())
 
 

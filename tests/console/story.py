@@ -88,7 +88,13 @@ def tell(versions: Path, new_id: NewId) -> Story:
     decision_id = new_id()
     parent = write_version(versions, 1, "base", [])
     sample_id = derived_id(decision_id, "sample", "0")
-    line = {"sample_id": sample_id, "decision_id": decision_id, "outcome": "used"}
+    line = {
+        "sample_id": sample_id,
+        "decision_id": decision_id,
+        "outcome": "used",
+        "offset": 0,
+        "user_reward_mean": None,
+    }
     version = write_version(versions, 2, parent, [line])
     assignment = Assignment(
         policy="assistant", policy_version=parent, arm="canary", probability=0.3, canary_weight=0.3

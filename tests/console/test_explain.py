@@ -7,10 +7,12 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
+from console.evidence import all_evidence
 from console.explain import explain_decision
 from console.explain_text import explanation_text
 from console.local_broker import LocalBroker
 from console.main import main
+from console.traceability import traceability
 from contracts.broker import create_topics
 from contracts.errors import UnavailableError
 from contracts.events import (
@@ -73,6 +75,21 @@ def test_what_a_later_version_put_right_is_told(
     beginning = f"put right in version {later[:12]} (number 3, not announced): coefficient "
     assert f"{beginning}-0.2500\n" in text
     assert f"{beginning}+0.0000, back where it was: the rest let go" in text
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "manifest.json"])
+def test_a_version_whose_files_are_damaged_hides_no_other_and_is_told(
+    kafka: Kafka, state_dir: Path, story: Story, name: str
+) -> None:
+    torn = state_dir / "versions" / "assistant" / story.parent / name
+    torn.write_bytes(b'{"sample_id":')
+    settings = Settings(state_dir=state_dir)
+    found = explain_decision(kafka, settings, story.decision.id)
+    assert [one.version for one in found.learned] == [story.version]
+    (damage,) = found.unread
+    assert str(torn) in damage
+    assert f"not known of a version: {torn}" in explanation_text(found)
+    assert traceability(all_evidence(kafka, settings)).unread == (damage,)
 
 
 def test_a_sample_is_not_learned_once_more_in_a_version_that_a_crash_left_unfinished(

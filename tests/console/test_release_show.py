@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from console.main import main
 from contracts.ids import NewId
-from contracts.manifest import read_manifest, sign_manifest, write_manifest
+from contracts.manifest import hash_files, read_manifest, sign_manifest, write_manifest
 from contracts.settings import Kafka
 from contracts.signing import signing_key
 from learner.directory import PARTIAL_PREFIX
@@ -36,6 +37,7 @@ LEDGER = [
         "user_id": f"u-{n}",
         "offset": 10 + n,
         "outcome": outcome,
+        "user_reward_mean": None,
         "action": action,
         "reward": reward,
         "violation": n == 1,
@@ -153,6 +155,7 @@ def test_violations_that_nobody_rated_are_counted_and_what_they_taught(state_dir
             "decision_id": f"d-{n}",
             "offset": n,
             "outcome": outcome,
+            "user_reward_mean": None,
             "action": "answer",
             "reward": 1.0 if outcome == "used" else 0.0,
             "violation": outcome != "used",
@@ -194,6 +197,44 @@ def test_a_changed_a_missing_and_an_added_file_are_told_apart(
         "added.safetensors": "unexpected",
         "ledger.jsonl": "missing",
     }
+
+
+@pytest.mark.parametrize("damage", [b"null\n", b'{"coefficient":null}\n', b"\xff\xfe", b"[" * 9999])
+def test_a_ledger_that_was_changed_is_not_read(
+    state_dir: Path, version: str, damage: bytes
+) -> None:
+    directory = state_dir / "versions" / "assistant" / version
+    (directory / "ledger.jsonl").write_bytes(damage)
+    code, view = _view(state_dir, version, "--samples")
+    assert (code, view["outcomes"], view["ledger"]) == (1, {}, [])
+    assert [f["state"] for f in view["files"]] == ["differs"]
+    _, manifest = read_manifest(directory)
+    again = msgspec.structs.replace(manifest, files=hash_files(directory))
+    write_manifest(directory, again)  # as one does who wants it to be believed
+    code, view = _view(state_dir, version, "--samples")
+    assert (code, view["outcomes"], view["ledger"]) == (1, {}, [])
+    assert "expected" in view["fault"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_in_a_version_is_told_without_waiting_for_it(
+    state_dir: Path, version: str, make: Callable[[Path], None]
+) -> None:
+    path = state_dir / "versions" / "assistant" / version / "ledger.jsonl"
+    path.unlink()
+    make(path)
+    found = _run(state_dir, "show", version)
+    assert found.exit_code == 1
+    assert "Traceback" not in found.output
+    assert any(word in found.output for word in ("missing", "neither a regular file"))
+
+
+def test_ids_in_a_ledger_cannot_steer_the_terminal(state_dir: Path) -> None:
+    hostile = {**LEDGER[0], "user_id": "\x1b[2J\x1b]0;own\x07bob\n\x9b1m", "action": "a\x1bb"}
+    version = _signed(state_dir, [hostile])
+    shown = _run(state_dir, "show", version, "--samples").output
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert r"\x1b[2J\x1b]0;own\x07bob\n\x9b1m" in shown
 
 
 def test_a_version_that_nobody_trusted_signed_is_not_sound(state_dir: Path, version: str) -> None:
