@@ -25,7 +25,7 @@ DONE, DIFFERENT, NO_ANSWER = 0, 1, 3
     metavar="VERSION",
     help="Start from this one's kept state, or from 'base'. [default: the nearest that can be]",
 )
-@click.option("--without-user", "user", default="", metavar="ID", help="Leave this user out.")
+@click.option("--without-user", "user", metavar="ID", help="Leave this user out.")
 @click.option("--policy", default="", help="[default: policy.name of the settings]")
 @click.option("--model", default="", help="The base model. [default: policy.model, or the stack's]")
 @click.option(
@@ -40,7 +40,7 @@ def replay(
     *,
     end: str,
     start: str,
-    user: str,
+    user: str | None,
     policy: str,
     model: str,
     out: Path | None,
@@ -53,8 +53,9 @@ def replay(
     is unique.
 
     Exit codes: 0 every version came out the same, or the user was left out and what ends before
-    their first sample came out the same; 1 not the same, nothing left out, or not possible; 2 wrong
-    usage, as a user without a sample; 3 no broker in time.
+    their first sample came out the same; 1 not the same, nothing left out, whether the user taught
+    the start cannot be told, or not possible; 2 wrong usage, as a user without a sample; 3 no
+    broker in time.
     """
     from console.log_access import newest, open_log
     from console.replay_run import order_of, run_replay, with_model
@@ -63,6 +64,11 @@ def replay(
     from console.waiting import Shown
     from contracts.errors import DeadlineError, SettingsError
 
+    if user == "":
+        raise click.UsageError(
+            "--without-user is empty, as where a variable is not set; give the id of a user as it "
+            "stands in the events, or leave the option out"
+        )
     try:
         settings = with_model(of_policy(newest(settings), policy), model)
         order = order_of(settings, start, end, user, out)

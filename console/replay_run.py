@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -43,7 +45,9 @@ def with_model(settings: Settings, model: str) -> Settings:
     return replace(settings, policy=replace(settings.policy, model=found))
 
 
-def order_of(settings: Settings, start: str, end: str, user: str, out: Path | None) -> ReplayOrder:
+def order_of(
+    settings: Settings, start: str, end: str, user: str | None, out: Path | None
+) -> ReplayOrder:
     """Return the order with whole ids; SettingsError for what names no version."""
     found = version_directories(settings.state_dir / "versions")
     mine = {v: path for v, path in found.items() if path.parent.name == settings.policy.name}
@@ -56,7 +60,7 @@ def order_of(settings: Settings, start: str, end: str, user: str, out: Path | No
         start=start
         if start in ("", BASE_VERSION)
         else the_version(mine, start, settings.state_dir),
-        without_user=user,
+        without_user=user or "",
     )
 
 
@@ -69,16 +73,7 @@ def run_replay(settings: Settings, kafka: Kafka, order: ReplayOrder, shown: Show
     general = replace(settings, kafka=kafka, segments=())
     directory = Path(order.directory)
     log = directory.with_name(f"{directory.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "learner", "replay", to_json(order).decode()]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            env=inherited_environment() | public_settings(general),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=output,
-        )
+    process = _start(general, _words(order), log)
     try:
         last = _follow(process, shown, log)
     finally:
@@ -90,8 +85,43 @@ def run_replay(settings: Settings, kafka: Kafka, order: ReplayOrder, shown: Show
             process.wait()
     if isinstance(last, Failed):
         raise _error_of(last)
-    (directory / "report.json").write_bytes(msgspec.json.format(to_json(last), indent=2))
+    with _writing(directory):
+        (directory / "report.json").write_bytes(msgspec.json.format(to_json(last), indent=2))
     return last
+
+
+def _words(order: ReplayOrder) -> str:
+    try:
+        return to_json(order).decode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"{error.object!r} is no text in UTF-8, as ids of users and names of directories are"
+        ) from error
+
+
+def _start(settings: Settings, order: str, log: Path) -> subprocess.Popen[bytes]:
+    with _writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
+    with output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "learner", "replay", order],
+            env=inherited_environment() | public_settings(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+        )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            f"{path} cannot be written ({error}); give --out a new directory where this user may "
+            "write, on a disk with space"
+        ) from error
 
 
 def _error_of(failed: Failed) -> HeadraceError:

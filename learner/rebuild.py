@@ -26,7 +26,7 @@ from contracts.settings import Settings
 from contracts.signing import make_signing_key
 from learner import checkpoint
 from learner.adapters import ADAPTER_WEIGHTS
-from learner.directory import versions_directory
+from learner.directory import versions_directory, writing
 from learner.intake import sample_of
 from learner.ledger_means import LedgerMeans
 from learner.loop import Learner
@@ -182,9 +182,15 @@ class Rebuild:
         state = state_of(self.live, self.start)
         if state is None:
             raise UnavailableError(f"the state of {self.start[:12]} was removed; try again")
-        shutil.copytree(state, checkpoint.place(learner.root, checkpoint.read(state)))
         root = versions_directory(learner.settings)
-        shutil.copytree(versions_directory(self.live) / self.start, root / self.start)
+        try:
+            shutil.copytree(state, checkpoint.place(learner.root, checkpoint.read(state)))
+            shutil.copytree(versions_directory(self.live) / self.start, root / self.start)
+        except shutil.Error as error:
+            _, copy, why = error.args[0][0]
+            raise UnavailableError(
+                f"{copy} cannot be written ({why}); give --out a directory on a disk with space"
+            ) from error
         progress = checkpoint.restore(learner.root, learner.train)
         if progress is None:
             raise UnavailableError(
@@ -313,6 +319,7 @@ def rebuild(
     """
     threads = torch.get_num_threads()
     try:
-        return Rebuild(settings, order, clock, stored_means, tell, waiting).run()
+        with writing(Path(order.directory)):
+            return Rebuild(settings, order, clock, stored_means, tell, waiting).run()
     finally:
         torch.set_num_threads(threads)

@@ -99,10 +99,12 @@ class ReplayReport(Struct, frozen=True, kw_only=True, tag="report"):
 
     @property
     def is_done(self) -> bool:
-        """Return whether all came out the same, or without the user and for no other reason."""
+        """Return whether all came out the same, or surely without the user and for no other
+        reason."""
         if self.removal is None:
             return self.same
-        return self.removal.samples > 0 and not self.removal.unlike
+        removal = self.removal
+        return removal.samples > 0 and removal.certain and not removal.unlike
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed"):

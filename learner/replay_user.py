@@ -22,8 +22,9 @@ Say = Callable[[int, LogPart], None]
 
 
 class Presence(Struct, frozen=True):
-    """The offset of a user's first sample, None where there is none; ``certain``: nothing that was
-    read is missing from where it was looked for, which begins at offset ``begins``."""
+    """The offset of a user's first known sample, None where there is none; ``certain``: nothing
+    that was read is missing from where it was looked for, a log that begins at offset ``begins``
+    and the ledgers."""
 
     first: int | None
     certain: bool
@@ -54,8 +55,9 @@ def presence(
         for record in log.records():
             say(record.offset, log)
             if is_of_user(record, settings.policy.name, user):
-                return Presence(record.offset, certain, log.begins)
-    return Presence(named if told else None, certain, log.begins)
+                named = min(record.offset, record.offset if named is None else named)
+                break
+    return Presence(named, certain, log.begins)
 
 
 def is_of_user(record: Received, policy: str, user: str) -> bool:

@@ -139,6 +139,25 @@ def test_what_names_no_version_or_no_model_is_wrong_usage(
     assert "give --model PATH" in found.output
 
 
+def test_an_id_that_is_empty_or_no_text_is_wrong_usage_and_not_nobody(
+    run: Run, versions: list[str]
+) -> None:
+    for user, said in (("", "--without-user is empty"), ("\udcff", "is no text in UTF-8")):
+        found = run("--to", versions[-1], "--without-user", user)
+        assert found.exit_code == 2, found.output
+        assert said in found.output
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    run: Run, versions: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    found = run("--to", versions[-1], "--out", str(tmp_path / "file" / "again"))
+    assert found.exit_code == 1
+    assert isinstance(found.exception, SystemExit)
+    assert "cannot be written" in found.output
+
+
 def test_a_broker_that_went_away_ends_with_3_and_says_so(
     settings: Settings, state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,24 @@ def test_what_several_processes_learned_is_refused_before_the_log_is_read(
                 replay(end, settings, **more)
 
 
+def test_a_start_whose_own_ledger_names_the_user_is_refused_though_older_ones_are_gone(
+    settings: Settings, learn: Learn, replay: Replay, pieces: list[Record], kafka: Kafka
+) -> None:
+    versions = learn(settings, pieces)
+    line = line_of(settings, versions[-1])
+    named = {o.offset: o.user_id for link in line for o in link.ledger()}
+    begun = next(n for n, link in enumerate(line) if link.next > EARLY)
+    start = line[begun]
+    assert "user-late" in (named[at] for at in range(EARLY, start.next) if at in named)
+    for link in line[:begun]:
+        shutil.rmtree(link.directory)
+    with admin_client(kafka) as admin:
+        place = TopicPartition(SAMPLES.full_name(kafka.prefix), 0)
+        admin.delete_records({place: start.next})
+    with pytest.raises(SettingsError, match=f"has read the user's sample at offset {EARLY}"):
+        replay(versions[-1], settings, start=start.version, without_user="user-late")
+
+
 def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
     settings: Settings,
     learn: Learn,
@@ -191,7 +209,9 @@ def test_where_ledgers_name_no_users_the_log_has_to_tell_who_was_there(
     left_out = replay(versions[-1], settings, start=versions[0], without_user=GONE)
     assert left_out.log_begins == line[0].next
     assert left_out.removal is not None
-    assert (left_out.removal.certain, left_out.is_done) == (False, True)
+    assert left_out.removal.samples > 0
+    assert (left_out.removal.certain, left_out.removal.unlike) == (False, "")
+    assert not left_out.is_done  # whether they taught the start nobody knows
     nobody = replay(versions[-1], settings, start=versions[0], without_user="user-never")
     assert nobody.same
     assert not nobody.is_done  # nothing was left out
