@@ -14,15 +14,20 @@ from learner.version_line import Link
 
 
 class LedgerMeans:
-    """The users' means that the first run learned with, from its ledgers; others are looked up."""
+    """The users' means that the first run learned with, from its ledgers; others are looked up.
 
-    def __init__(self, part: Sequence[Link], otherwise: RewardMeans) -> None:
+    ``same_batches``: it is asked for the same ones as the first run.
+    """
+
+    def __init__(
+        self, part: Sequence[Link], otherwise: RewardMeans, *, same_batches: bool = True
+    ) -> None:
         self.looked_up = 0
         self._otherwise = otherwise
         self._by_sample: dict[str, float | None] = {}
         self._by_decision: dict[str, float | None] = {}
         for line in (line for link in part for line in link.ledger()):
-            if _may_have_been_looked_up(line):
+            if _may_have_been_looked_up(line, same_batches):
                 self._by_sample[line.sample_id] = line.user_reward_mean
                 self._by_decision[line.decision_id] = line.user_reward_mean
 
@@ -39,12 +44,14 @@ class LedgerMeans:
         return self._otherwise([experience])[0]
 
 
-def _may_have_been_looked_up(line: Outcome) -> bool:
+def _may_have_been_looked_up(line: Outcome, same_batches: bool) -> bool:
     """Tell whether the first run may have asked for the user's mean that a line has, or has not.
 
-    It asked for the silent ones that it could have priced or whose reward a model imputed, also
-    where they taught nothing.
+    It asked for some of the silent ones that it could have priced or whose reward a model imputed,
+    also where they taught nothing. Where a line of these has no mean, either none was known or it
+    was not asked for; the same batches ask for no other.
     """
     if line.outcome == NO_REWARD:
-        return line.violation or bool(line.reward_model)
+        asked = line.violation or bool(line.reward_model)
+        return asked and (same_batches or line.user_reward_mean is not None)
     return line.outcome not in UNTAUGHT

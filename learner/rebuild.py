@@ -79,7 +79,7 @@ class Rebuild:
         self.start = order.start or self._choose_start()
         self.part = after(settings, self.line, self.start)
         check_one_process(self.part)
-        self.means = LedgerMeans(self.part, stored_means)
+        self.means = LedgerMeans(self.part, stored_means, same_batches=not order.without_user)
         self.proof = Proof(self.part)
         self.log = LogPart(settings.kafka, self.part[0].first, self.end.next, waiting)
         self.settings = _own_place(settings, Path(order.directory))
