@@ -120,14 +120,20 @@ def observe_costs(state: Baseline, batch: MicroBatch, config: Learner) -> float 
     where there are none.
 
     So do those that nobody said anything about: who breaks a rule and keeps silent broke it. They
-    are weighed among themselves, for the activity of their users is not known. Where fewer users
-    than usual speak, λ moves by as much less of what is said.
+    are weighed among themselves, for the activity of their users is not known. Those whose reward
+    is the monitor's or the default's are among them, wherever harmless ones are: beside the rated
+    ones there would be the violations of the silent, and not their harmless answers. Where fewer
+    users than usual speak, λ moves by as much less of what is said.
     """
-    speaking, silent = ([e.user_id for e in group] for group in (batch.fresh, batch.silent))
+    quiet = (*(e for e in batch.fresh if e.unrated), *batch.silent)
+    rated = [e for e in batch.fresh if not e.unrated]
+    if all(e.violation for e in quiet):
+        quiet, rated = batch.silent, [*batch.fresh]
+    speaking, silent = ([e.user_id for e in group] for group in (rated, quiet))
     share = len(set(speaking)) / max(len(set(speaking)) + len(set(silent)), 1)
     weights = [share * one for one in user_weights(speaking, batch.activity)]
     weights += [(1.0 - share) * one for one in user_weights(silent, {})]
-    costs = [float(e.violation) for e in (*batch.fresh, *batch.silent)]
+    costs = [float(e.violation) for e in (*rated, *quiet)]
     reach = share * batch.breadth + (1.0 - share)
     state.multiplier = next_multiplier(
         state.multiplier, costs, weights, config.constraint, reach=reach

@@ -11,9 +11,13 @@ from datetime import datetime
 from msgspec import Struct
 
 from contracts.events import Sample
+from contracts.settings import OF_THE_POLICY
 
 USER_REWARD_MEAN = "user.reward_mean"
 """The feature that tells harsh and kind raters apart: an input of the baseline."""
+
+SAFETY = "safety"
+"""The signal that the monitor gives, and no person."""
 
 TOOL = "tool"
 """The signal that says whether the tools called did their work, not whether that was of use."""
@@ -41,6 +45,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     is no mean reward.
     Where the gateway did not log it (``features_logged``), it comes from the feature store as of
     ``decided_at``. ``tool_alone``: that a tool worked is all that speaks for the answer.
+    ``unrated``: the monitor or the declared default gave the reward, for nobody said anything.
     ``censored``: nobody said anything, and ``reward`` says nothing unless it is ``imputed``, by the
     reward model of that version; with `BASELINE` it still says nothing.
     ``unusable`` is why its answer cannot be scored, as far as `learner.usable.trimmed` has found;
@@ -66,6 +71,7 @@ class Experience(Struct, frozen=True, kw_only=True):
     action: str = ""
     violation: bool = False
     tool_alone: bool = False
+    unrated: bool = False
     censored: bool = False
     imputed: str = ""
     max_tokens: int | None = None
@@ -114,6 +120,8 @@ def experience_of(
         censored=sample.status == "censored",
         max_tokens=sample.max_tokens,
         tool_alone={name for name, part in sample.signals.items() if part > 0.0} == {TOOL},
+        unrated=sample.status == "default"
+        or (SAFETY in sample.signals and not sample.signals.keys() - OF_THE_POLICY),
     )
 
 

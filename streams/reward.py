@@ -17,13 +17,12 @@ from msgspec.structs import replace
 from contracts.codec import to_json
 from contracts.events import Component, Decision, Message, Preference, Reward, Sample
 from contracts.ids import derived_id
-from contracts.settings import RewardComponent, Streams
+from contracts.settings import OF_THE_POLICY, RewardComponent, Streams
 from streams.evidence import Evidence
 from streams.safety import chosen_action, chosen_answer, replaced_by_guard
 from streams.signals import (
     ACCOMPANYING,
     BUILT_IN,
-    OF_THE_POLICY,
     Signal,
     SignalFunction,
     checked,
@@ -127,13 +126,15 @@ def sample_of(
     """Return the training sample of a rewarded decision; None when censored or without tokens.
 
     A reply by rule has no tokens: nobody drew it, so nobody learns from it. With ``send_censored``
-    a decision without a reward has a sample, too, unless the guard spoke in the policy's place.
+    a decision without a reward has a sample, too; where the guard spoke in the policy's place only
+    if what that drew was a violation, which nothing else would tell the learner.
 
     ``correction`` is the answer to imitate, None when there is none that may be. ``withdrawn``: the
     decision had a reward and has none any more, and whoever learned from it must be told.
     """
     decision, now = evidence.decision, reward.time
-    sent_without = withdrawn or (send_censored and not replaced_by_guard(decision))
+    own = evidence.safety.violation or not replaced_by_guard(decision)
+    sent_without = withdrawn or (send_censored and own)
     if not is_learnable(decision) or (reward.value is None and not sent_without):
         return None
     newest_time = max((heard.event.time for heard in evidence.heard), default=decision.time)

@@ -173,9 +173,6 @@ BUILT_IN: Mapping[str, SignalFunction] = {
 ACCOMPANYING = frozenset({"cost", "latency", "escalation"})
 """Signals that every decision could have: they refine a reward, and are none by themselves."""
 
-OF_THE_POLICY = frozenset({"safety", "cost", "latency", "escalation"})
-"""Signals that do not come from feedback: they hold where the guard spoke in the policy's place."""
-
 
 def load_signals(names: Iterable[str]) -> dict[str, SignalFunction]:
     """Return the functions of these signals; SettingsError for one that does not load."""

@@ -13,6 +13,7 @@ from contracts.settings.loading import PREFIX, SECRETS, load_settings, to_enviro
 from contracts.settings.rollout import Rollout
 from contracts.settings.serving import Engine, Gateway, Key, Policy, PolicyName, Segment
 from contracts.settings.streams import (
+    OF_THE_POLICY,
     SIGNALS,
     SIGNALS_GROUP,
     DisallowedTopic,
@@ -25,6 +26,7 @@ from contracts.settings.streams import (
 from contracts.settings.tree import Kafka, Settings, Tracing, policies_of, process_for, settings_for
 
 __all__ = [
+    "OF_THE_POLICY",
     "PREFIX",
     "SECRETS",
     "SIGNALS",

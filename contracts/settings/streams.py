@@ -22,6 +22,10 @@ SIGNALS = frozenset(
 )
 """Signals that are built in; `streams.signals` says what each is."""
 
+OF_THE_POLICY = frozenset({"safety", "cost", "latency", "escalation"})
+"""Signals that do not come from feedback: they hold where the guard spoke in the policy's place,
+and where nobody says anything."""
+
 SIGNALS_GROUP = "headrace.signals"
 """Entry point group of signals that other packages bring."""
 

@@ -80,6 +80,48 @@ def test_fewer_users_than_usual_move_the_price_by_as_much_less(
     assert _moved(settings, among) == pytest.approx(expected)
 
 
+def test_violations_that_the_monitor_alone_tells_of_count_among_the_silent(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """Beside the rated they would be a rate of violations among those who broke a rule."""
+    rated = [experience_of(make_sample(n, user_id=f"r{n}")) for n in range(8)]
+    silent = [
+        replace(experience_of(make_sample(n, user_id=f"s{n % 10}")), censored=True)
+        for n in range(10, 109)
+    ]
+    reported = experience_of(
+        make_sample(109, user_id="s9", violation=True, signals={"safety": -1.0, "cost": -0.1})
+    )
+    assert reported.unrated
+    batch = MicroBatch(fresh=(*rated, reported), silent=tuple(silent))
+    state = new_train_state(load_policy(settings), settings.learner)
+    assert observe_costs(state, batch, settings.learner) == pytest.approx(1 / 18 / 10)
+
+    spoken = replace(reported, unrated=False)
+    assert not experience_of(make_sample(1, signals={"safety": -1.0, "rating": 0.5})).unrated
+    assert not experience_of(make_sample(1, signals={})).unrated
+    batch = MicroBatch(fresh=(*rated, spoken), silent=tuple(silent))
+    assert observe_costs(state, batch, settings.learner) == pytest.approx(9 / 19 / 9)
+    alone = MicroBatch(fresh=(*rated, reported))  # nothing silent was sent to weigh it among
+    assert observe_costs(state, alone, settings.learner) == pytest.approx(1 / 9)
+
+
+def test_what_the_guard_kept_back_is_weighed_among_answers_that_the_default_rewards(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """They are the silence of the same users, and alone would be nothing but violations."""
+    harmless = [
+        experience_of(make_sample(n, user_id=f"u{n % 4}", status="default")) for n in range(64)
+    ]
+    blocked = [
+        replace(experience_of(make_sample(64 + n, user_id=f"u{n}", violation=True)), censored=True)
+        for n in range(4)
+    ]
+    batch = MicroBatch(fresh=tuple(harmless), silent=tuple(blocked))
+    state = new_train_state(load_policy(settings), settings.learner)
+    assert observe_costs(state, batch, settings.learner) == pytest.approx(4 / 68)
+
+
 def _moved(settings: Settings, batch: MicroBatch) -> float:
     """Return how far a batch moves the price."""
     state = new_train_state(load_policy(settings), settings.learner)

@@ -172,6 +172,18 @@ def test_where_the_guard_spoke_in_the_policys_place_nothing_is_sent_without_a_re
     assert sample_of(evidence_on(made), reward, send_censored=True) is None
 
 
+def test_a_violation_that_the_guard_kept_back_is_sent_without_a_reward(decision: Any) -> None:
+    drawn = says("Write to jane.doe@example.org")
+    report = GuardReport(action="blocked", where="answer", drawn=drawn)
+    made = msgspec.structs.replace(decision(answer="That stays with us."), guard=report)
+    reward = rewarded(made, streams=Streams(reward={"rating": RewardComponent(weight=1.0)}))
+    assert reward.status == "censored"
+    sample = sample_of(evidence_on(made), reward, send_censored=True)
+    assert sample is not None
+    assert (sample.status, sample.violation, sample.token_ids) == ("censored", True, made.token_ids)
+    assert sample_of(evidence_on(made), reward) is None
+
+
 def test_a_sample_says_what_each_signal_added_to_its_reward(decision: Any, feedback: Any) -> None:
     made = decision()
     told = [
