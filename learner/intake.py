@@ -135,6 +135,8 @@ class Intake:
 
     def add(self, arrival: Arrival, progress: Progress) -> None:
         """Put a sample where it belongs; a newer one of its decision takes an older one's place."""
+        if self._is_no_retraction(arrival, progress):
+            arrival = replace(arrival, withdrawn=False)
         experience = arrival.experience
         self._seen.add(experience.sample_id)
         censored = experience.censored and not arrival.withdrawn
@@ -177,6 +179,19 @@ class Intake:
         """
         waiting = decision_id in self.pending or decision_id in self.judged
         return waiting or decision_id in progress.taught or decision_id in self._rated_in(progress)
+
+    def _is_no_retraction(self, arrival: Arrival, progress: Progress) -> bool:
+        """Tell whether it takes back what never came, and says no more than that nobody spoke.
+
+        A restarted stream processor sends so what it may have rewarded before, and one that is
+        behind by more than a window all of its silent decisions.
+        """
+        one = arrival.experience
+        if not (arrival.withdrawn and arrival.revision == 0 and one.censored):
+            return False
+        may_have_taught = one.decided_at.timestamp() <= progress.forgotten_before
+        judged = any(e.decision_id == one.decision_id for e in progress.evaluation)
+        return not (may_have_taught or judged or self._is_known(one.decision_id, progress))
 
     def _is_forgotten(self, arrival: Arrival, progress: Progress) -> bool:
         """Tell whether this changes a reward, and what that taught may be forgotten by now."""

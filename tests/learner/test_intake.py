@@ -87,6 +87,32 @@ def test_what_a_judge_said_nothing_about_is_no_evidence_whatever_silence_is_wort
     ]
 
 
+def test_what_is_taken_back_of_a_decision_that_never_came_is_silence(
+    intake: Intake, make_sample: MakeSample
+) -> None:
+    """Streams that are behind by more than a window send so what nobody said anything about."""
+    old = make_sample(1)
+    known = make_sample(4)
+    progress = replace(
+        PROGRESS,
+        forgotten_before=old.decided_at.timestamp(),
+        taught={known.decision_id: Taught(1.0)},
+    )
+    taken = {"status": "censored", "reward": 0.0, "withdrawn": True}
+    late = [
+        make_sample(1, id="may have taught", **taken),
+        make_sample(2, id="never came", violation=True, **taken),
+        make_sample(3, id="came and went", revision=1, **taken),
+        make_sample(4, id="taught", **taken),
+    ]
+    for sample in late:
+        _take(intake, sample, progress)
+    assert [a.experience.sample_id for a in intake.silent.values()] == ["never came"]
+    assert {a.experience.sample_id: why for a, why in intake.superseded} == dict.fromkeys(
+        ("may have taught", "came and went", "taught"), "withdrawn"
+    )
+
+
 @pytest.mark.parametrize("withdrawn", [False, True])
 def test_a_change_of_what_may_be_forgotten_is_told_and_not_learned_as_new(
     intake: Intake, make_sample: MakeSample, withdrawn: bool
