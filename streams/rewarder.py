@@ -19,7 +19,7 @@ from contracts.tracing import span
 from streams.attribution import Attribution
 from streams.evidence import Evidence
 from streams.reward import content, preference_of, reward_of, rewarding, sample_of
-from streams.safety import as_if_answered
+from streams.safety import as_if_answered, replaced_by_guard
 from streams.session import Turn
 from streams.step import Step
 from streams.trail import Trail, rules_of
@@ -103,10 +103,11 @@ class Rewarder:
     ) -> tuple[Message | None, dict[str, Any] | None]:
         """Return the answer to imitate, and what the audit says when it may not be.
 
-        A correction is judged as if it had been the answer: the learner imitates no violation.
+        A correction is judged as if it had been the answer: the learner imitates no violation. One
+        of what the guard said in the policy's place is not about the policy.
         """
         event = evidence.newest("correction")
-        if event is None or event.correction is None:
+        if event is None or event.correction is None or replaced_by_guard(evidence.decision):
             return None, None
         try:
             safety = self._judge(as_if_answered(evidence.decision, event.correction), now)

@@ -21,7 +21,9 @@ from contracts.events import (
     DeadLetter,
     Decision,
     Event,
+    GuardReport,
     Message,
+    Preference,
     Reward,
     Safety,
     Sample,
@@ -115,6 +117,18 @@ def test_the_learner_is_given_no_correction_that_would_be_a_violation(
     assert sample.correction == (None if rule else wanted)
     assert record.detail["correction_withheld"] == withheld
     assert run.flow.counts["corrections_withheld"] == (rule is not None)
+
+
+def test_what_was_said_of_the_guards_words_corrects_no_policy(decision: Any, feedback: Any) -> None:
+    run = Run(send_censored=True)
+    report = GuardReport(action="blocked", where="answer", drawn=says("Write to jane@example.org"))
+    made = msgspec.structs.replace(decision(time=run.clock.now()), guard=report)
+    run.read(made, 0)
+    run.read(feedback(made, "correction", correction=says("Ask at the desk.")), 0)
+    run.close()
+    (sample,) = run.of(Sample)
+    assert (sample.violation, sample.correction) == (True, None)
+    assert run.of(Preference) == []
 
 
 def test_feedback_dropped_for_want_of_room_leaves_a_record(
