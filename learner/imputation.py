@@ -41,8 +41,9 @@ def impute(
 def may_be_imputed(experience: Experience, settings: Settings) -> bool:
     """Tell whether `impute` may give a silent answer a reward, if its user does not judge."""
     config = settings.learner
-    priced = experience.violation and config.constraint.mode != "off"
-    return priced or (bool(config.reward_model) and config.imputed_weight != 0.0)
+    if experience.violation:
+        return config.constraint.mode != "off"
+    return bool(config.reward_model) and config.imputed_weight != 0.0
 
 
 def _expected(
@@ -50,17 +51,16 @@ def _expected(
 ) -> list[Experience]:
     """Return the experiences, the newest fit ones of each user with a model's conservative reward.
 
-    A violation too many for its price teaches nothing: what was seen is not for a model to judge.
+    A violation that has no price teaches nothing: what was seen is not for a model to judge, least
+    of all what the guard kept from users.
     """
     room, vocabulary = settings.engine.max_model_len, model.trunk.vocabulary_size
-    priced = settings.learner.constraint.mode != "off"
     fit = _newest(
         silent,
         [
             place
             for place in _unobserved(silent, settings)
-            if not (priced and silent[place].violation)
-            and unusable(silent[place], room, vocabulary) is None
+            if not silent[place].violation and unusable(silent[place], room, vocabulary) is None
         ],
         settings,
     )

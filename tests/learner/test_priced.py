@@ -27,7 +27,6 @@ from learner.train_state import TrainState, new_train_state
 from tests.learner.small_reward_model import small_reward_model
 
 MakeSample = Callable[..., Sample]
-PPO = partial(push, "ppo", Bounds())
 PEOPLE = [name for name in (f"u{n}" for n in range(99)) if not is_judge("assistant", name, 0.2)]
 PRICE = Constraint(limit=0.1, multiplier=2.0, rate=1.0)
 
