@@ -35,6 +35,15 @@ class Baseline(Protocol):
     multiplier: float
 
 
+class Pushed(Struct, frozen=True):
+    """How ``far`` a step pushed an answer per unit of its weight, at what log-probability;
+    ``plain``: by the advantage itself, whatever the loss that is set makes of one."""
+
+    far: float
+    logp: float
+    plain: bool
+
+
 class Weighed(Struct, frozen=True):
     """Experiences with their weights, which add up to 1 unless `scaled`, and their advantages.
 
@@ -61,21 +70,21 @@ class Weighed(Struct, frozen=True):
         owed = float(self.weight_b[self.debt_b].sum())
         return replace(self, weight_b=weight_b, stride=fill + (1.0 - fill) * owed)
 
-    def lessons(self, pushes: Sequence[tuple[float, float]]) -> tuple[Lesson, ...]:
-        """Return what a step on these teaches: each got such a push, at such a log-probability."""
+    def lessons(self, pushes: Sequence[Pushed]) -> tuple[Lesson, ...]:
+        """Return what a step on these teaches, which pushed each so."""
         return tuple(
             Lesson(
                 e.decision_id,
                 reward,
-                weight * push,
+                weight * pushed.far,
                 weight,
-                replace(curve, odds=odds_of(logp)),
+                replace(curve, odds=odds_of(pushed.logp), plain=float(pushed.plain)),
                 debt,
                 self.shares.get(e.imputed, 1.0),
-                logp,
+                pushed.logp,
                 e.decided_at.timestamp(),
             )
-            for e, (push, logp), reward, weight, curve, debt in zip(
+            for e, pushed, reward, weight, curve, debt in zip(
                 (one.experience for one in self.scored),
                 pushes,
                 *(self.rewards, self.weight_b.tolist(), self.curves, self.debt_b.tolist()),

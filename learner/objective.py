@@ -13,6 +13,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from contracts.settings import Learner
+from learner.advantage import Pushed
 from learner.buckets import Bucket, bucketed, padded
 from learner.experience import BASELINE, Experience
 from learner.losses import (
@@ -171,8 +172,8 @@ def needs_prox(experiences: Sequence[Experience], owed: frozenset[str], config: 
     return config.loss == OTHERWISE or any(_is_unfit(one, owed, config) for one in experiences)
 
 
-def pushes(objective: Objective, config: Learner) -> list[tuple[float, float]]:
-    """Return how far a step pushes each answer per unit of its weight, at what log-probability.
+def pushes(objective: Objective, config: Learner) -> list[Pushed]:
+    """Return how far a step pushes each answer.
 
     The answers have been scored: what the policy said of each before the step is known.
     """
@@ -181,8 +182,8 @@ def pushes(objective: Objective, config: Learner) -> list[tuple[float, float]]:
     for one, advantage in zip(objective.scored, objective.advantage_b.tolist(), strict=True):
         logp = sum(one.prox)
         unfit = _is_unfit(one.experience, objective.owed, config)
-        pushed = advantage if unfit else push(config.loss, bounds, advantage, odds_of(logp))
-        found.append((pushed, logp))
+        far = advantage if unfit else push(config.loss, bounds, advantage, odds_of(logp))
+        found.append(Pushed(far, logp, plain=unfit))
     return found
 
 

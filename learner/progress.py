@@ -42,7 +42,7 @@ from learner.revision import (
     Taught,
     debts,
     forgotten,
-    paid_at_once,
+    paid_now,
     retract,
     revise,
     settle,
@@ -242,7 +242,7 @@ def _counted(silent: Sequence[Experience], settings: Settings) -> tuple[Experien
     """Return those whose costs count, none of judges; what teaches nothing has no tokens."""
     policy = settings.policy
     return tuple(
-        e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=())
+        e if e.imputed else replace(e, prompt_ids=(), token_ids=(), logprobs=(), correction_ids=())
         for e in silent
         if not is_judge(policy.name, e.user_id, policy.judge_share)
     )
@@ -265,7 +265,7 @@ def _batch_of(
         number=progress.batches,
         served_sequence=in_service(progress.served),
         learned=frozenset(progress.taught),
-        owed=owed[: paid_at_once(config.batch_samples)],
+        owed=paid_now(owed, config.batch_samples),
         activity=_activity(progress),
         silent=silent,
         safe_ids=train.safe_ids,
@@ -301,7 +301,7 @@ def _learned(
     memory = remember_lessons(known, result.lessons, config.revision_memory)
     given_up = {e.decision_id for e in batch.revised if e.sample_id not in learned}
     owed = [debt.experience for debt in batch.owed]
-    paid = {one.decision_id: one.coefficient for one in result.lessons if one.correction}
+    paid = {one.decision_id: one.coefficient for one in result.lessons if one.pays_debt}
     tried = frozenset(e.decision_id for e in owed)
     changed = [e for e in progress.owed if stats.skipped or e.decision_id not in given_up]
     # What is paid slowly, or not at all, must not block the others.

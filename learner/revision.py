@@ -16,6 +16,7 @@ from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from learner.experience import Experience
+from learner.turns import in_turns
 from learner.value import LARGEST_ADVANTAGE
 
 SETTLED = 1e-7
@@ -31,6 +32,8 @@ class Curve(Struct, frozen=True, array_like=True):
 
     ``slope`` is per unit of reward, ``expected`` the baseline, ``reach`` the bound of the reward's
     part; ``price`` is the part of a violation, ``odds`` those of the answer, pi/(1 − pi).
+    ``plain`` is the part of the weight that the advantage itself pushed, whatever the loss makes of
+    one (`learner.losses.OTHERWISE`); none, once a revision wants what that makes of it.
     """
 
     slope: float = 1.0
@@ -38,6 +41,12 @@ class Curve(Struct, frozen=True, array_like=True):
     reach: float = LARGEST_ADVANTAGE
     price: float = 0.0
     odds: float = 1.0
+    plain: float = 0.0
+
+    def taught(self, reward: float, push: Push) -> float:
+        """Return how far a reward pushed, per unit of weight."""
+        advantage = self.advantage(reward)
+        return self.plain * advantage + (1.0 - self.plain) * push(advantage, self.odds)
 
     def advantage(self, reward: float) -> float:
         """Return the advantage of a reward."""
@@ -59,7 +68,7 @@ class Lesson(Struct, frozen=True):
     coefficient: float
     weight: float
     curve: Curve = Curve()
-    correction: bool = False
+    pays_debt: bool = False
     """Whether it paid a debt; then it changes what was taught, not what should have been."""
     share: float = 1.0
     """How much it counts beside a lesson with an observed reward."""
@@ -123,22 +132,24 @@ class Debt(Struct, frozen=True):
         return self.logp is not None and (logp - self.logp) * self.coefficient >= 0.0
 
 
-def paid_at_once(batch_samples: int) -> int:
-    """Return how many debts one update pays, a quarter of a batch.
+def paid_now(owed: Sequence[Debt], batch_samples: int) -> tuple[Debt, ...]:
+    """Return the debts that one update pays: a quarter of a batch, or an eighth of what there is,
+    where that is more, but no more than a batch. Users take turns.
 
     Lessons that were given over many updates are not undone by one: clipped, and scaled by the
-    optimizer, a large gradient moves the weights no further than a small one.
+    optimizer, a large gradient moves the weights no further than a small one. And who changes their
+    mind all day must not make others wait.
     """
-    return max(1, batch_samples // 4)
+    most = min(max(1, batch_samples // 4, len(owed) // 8), max(1, batch_samples))
+    return tuple(owed[place] for place in in_turns([d.experience.user_id for d in owed])[:most])
 
 
 def revise(memory: Memory, experience: Experience, push: Push) -> dict[str, Taught]:
     """Return the memory after a newer reward of a decision in it, which is an observed one."""
     before = memory[experience.decision_id]
     curve, weight = before.curve, before.weight / before.share
-    was, now = (
-        push(curve.advantage(reward), curve.odds) for reward in (before.reward, experience.reward)
-    )
+    was = curve.taught(before.reward, push)
+    now = push(curve.advantage(experience.reward), curve.odds)
     after = replace(
         before,
         reward=experience.reward,
@@ -146,6 +157,7 @@ def revise(memory: Memory, experience: Experience, push: Push) -> dict[str, Taug
         weight=weight,
         share=1.0,
         retracted=None,
+        curve=replace(curve, plain=0.0),
     )
     return {**memory, experience.decision_id: after}
 
@@ -186,7 +198,7 @@ def remember(memory: Memory, lessons: Iterable[Lesson], limit: int) -> dict[str,
         new = Taught(lesson.reward, share=lesson.share, logp=lesson.logp, decided=lesson.decided)
         before = found.pop(lesson.decision_id, new)
         coefficient = before.coefficient + lesson.coefficient
-        if lesson.correction:
+        if lesson.pays_debt:
             found[lesson.decision_id] = replace(before, coefficient=coefficient)
             continue
         found[lesson.decision_id] = replace(

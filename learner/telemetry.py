@@ -154,6 +154,7 @@ def _figures(progress: Progress, intake: Intake) -> dict[str, Any]:
         "priced": stats.priced,
         "unrewarded": len(intake.silent) - stats.imputed - stats.priced,
         "revised": stats.revised,
+        "owed": len(progress.owed),
         "corrections": stats.corrections,
         "cost_mean": stats.cost_mean,
         "multiplier": stats.multiplier,

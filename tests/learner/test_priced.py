@@ -17,9 +17,10 @@ from learner.adapters import load_policy
 from learner.experience import BASELINE, Experience, experience_of
 from learner.imputation import impute
 from learner.ledger import Outcome
-from learner.losses import Bounds, push
+from learner.losses import push
+from learner.objective import bounds_of
 from learner.progress import Beside, Progress, advance
-from learner.revision import debts, revise
+from learner.revision import debts, retract, revise
 from learner.reward_model import load_reward_model
 from learner.scoring import score
 from learner.telemetry import release_figures
@@ -228,20 +229,45 @@ def test_no_model_is_asked_about_the_violations_that_are_too_many(
     assert found == [*[""] * (most + 1), *[BASELINE] * most, model.version]
     off = _with(priced, constraint=Constraint(mode="off"))
     found = [e.imputed for e in impute(given, model, off)]
-    assert found == [*[""] * (most + 2), *[model.version] * most]
+    assert found == [*[""] * len(broken), model.version]
 
 
+@pytest.mark.parametrize("loss", ["ppo", "awr", "likelihood"])
 def test_a_reward_that_comes_later_teaches_what_it_would_have_besides_the_violation(
-    priced: Settings, make_sample: MakeSample
+    priced: Settings, make_sample: MakeSample, loss: str
 ) -> None:
+    """Also where the violation was taught by another loss, for the one that is set cannot."""
+    priced = _with(priced, loss=loss)
     [broken] = impute([_silent(make_sample, 20, violation=True)], None, priced)
     train, before = _start(priced)
     after = advance(train, before, _fresh(make_sample), priced, Beside(silent=[broken]))
     taught = after.taught[broken.decision_id]
     assert taught.share == 1.0
+    assert taught.curve.plain == float(loss == "awr")
     told = msgspec.structs.replace(broken, reward=1.0, imputed="", censored=False)
-    [debt] = debts(revise(after.taught, told, PPO), [told])
-    assert debt.coefficient == pytest.approx(
-        (told.reward - taught.reward) * taught.weight * taught.curve.slope
-    )
-    assert taught.coefficient + debt.coefficient > taught.coefficient
+    by_loss = partial(push, loss, bounds_of(priced.learner))
+    [debt] = debts(revise(after.taught, told, by_loss), [told])
+    curve = taught.curve
+    wanted = taught.weight * by_loss(curve.advantage(told.reward), curve.odds)
+    assert taught.coefficient + debt.coefficient == pytest.approx(wanted)
+    assert debt.coefficient > 0.0
+
+    memory = revise(after.taught, told, by_loss)
+    for number, reward in enumerate((1.0, 1.0, 0.0, 1.0)):  # said again, otherwise, taken back
+        if number == 3:
+            memory = retract(memory, told.decision_id)
+        again = msgspec.structs.replace(told, sample_id=f"again-{number}", reward=reward)
+        memory = revise(memory, again, by_loss)
+        wanted = taught.weight * by_loss(curve.advantage(reward), curve.odds)
+        assert memory[told.decision_id].wanted == pytest.approx(wanted)
+
+
+def test_what_was_taken_from_a_silent_answer_is_not_kept_as_a_correction(
+    priced: Settings, make_sample: MakeSample
+) -> None:
+    """Where `correction` is no signal, an answer that was only corrected is silent."""
+    silent = msgspec.structs.replace(_silent(make_sample, 20), correction_ids=(11, 12, 3))
+    train, before = _start(priced)
+    after = advance(train, before, _fresh(make_sample), priced, Beside(silent=[silent]))
+    assert _line(after, "silent-20").outcome == "no-reward"
+    assert after.replay.corrections == ()
