@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from contracts.settings import Learner
 from learner.experience import Experience
+from learner.ledger import PERSON, SAFE_ANSWER
 from learner.practice import Practised
 from learner.revision import Debt
 from learner.safe_answer import corrected
@@ -36,8 +37,9 @@ class MicroBatch(Struct, frozen=True, kw_only=True):
     samples each user has, ``correction_weights`` how much each correction counts beside the others,
     1 unless said, by its decision. ``silent`` are answers without a signal; those with an imputed
     reward teach, and all of them move the price of violations. ``pace`` is the share of the
-    learning rate that its steps are made with, ``fill`` that of a whole batch that was rated,
-    ``breadth`` that of the users usual in one: so much count all answers together, but for debts.
+    learning rate that its steps are made with. ``fill`` is how many samples were rated beside
+    `batch_samples`, ``breadth`` what `learner.advantage.breadth_of` says of their users, each in
+    (0, 1]: the weights of all but debts are multiplied by both.
     """
 
     fresh: tuple[Experience, ...]
@@ -89,20 +91,24 @@ def compose(
     and earlier ones change.
 
     ``silent`` ones without a signal go along. Violations, new or earlier, are corrected to
-    ``safe_ids``, the tokens of the safe answer.
+    ``safe_ids``, the tokens of the safe answer. Of a decision a person's first correction is new,
+    what they say later takes its place among those repeated.
     ``replay_share`` of the fresh count is drawn from the buffer, without those that were served
     more than ``max_version_lag`` releases before ``served_sequence``; corrections do not age.
     """
     rng = random.Random(f"{config.seed}/{number}")
     newer = {e.decision_id for e in (*fresh, *silent, *(debt.experience for debt in owed))}
+    told = {e.decision_id: _corrector(e) for e in replay.corrections}
     eligible = [
         experience
         for experience in replay.recent
         if experience.decision_id not in newer
         and served_sequence - experience.behaviour_sequence <= config.max_version_lag
     ]
-    earlier = [e for e in replay.corrections if e.decision_id not in newer]
-    new, old = corrected((*fresh, *silent), safe_ids), corrected(earlier, safe_ids)
+    said = [e for e in (*fresh, *silent) if told.get(e.decision_id) != _corrector(e)]
+    said_before = [e for e in replay.corrections if e.decision_id not in newer]
+    said_before += [e for e in (*fresh, *silent) if told.get(e.decision_id) == _corrector(e)]
+    new, old = corrected(said, safe_ids), corrected(said_before, safe_ids)
     again = _draw_in_turns(rng, old, config.correction_replay)
     return MicroBatch(
         fresh=tuple(e for e in fresh if e.decision_id not in learned),
@@ -132,6 +138,8 @@ def remember(
     newer = {experience.decision_id for experience in fresh}
     recent = [e for e in replay.recent if e.decision_id not in newer]
     recent += [e for e in fresh if e.sample_id in used]
+    before = {e.decision_id: _corrector(e) for e in replay.corrections}
+    told |= {e.decision_id for e in fresh if before.get(e.decision_id) == _corrector(e)}
     corrections = [e for e in replay.corrections if e.decision_id not in newer]
     corrections += [e for e in fresh if e.correction_ids or e.decision_id in told]
     return Replay(
@@ -146,6 +154,13 @@ def without(replay: Replay, decision_ids: frozenset[str]) -> Replay:
         recent=tuple(e for e in replay.recent if e.decision_id not in decision_ids),
         corrections=tuple(e for e in replay.corrections if e.decision_id not in decision_ids),
     )
+
+
+def _corrector(experience: Experience) -> str:
+    """Return whose correction an answer has, "" if none: a person's goes before the safe answer."""
+    if experience.correction_ids:
+        return PERSON
+    return SAFE_ANSWER if experience.violation else ""
 
 
 def _newest_of_each_kind(corrections: Sequence[Experience]) -> tuple[Experience, ...]:

@@ -111,6 +111,55 @@ def test_violations_do_not_push_out_what_people_corrected(
     assert offsets == sorted([*broken_offsets, *of_people])
 
 
+def test_a_correction_is_not_new_because_its_decision_was_rated_again(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    """Or one who rates one answer all day would have their correction in every batch."""
+    [told] = _experiences(make_sample, 0, 1)
+    broken = replace(told, decision_id="broken", correction_ids=(), violation=True)
+    others = [replace(told, decision_id=f"d{n}", user_id=f"u{n}") for n in range(30)]
+    known = (told, broken, *others)
+    names = frozenset({"broken"})
+    replay = remember(Replay(), known, frozenset(), settings.learner, names)
+    config = replace(settings.learner, correction_replay=0)
+
+    def corrected(*changed: Experience) -> list[str]:
+        learned = frozenset(e.decision_id for e in known)
+        batch = compose(
+            changed, replay, config, number=1, served_sequence=0, learned=learned, safe_ids=(5, 3)
+        )
+        return [e.decision_id for e in batch.corrections]
+
+    again = [replace(e, sample_id=f"again-{e.sample_id}", reward=-1.0) for e in (told, broken)]
+    assert corrected(*again) == []
+    after = remember(replay, again, frozenset(), config)
+    assert {e.decision_id for e in after.corrections} == {e.decision_id for e in known}
+    assert corrected(replace(again[0], correction_ids=(9, 3), violation=True)) == []
+    assert corrected(replace(again[0], correction_ids=(), violation=True)) == [told.decision_id]
+    assert corrected(replace(again[1], correction_ids=(9, 3))) == ["broken"]
+    other = remember(replay, [replace(again[0], correction_ids=(9, 3))], frozenset(), config)
+    assert [e.correction_ids for e in other.corrections][-1] == (9, 3)
+    harmless = remember(replay, [replace(again[1], violation=False)], frozenset(), config)
+    assert "broken" not in {e.decision_id for e in harmless.corrections}
+
+
+def test_a_correction_rated_again_is_drawn_like_any_other(
+    settings: Settings, make_sample: MakeSample
+) -> None:
+    [told] = _experiences(make_sample, 0, 1)
+    others = [replace(told, decision_id=f"d{n}", user_id=f"u{n}") for n in range(30)]
+    replay = remember(Replay(), (told, *others), frozenset(), settings.learner)
+    again, drawn = replace(told, sample_id="again", reward=-1.0), 0
+    learned = frozenset({told.decision_id})
+    for number in range(200):
+        batch = compose(
+            [again], replay, settings.learner, number=number, served_sequence=0, learned=learned
+        )
+        assert len(batch.corrections) == settings.learner.correction_replay
+        drawn += again in batch.corrections
+    assert 0 < drawn < 200 * 2 * settings.learner.correction_replay / 31
+
+
 def test_no_account_pushes_out_what_others_corrected(
     settings: Settings, make_sample: MakeSample
 ) -> None:
