@@ -44,8 +44,9 @@ class OffsetRange(Struct, frozen=True, kw_only=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """What a version is; ``as_of`` is the event time of the newest sample in it.
 
-    ``samples`` is how many taught it since its parent, ``users`` by how many people, None where
-    that was not counted; the oldest feedback is that of these samples. ``state`` is the sha256 of
+    ``samples`` is how many newly rated ones taught it since its parent; ``users`` how many people's
+    taught it at all, corrections and what broke a rule in silence included, None where that was
+    not counted; the oldest feedback is that of rated samples. ``state`` is the sha256 of
     the learner's state that it was published with, by which one can learn on from it.
     """
 
@@ -131,7 +132,6 @@ def read_manifest(directory: Path) -> tuple[str, Manifest]:
         raise ManifestError(f"{_shown(path)} is not a manifest: {error}") from error
 
 
-def verify(directory: Path, version: str) -> Manifest:
 def read_pinned(directory: Path, manifest: Manifest, name: str) -> bytes:
     """Return what is in a file of a version.
 
@@ -149,6 +149,7 @@ def read_pinned(directory: Path, manifest: Manifest, name: str) -> bytes:
     return raw
 
 
+def verify(directory: Path, version: str) -> Manifest:
     """Check a version directory against its id and return its manifest; who signed is not asked.
 
     Raises ManifestError when the id, a hash or the set of files differs, when something cannot be

@@ -26,6 +26,7 @@ from learner.ledger import (
     JUDGE,
     NO_REWARD,
     REVISED,
+    TAUGHT,
     USED,
     WITHDRAWN,
     Outcome,
@@ -306,8 +307,8 @@ def _learned(
     changed = [e for e in progress.owed if stats.skipped or e.decision_id not in given_up]
     # What is paid slowly, or not at all, must not block the others.
     changed.sort(key=lambda e: e.decision_id in tried)
-    teachers = [e for e in fresh if e.sample_id in learned]
-    heard = [*_known(progress.oldest_feedback_time), *(e.feedback_time for e in teachers)]
+    heard = [e.feedback_time for e in fresh if e.sample_id in learned]
+    teachers = {o.user_id for o in result.outcomes if o.outcome in TAUGHT or o.correction}
     told = frozenset(e.decision_id for e in batch.corrections)
     new = [*fresh, *(e for e in batch.silent if e.decision_id in told)]
     # What a revision says is not learned where the step is skipped; what it revises is wrong.
@@ -320,8 +321,8 @@ def _learned(
         owed=tuple(debt.experience for debt in debts(memory, changed)),
         payments=(*progress.payments, *payments(owed, paid, result.undone, result.outcomes)),
         replay=replay if stats.skipped else remember(replay, new, learned, config, told),
-        oldest_feedback_time=min(heard, default=None),
-        users=tuple(sorted({*progress.users, *(e.user_id for e in teachers)})),
+        oldest_feedback_time=min([*_known(progress.oldest_feedback_time), *heard], default=None),
+        users=tuple(sorted(teachers.union(progress.users))),
         spread=train.spread,
         multiplier=train.multiplier,
         anchor=train.anchor.version,
