@@ -41,7 +41,7 @@ from learner.progress import Beside, Progress, advance, release_is_due, released
 from learner.publish import Published, publish, release_event
 from learner.pulse import Pulse
 from learner.ranks import ALONE, Ranks
-from learner.resume import check_learned, check_log, restored
+from learner.resume import check_learned, check_log, check_unchanged, restored
 from learner.reward_model import named_reward_model
 from learner.safe_answer import check_safe_answer
 from learner.telemetry import (
@@ -258,6 +258,7 @@ def run(
     with owned(settings), Pulse(settings, clock, process) as pulse:
         try:
             learner = Learner(settings, clock, outlet, pulse, reward_means, crash_point, ranks)
+            check_unchanged(settings, learner.progress)
             check_safe_answer(learner.train.policy, settings)
             learner.resume()
             backoff = Backoff(settings.kafka, clock, stop)

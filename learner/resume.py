@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from contracts.broker import Received
-from contracts.errors import ManifestError, UnavailableError
+from contracts.errors import ManifestError, SettingsError, UnavailableError
 from contracts.manifest import read_manifest
 from contracts.settings import Settings
 from contracts.topics import SAMPLES
@@ -35,6 +35,30 @@ def restored(settings: Settings, root: Path, train: TrainState) -> Progress | No
     if any(root.iterdir()):
         _log.error("no checkpoint in %s is sound: learning begins anew with the log", root)
     return None
+
+
+def check_unchanged(settings: Settings, progress: Progress) -> None:
+    """Raise SettingsError where a setting is not what the newest version was learned with, and what
+    was learned would mean something else with another value.
+
+    At another ``lora_alpha`` the same adapters are another policy than the one that was published;
+    with another ``judge_share`` people who taught it would judge it. Nothing is known of a version
+    that is gone.
+    """
+    try:
+        _, manifest = read_manifest(versions_directory(settings) / progress.parent)
+    except ManifestError:
+        return
+    before = manifest.config
+    for name, then, now in (
+        ("learner.lora_alpha", before["learner"]["lora_alpha"], settings.learner.lora_alpha),
+        ("policy.judge_share", before["judge_share"], settings.policy.judge_share),
+    ):
+        if then != now:
+            raise SettingsError(
+                f"{name} is {now:g}, and version {progress.parent[:12]} was learned with {then:g}; "
+                "set it back, or start anew with another policy.name"
+            )
 
 
 def check_log(settings: Settings, root: Path, progress: Progress, begins: int, ends: int) -> None:
