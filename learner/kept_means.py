@@ -6,7 +6,6 @@ crash cut off is learned again with the means of the first time, so that the end
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from contracts.errors import UnavailableError
 from learner.directory import fsync, writing
 from learner.experience import Experience
 from learner.user_features import RewardMeans
-
-_log = logging.getLogger("learner")
 
 
 class _Kept(Struct, frozen=True):
@@ -57,19 +54,21 @@ def kept_means(path: Path, otherwise: RewardMeans, batch: int, batches: int) -> 
 
 
 def _read(path: Path) -> dict[str, _Kept]:
-    """Return what is kept; nothing where there is no such file, or another one in its place."""
+    """Return what is kept; nothing where there is no such file.
+
+    UnavailableError where it cannot be read, or is torn: unlike a checkpoint, what was in it does
+    not follow from the log.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, _Kept])
     except FileNotFoundError:
         return {}
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        _log.warning("%s keeps no users' means (%s); asking for all", path, error)
-        return {}
-    except OSError as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UnavailableError(
             f"users' means {path} cannot be read ({error}), and may be needed to learn the batch "
-            "as it was learned before; let this user read it or mend the disk, and start again; "
-            "to go on without them, move the file elsewhere"
+            "as it was learned before; let this user read it, mend the disk or put the file back "
+            "from a copy, and start again; to go on with what the feature store says now, move "
+            "the file elsewhere"
         ) from error
 
 

@@ -52,12 +52,15 @@ def test_the_means_of_the_newest_batches_are_kept_and_no_others(
 
 
 @pytest.mark.parametrize("raw", [b"", b'{"one":{"batch":0,', b"[1]", b"\xff\xfe", b'{"one":0.5}'])
-def test_a_file_that_is_torn_or_another_is_as_none(
+def test_a_file_that_is_torn_or_another_is_not_passed_over(
     path: Path, asked: list[Experience], raw: bytes
 ) -> None:
     path.write_bytes(raw)
+    with pytest.raises(UnavailableError, match=r"put the file back .* move the file elsewhere"):
+        kept_means(path, _answer(0.5), 0, 3)(asked[:1])
+    assert path.read_bytes() == raw
+    path.rename(path.with_name("elsewhere"))
     assert kept_means(path, _answer(0.5), 0, 3)(asked[:1]) == [0.5]
-    assert kept_means(path, _answer(), 0, 3)(asked[:1]) == [0.5]
 
 
 def test_a_file_that_cannot_be_read_now_is_not_passed_over(
