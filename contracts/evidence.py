@@ -91,7 +91,8 @@ EXPECTED: tuple[tuple[Alarm, View], ...] = (
 
 
 class WatchFigure(Struct, frozen=True, kw_only=True):
-    """How far one thing rose: by a release (``step``) or over the newest versions (``trend``).
+    """How far one thing rose: from the version in service to a release (``step``), or over the
+    newest versions (``trend``).
 
     ``before`` is what it rose from, ``error`` the standard error of the rise, ``samples`` how many
     answers it is taken from. Shares are per answer, ``length`` in tokens with its rise relative.

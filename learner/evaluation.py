@@ -1,7 +1,8 @@
 """Evidence on the present weights: what judges' logged answers say of them, and how far they moved.
 
-A function of the weights, the parent's weights, the progress (its judged answers, and what taught
-of late), the settings and the reward model: made twice, it is the same to the last bit.
+A function of the weights, those of the parent and of the version in service, the progress (its
+judged answers, and what taught of late), the settings and the reward model: made twice, it is the
+same to the last bit.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from contracts.manifest import verify
 from contracts.settings import Settings
 from learner import off_policy
 from learner.adapters import ADAPTER_WEIGHTS
-from learner.anchor import other_adapters
+from learner.anchor import in_service, other_adapters
 from learner.direct_method import foretell, predict
 from learner.directory import versions_directory
 from learner.experience import Experience
@@ -74,7 +75,12 @@ def release_evidence(
 
     What a reward model says is one more feature of the prediction in the doubly robust estimates.
     """
-    usable = [e for e in progress.evaluation if _is_usable(e, policy, settings)]
+    known = [e for e in progress.evaluation if _is_usable(e, policy, settings)]
+    watch = settings.gate.watch
+    watched = (*watch.refuse_actions, *watch.clarify_actions)  # seen before anybody did them
+    decisions = decisions_of(policy.tokenizer, [*(e.action for e in known), *watched])
+    room = settings.engine.max_model_len - len(decisions.opening) - 1
+    usable = [e for e in known if len(e.prompt_ids) <= room]  # else no call could be begun
     names = {sequence: version for version, sequence in progress.versions.items()}
     served = Counter(names.get(e.behaviour_sequence, BASE_VERSION) for e in usable)
     users = {e.user_id for e in usable}
@@ -95,7 +101,7 @@ def release_evidence(
     )
     if len(usable) < LEAST_SAMPLES or len(users) < off_policy.FOLDS:
         return found
-    return _estimated(found, policy, progress, settings, usable, reward_model)
+    return _estimated(found, policy, progress, settings, usable, decisions, reward_model)
 
 
 def _estimated(
@@ -104,15 +110,17 @@ def _estimated(
     progress: Progress,
     settings: Settings,
     usable: Sequence[Experience],
+    decisions: Decisions,
     reward_model: RewardModel | None,
 ) -> ReleaseEvidence:
-    watch = settings.gate.watch
-    watched = (*watch.refuse_actions, *watch.clarify_actions)  # seen before anybody did them
-    decisions = decisions_of(policy.tokenizer, [*(e.action for e in usable), *watched])
     refuse, clarify = evasions(policy, settings, [*usable, *progress.replay.recent])
     asked = _Question(usable, decisions, refuse.safe_ids, settings.engine.max_model_len)
     candidate = _score(policy, asked)
-    parent = _parent_scored(policy, asked, progress, settings)
+    parent = _scored_by(progress.parent, policy, asked, settings)
+    incumbent = _incumbent_of(progress)
+    served = (
+        parent if incumbent == progress.parent else _scored_by(incumbent, policy, asked, settings)
+    )
     slices_n = np.argmax((parent or candidate).decisions_nk, axis=1)
     resampled = off_policy.resample_users([e.user_id for e in usable], settings.learner.seed)
     foretold = foretell(policy, usable, settings, reward_model) if reward_model else None
@@ -123,12 +131,12 @@ def _estimated(
         "first-decision": _log(usable, weighed.first_n, predictions),
     }
     seen = (
-        unwatched_steps("the weights of the parent were gone", (refuse, clarify))
-        if parent is None
+        unwatched_steps("the weights of the version in service were gone", (refuse, clarify))
+        if served is None
         else steps(
             usable,
             decisions,
-            _weighed(usable, parent, decisions),
+            _weighed(usable, served, decisions),
             weighed,
             resampled,
             (refuse, clarify),
@@ -173,17 +181,23 @@ def _safe(policy: Policy, asked: _Question, *, adapted: bool) -> Floats:
     return found_n
 
 
-def _parent_scored(
-    policy: Policy, asked: _Question, progress: Progress, settings: Settings
+def _incumbent_of(progress: Progress) -> str:
+    """Return the version that nearly all users have, as far as the newest answers tell."""
+    names = {sequence: version for version, sequence in progress.versions.items()}
+    return names.get(in_service(progress.served), BASE_VERSION)
+
+
+def _scored_by(
+    version: str, policy: Policy, asked: _Question, settings: Settings
 ) -> _Scored | None:
-    """Return what the parent gives to the same answers; None when its weights are gone or torn."""
-    if progress.parent == BASE_VERSION:
+    """Return what a version gives to the same answers; None when its weights are gone or torn."""
+    if version == BASE_VERSION:
         return _score(policy, asked, adapted=False)
-    directory = versions_directory(settings) / progress.parent
+    directory = versions_directory(settings) / version
     try:
-        verify(directory, progress.parent)
+        verify(directory, version)
     except ManifestError as error:
-        _logger.warning("no comparison with the parent: %s", error)
+        _logger.warning("no comparison with version %s: %s", version[:12], error)
         return None
     with other_adapters(policy, load_file(directory / ADAPTER_WEIGHTS)):
         return _score(policy, asked)

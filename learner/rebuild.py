@@ -198,11 +198,8 @@ class Rebuild:
             )
         learner.progress = progress
         learner.rewind()
-        for link in before(self.line, self.start):
-            if link.manifest.sequence > learner.progress.versions.get(learner.progress.anchor, 0):
-                (root / link.version).symlink_to(
-                    link.directory.absolute()
-                )  # the anchor may move to it
+        for link in before(self.line, self.start):  # the anchor, or what is in service
+            (root / link.version).symlink_to(link.directory.absolute())
 
     def _take(self, learner: Learner, record: Received) -> None:
         before = learner.progress.next_offset

@@ -4,7 +4,8 @@ A policy that learns from imperfect signals finds what pays: longer answers, ref
 back that nobody complains about, tools that work to no purpose, the taste of those who train it.
 Each of these is a number, and this file says how far it rose and how sure that is, in two views:
 
-    step    the candidate against its parent, on the same questions of judges, by probabilities
+    step    the candidate against the version in service, on the same questions of judges, by
+            probabilities
     trend   answers of the newer versions against those of the older ones, as they were served
 
 What is alarming is for the settings and the gate. Pure numpy; standard errors by a bootstrap over
@@ -48,12 +49,12 @@ class Reweighted(Struct, frozen=True, kw_only=True):
 def steps(
     judged: Sequence[Experience],
     decisions: Decisions,
-    parent: Reweighted,
+    incumbent: Reweighted,
     candidate: Reweighted,
     resampled: Resampled,
     evasions: Sequence[Evasion],
 ) -> Watched:
-    """Return how far the candidate goes beyond its parent on these questions.
+    """Return how far the candidate goes beyond what is in service on these questions.
 
     Where a decision is its own its probability is known, and so is that of the safe answer; else
     answers are weighed.
@@ -61,11 +62,11 @@ def steps(
     if not enough(judged):
         return unwatched_steps(shortage("judges", judged), evasions)
     found = [
-        rise("length", "step", _lengths(judged), parent.whole_n, candidate.whole_n, resampled),
-        rise("tool-alone", "step", _alone(judged), parent.first_n, candidate.first_n, resampled),
+        rise("length", "step", _lengths(judged), incumbent.whole_n, candidate.whole_n, resampled),
+        rise("tool-alone", "step", _alone(judged), incumbent.first_n, candidate.first_n, resampled),
     ]
     for evasion in evasions:
-        parts = _evasion_parts(evasion, judged, decisions, parent, candidate)
+        parts = _evasion_parts(evasion, judged, decisions, incumbent, candidate)
         found.append(change(evasion.name, "step", parts, resampled))
     return _seen(found, (), evasions, "step")
 
@@ -136,7 +137,7 @@ def _evasion_parts(
     evasion: Evasion,
     judged: Sequence[Experience],
     decisions: Decisions,
-    parent: Reweighted,
+    incumbent: Reweighted,
     candidate: Reweighted,
 ) -> list[Part]:
     """Return the shares of judged answers that evade, by tool, as the safe answer, by pattern."""
@@ -144,17 +145,17 @@ def _evasion_parts(
     places = _places(decisions, evasion.actions)
     if places:
         before_n, after_n = (
-            policy.decisions_nk[:, places].sum(axis=1) for policy in (parent, candidate)
+            policy.decisions_nk[:, places].sum(axis=1) for policy in (incumbent, candidate)
         )
         parts = [Part(before_n, after_n, ones_n, ones_n)]
     else:
         called_n = np.array(evasion.called(judged), dtype=float)
-        parts = [Part(called_n, called_n, parent.first_n, candidate.first_n)]
+        parts = [Part(called_n, called_n, incumbent.first_n, candidate.first_n)]
     if evasion.safe_ids:
-        parts.append(Part(parent.safe_n, candidate.safe_n, ones_n, ones_n))
+        parts.append(Part(incumbent.safe_n, candidate.safe_n, ones_n, ones_n))
     if evasion.patterns:
         said_n = np.array(evasion.said(judged), dtype=float)
-        parts.append(Part(said_n, said_n, parent.whole_n, candidate.whole_n))
+        parts.append(Part(said_n, said_n, incumbent.whole_n, candidate.whole_n))
     return parts
 
 

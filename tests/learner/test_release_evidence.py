@@ -14,7 +14,7 @@ import torch
 from contracts.codec import to_json
 from contracts.errors import ManifestError
 from contracts.events import Sample
-from contracts.evidence import EVIDENCE_NAME, read_evidence
+from contracts.evidence import EVIDENCE_NAME, ReleaseEvidence, read_evidence
 from contracts.judges import is_judge
 from contracts.manifest import verify
 from contracts.settings import Settings
@@ -29,6 +29,7 @@ from learner.progress import Beside, Progress, advance, keep_judged, released
 from learner.publish import publish
 from learner.reward_model import RewardModel, load_reward_model
 from learner.train_state import new_train_state
+from learner.usable import unusable
 from tests.learner.small_reward_model import small_reward_model
 
 MakeSample = Callable[..., Sample]
@@ -171,6 +172,32 @@ def test_the_divergence_is_to_the_parent_that_was_released_and_the_weights_stay_
     assert release_evidence(policy, later, settings).kl_to_parent is None
 
 
+def test_what_rose_is_told_until_it_serves_however_many_versions_were_made_of_it(
+    settings: Settings, policy: Policy, progress: Progress
+) -> None:
+    """Against its parent alone, the version after one that was held would pass."""
+
+    def rises(found: ReleaseEvidence) -> list[float]:
+        return [figure.rise for figure in found.watch or () if figure.view == "step"]
+
+    _move(policy)
+    first = release_evidence(policy, progress, settings)
+    assert max(map(abs, rises(first))) > 1e-3
+    published = publish(settings, policy, progress, first)
+    held = released(progress, published.version)
+    assert rises(release_evidence(policy, held, settings)) == rises(first)
+    serves = msgspec.structs.replace(held, served=(0,) * 16 + (1,) * 48)
+    assert rises(release_evidence(policy, serves, settings)) == pytest.approx(
+        [0.0] * len(rises(first)), abs=NEAR
+    )
+    canary = msgspec.structs.replace(held, served=(0,) * 32 + (1,) * 32)
+    assert rises(release_evidence(policy, canary, settings)) == rises(first)
+    (published.directory / "adapter_model.safetensors").unlink()
+    gone = release_evidence(policy, serves, settings)
+    assert not rises(gone)
+    assert "the weights of the version in service were gone" in {f.reason for f in gone.unwatched}
+
+
 def test_the_evidence_is_a_file_of_the_version_that_its_id_pins(
     settings: Settings, policy: Policy, progress: Progress
 ) -> None:
@@ -257,6 +284,19 @@ def test_probabilities_of_first_decisions_are_those_of_their_tokens(
         whole = [TokenSequence(q.prompt_ids, (10, 11, name_id), 0.7) for q in questions]
         wanted = np.exp([sum(row) for row in policy.logprobs(whole, 64)])
         assert found[:, place] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_answer_whose_prompt_leaves_no_room_for_a_call_is_left_out(
+    settings: Settings, policy: Policy, progress: Progress
+) -> None:
+    """On a model of learned positions there is no place after such a prompt."""
+    room, one = settings.engine.max_model_len, progress.evaluation[0]
+    prompt = (one.prompt_ids * room)[: room - len(one.token_ids)]
+    long = msgspec.structs.replace(one, prompt_ids=prompt, decision_id="long")
+    assert unusable(long, room, policy.vocabulary_size) is None
+    with_it = msgspec.structs.replace(progress, evaluation=(*progress.evaluation, long))
+    found = release_evidence(policy, with_it, settings)
+    assert found == release_evidence(policy, progress, settings)
 
 
 def test_decisions_come_from_how_the_tokenizer_writes_calls(tiny_policy: Path) -> None:

@@ -202,11 +202,11 @@ def test_tools_that_no_question_offers_and_nobody_called_are_not_watched(
     assert "refuse" in _steps(policy, speaking, other)  # the safe answer can be seen
 
 
-def test_without_the_parents_weights_no_step_is_watched_and_it_is_said(
+def test_without_the_weights_in_service_no_step_is_watched_and_it_is_said(
     policy: Weights, progress: Progress, settings: Settings
 ) -> None:
-    orphan = replace(progress, parent="p" * 64, versions={"p" * 64: 1})
+    orphan = replace(progress, served=(1,), versions={"p" * 64: 1})
     found = release_evidence(policy, orphan, settings)
     steps = [each for each in found.unwatched if each.view == "step"]
-    assert {each.reason for each in steps} == {"the weights of the parent were gone"}
+    assert {each.reason for each in steps} == {"the weights of the version in service were gone"}
     assert [each.name for each in steps] == ["length", "tool-alone", "refuse", "clarify"]
