@@ -39,6 +39,8 @@ def check_settings(settings: Settings) -> None:
     _check_constraint(settings.learner.constraint)
     _check_safe_answer(settings.learner.constraint, settings.streams)
     check_guard(settings.guard)
+    _check_gate(settings)
+    _check_segments(settings)
     _check_room(settings)
     check_addresses(settings)
 
@@ -154,6 +156,49 @@ def _check_safe_answer(constraint: Constraint, streams: Streams) -> None:
             f"({', '.join(streams.safe_actions)}), and nothing else, as in "
             '<tool_call>{"name": "escalate", "arguments": {}}</tool_call>'
         )
+
+
+def _check_gate(settings: Settings) -> None:
+    """What a version must show has to be possible, or none would ever be released."""
+    gate, window = settings.gate, settings.streams.window_seconds
+    if gate.mode != "enforce":
+        return
+    if gate.evaluation_samples < gate.min_samples:
+        raise SettingsError(
+            f"{gate.evaluation_samples} - at `$.gate.evaluation_samples`; the gate asks for "
+            f"`min_samples` ({gate.min_samples}) judged answers, and no more are kept: give at "
+            "least that many"
+        )
+    if not settings.policy.judge_share:
+        raise SettingsError(
+            "0 - at `$.policy.judge_share`; the gate's evidence comes from users who judge: give "
+            "them a share, as 0.2, or set `$.gate.mode` to observe"
+        )
+    if window >= gate.max_age_seconds and not settings.streams.final_signals:
+        raise SettingsError(
+            f"{gate.max_age_seconds:g} - at `$.gate.max_age_seconds`; an answer has its reward "
+            f"when `$.streams.window_seconds` ({window:g}) have passed, and is too old by then: "
+            "give more than that"
+        )
+
+
+def _check_segments(settings: Settings) -> None:
+    """What a segment gives its policy must not be given by others, or it would be left out."""
+    known: dict[tuple[str, str], Any] = {}
+    for number, segment in enumerate(settings.segments):
+        for name in ("rollout", "reward_model"):
+            if not (value := getattr(segment, name)):
+                continue
+            if segment.policy == settings.policy.name:
+                raise SettingsError(
+                    f"`$.segments[{number}].{name}` is of the general policy {segment.policy!r}: "
+                    "give it outside of `$.segments`"
+                )
+            if known.setdefault((segment.policy, name), value) != value:
+                raise SettingsError(
+                    f"`$.segments[{number}].{name}` is another one than an earlier segment gives "
+                    f"policy {segment.policy!r}: a policy has one, give it once"
+                )
 
 
 def _check_room(settings: Settings) -> None:

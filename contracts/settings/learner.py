@@ -105,7 +105,7 @@ class Learner(Section, frozen=True):
     base_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     recompute: bool = False
     shard_base: bool = False
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     keep_checkpoints: Count = 3
     keep_states: Annotated[int, Meta(ge=0)] = 4
     signing_key_file: str = ""

@@ -226,6 +226,18 @@ def test_secret_in_the_file_is_refused_and_not_shown(
         ("tracing: {otlp_endpoint: 'collector:4318'}", r"\$\.tracing\.otlp_endpoint"),
         ("features: {online: redis, redis: 'h:abc'}", r"'h:abc' - at `\$\.features\.redis"),
         ("features: {online: redis, redis: 'ssl=true'}", r"\$\.features\.redis"),
+        ("learner: {seed: -1}", r"\$\.learner\.seed"),
+        (
+            "segments: [{policy: assistant, tier: gold, reward_model: rm}]",
+            r"\$\.segments\[0\]\.reward_model. is of the general policy",
+        ),
+        (
+            "segments: [{policy: a, tier: x, reward_model: x}, {policy: a, reward_model: y}]",
+            r"\$\.segments\[1\]\.reward_model. is another one than an earlier",
+        ),
+        ("gate: {evaluation_samples: 200}", r"\$\.gate\.evaluation_samples.*min_samples.*300"),
+        ("policy: {judge_share: 0}", r"\$\.policy\.judge_share.*mode. to observe"),
+        ("streams: {window_seconds: 86400}", r"\$\.gate\.max_age_seconds.*too old"),
         ("- kafka", "must be a mapping"),
         ("kafka: [", "not YAML"),
     ],
