@@ -23,6 +23,9 @@ from guard.risk import is_violation
 from guard.rules import Rules
 from guard.verdict import acts
 
+SHIPPED_RED_TEAM = Path(__file__).with_name("red_team.jsonl")
+"""What the gate asks where `gate.red_team_prompts` names no file."""
+
 MOST_PROMPTS = 2000
 
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from contracts.errors import SettingsError
 from contracts.settings import Learner, Settings
-from guard.prompts import PromptCase, meets, parsed, read_prompts, violates
+from guard.prompts import SHIPPED_RED_TEAM, PromptCase, meets, parsed, read_prompts, violates
 from guard.rules import Rules, compile_rules
 from learner.buckets import TokenSequence, bucketed, padded
 from learner.chat_template import templated
@@ -156,9 +156,13 @@ def mean_reward(practised: Sequence[Practised]) -> float:
 
 def _check_apart(cases: Sequence[PromptCase], settings: Settings) -> None:
     """Raise SettingsError when the gate asks one of them: it would measure what was drilled."""
-    for name in ("regression_prompts", "red_team_prompts"):
-        path = Path(getattr(settings.gate, name))
-        if not path.is_file():
+    red_team = settings.gate.red_team_prompts or str(SHIPPED_RED_TEAM)
+    for name, given in (
+        ("regression_prompts", settings.gate.regression_prompts),
+        ("red_team_prompts", red_team),
+    ):
+        path = Path(given)
+        if not path.is_file():  # it lies with the rollout controller, or there is none
             continue
         asked = [case.messages for case in read_prompts(path, f"gate.{name}").prompts]
         for place, case in enumerate(cases, 1):

@@ -28,7 +28,7 @@ from contracts.evidence import (
 from contracts.manifest import Manifest, read_manifest
 from contracts.settings import Gate as Rules
 from contracts.settings import Settings
-from guard.prompts import PromptSet, read_prompts, violates
+from guard.prompts import SHIPPED_RED_TEAM, PromptSet, read_prompts, violates
 from guard.rules import compile_rules
 from serving.gate_sampling import ask_all
 from serving.gate_verdict import (
@@ -39,7 +39,6 @@ from serving.gate_verdict import (
 )
 from serving.rollout_adapters import Adapters
 
-SHIPPED_RED_TEAM = Path(__file__).parent / "red_team.jsonl"
 REASONS, REASON_CHARS = 5, 200
 """So much of a report's reasons goes into the audit record of a person's command."""
 

@@ -13,7 +13,7 @@ import torch
 from contracts.errors import SettingsError
 from contracts.events import Sample
 from contracts.settings import Gate, Practice, Settings
-from guard.prompts import Expectation, PromptCase
+from guard.prompts import SHIPPED_RED_TEAM, Expectation, PromptCase
 from guard.rules import compile_rules
 from learner.adapters import load_policy
 from learner.buckets import TokenSequence
@@ -212,6 +212,10 @@ def test_what_the_gate_asks_is_not_practised(settings: Settings, tmp_path: Path)
     assert read_practice(settings, tokenizer) is None
     assert read_practice(apart, tokenizer) is not None
     with pytest.raises(SettingsError, match=r"prompt 2 of .*q\.jsonl is asked at the gate, too"):
+        read_practice(drilled, tokenizer)
+    shipped = SHIPPED_RED_TEAM.read_text().splitlines()[0]
+    drilled = _practising(settings, tmp_path / "r.jsonl", shipped)
+    with pytest.raises(SettingsError, match=r"r\.jsonl is asked at the gate, too .*red_team"):
         read_practice(drilled, tokenizer)
 
 

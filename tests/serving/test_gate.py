@@ -29,14 +29,15 @@ from contracts.settings import (
 )
 from contracts.signing import signing_key
 from guard.prompts import (
+    SHIPPED_RED_TEAM,
     Expectation,
     PromptCase,
     meets,
     parsed,
     read_prompts,
 )
-from serving.gate import SHIPPED_RED_TEAM, summary
 from serving.gate import Gate as GateKeeper
+from serving.gate import summary
 from serving.http_engine import HttpEngine
 from serving.rollout_adapters import Adapters
 from tests.messages import calls, says
