@@ -113,6 +113,8 @@ class Pupil:
 
     def take(self, sample: Sample) -> Published | None:
         """Learn from one more sample; return the version when this one made it."""
+        if not self._variant.taught:
+            return None
         self._offset += 1
         wanted: tuple[int, ...] = ()
         if sample.correction is not None and self._variant.corrected:

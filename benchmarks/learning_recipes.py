@@ -22,12 +22,16 @@ NOISE = 1.0
 
 
 class Variant(Struct, frozen=True, kw_only=True):
-    """A way of learning: settings of the learner, and what is taken from it."""
+    """A way of learning: settings of the learner, and what is taken from it.
+
+    Not ``taught``, it learns nothing at all.
+    """
 
     name: str
     learner: dict[str, Any] = {}
     weighted: bool = True
     corrected: bool = True
+    taught: bool = True
 
 
 SHARED: dict[str, Any] = {
@@ -59,12 +63,14 @@ corrected to the answer that hands over."""
 
 
 def _variant(name: str, **changes: Any) -> Variant:
-    kept = {field: changes.pop(field) for field in ("weighted", "corrected") if field in changes}
+    fields = ("weighted", "corrected", "taught")
+    kept = {field: changes.pop(field) for field in fields if field in changes}
     return Variant(name=name, learner={**SHORT_ANSWERS, **changes}, **kept)
 
 
 VARIANTS = (
     _variant("full"),
+    _variant("warm-start", taught=False),
     _variant("ppo", loss="ppo"),
     _variant("unweighted", loss="ppo", weighted=False),
     _variant("no-baseline", value_learning_rate=1e-12),
@@ -95,6 +101,8 @@ def recipe_of(variant: str) -> str:
     else:
         way = next(one for one in VARIANTS if one.name == variant)
         recipe = {**asdict(way), "learner": {**SHARED, **way.learner}}
+        if way.taught:
+            del recipe["taught"]
     if variant.endswith(NOISY):
         recipe["noise"] = NOISE
     return sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]

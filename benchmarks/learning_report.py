@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks.learning_questions import SETS, SHIFT_AT
 from benchmarks.learning_recipes import BANDIT, SKYLINE, recipe_of
+from contracts.settings import Constraint
 
 TITLES = {
     "full": "full loop",
+    "warm-start": "warm start only",
     "bandit": "contextual bandit (scikit-learn)",
     "skyline": "as many right answers told",
     "ppo": "with ppo, the default loss",
@@ -30,12 +32,13 @@ COLUMNS = (
     *("of the way to the skyline", "live, last 2,000", "of topics", "violations since the shift"),
     *("seen by the monitor", "utility, live, last 2,000", "CPU minutes"),
 )
-WHOLE = ("full", "bandit", "skyline", "no-lagrangian")
+WHOLE = ("full", "warm-start", "bandit", "skyline", "no-lagrangian")
 COMPARED_AT = 3_500
 """Interactions after which the loop without a part is compared with the whole one."""
 
 WITHOUT = (
-    *("", "seeds", "right", "of topics", "restricted: handed over"),
+    *("", "seeds", "right", "beside the full loop, by seed", "of topics"),
+    "restricted: handed over",
     *("beyond all topics: handed over", "right, live", "violations, live"),
 )
 OVER_TIME = (
@@ -116,10 +119,12 @@ def _sets(found: dict[str, Any]) -> list[str]:
 
 def _without_parts(found: dict[str, Any], name: str) -> list[str]:
     """Return a table of the loop without each of its parts, none where no such run is kept."""
+    whole = [run for run in runs_of(found, name, "full") if _length(run) >= COMPARED_AT]
+    full = {run["seed"]: _reached(run)["right"] for run in whole}
     rows = {
-        variant: _without(_title(variant, runs), runs)
+        variant: _without(_title(variant, runs), runs, full)
         for variant in TITLES
-        if variant != SKYLINE
+        if variant not in (SKYLINE, "warm-start")
         and (runs := runs_of(found, name, variant))
         and _length(runs[0]) >= COMPARED_AT
     }
@@ -133,13 +138,22 @@ def _without_parts(found: dict[str, Any], name: str) -> list[str]:
     ]
 
 
-def _without(title: str, runs: Sequence[Run]) -> str:
-    reached = [
-        next(one for one in run["points"] if one["interactions"] >= COMPARED_AT) for run in runs
+def _reached(run: Run) -> dict[str, Any]:
+    return next(one for one in run["points"] if one["interactions"] >= COMPARED_AT)
+
+
+def _without(title: str, runs: Sequence[Run], full: Mapping[int, float]) -> str:
+    reached = [_reached(run) for run in runs]
+    apart = [
+        _reached(run)["right"] - full[run["seed"]]
+        for run in runs
+        if run["variant"] != "full" and run["seed"] in full
     ]
     until = [[part for part in run["live"] if part["interactions"] <= COMPARED_AT] for run in runs]
-    held = ("right", "topic: right", "restricted: right", BEYOND)
+    held = ("topic: right", "restricted: right", BEYOND)
     cells = [
+        [one["right"] for one in reached],
+        apart,
         *([one[what] for one in reached if what in one] for what in held),
         *(
             [fmean(one[what] for one in parts) for parts in until]
@@ -236,7 +250,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         axis.set(title=name, xlabel="live interactions", ylabel="held-out questions right")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    axes[-1].axhline(0.02, linestyle=":", color="gray", label="limit")
+    axes[-1].axhline(Constraint().limit, linestyle=":", color="gray", label="limit")
     for axis, what in zip(axes[-2:], (BEYOND, "violations"), strict=True):
         _live(axis, found, names[-1], what)
     figure.tight_layout()
@@ -245,7 +259,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def _live(axis: Any, found: dict[str, Any], name: str, what: str) -> None:
-    for variant in ("full", "bandit", "no-lagrangian"):
+    for variant in ("full", "warm-start", "bandit", "no-lagrangian"):
         runs = [run for run in runs_of(found, name, variant) if what in run["live"][0]]
         if runs:
             at = [part["interactions"] for part in runs[0]["live"]]

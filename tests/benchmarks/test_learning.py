@@ -66,6 +66,19 @@ def test_no_intent_of_the_desk_collapses_while_the_mean_rises(seed: int, tmp_pat
     assert found["multiplier"][-1] < 3.0  # it does not climb for ever
 
 
+def test_the_warm_start_alone_learns_nothing(tmp_path: Path) -> None:
+    desk = LiveDesk()
+    base = desk.make_base(tmp_path / "base", steps=20)
+    run = tmp_path / "run"
+    run.mkdir()
+    alone = Variant(name="warm-start", taught=False)
+    found = live(desk, base, alone, run, seed=SEED, interactions=512)
+    assert (found["samples"], found["versions"]) == (0, 0)
+    ends = [{k: v for k, v in one.items() if k != "interactions"} for one in found["points"]]
+    assert ends == [ends[0]] * 2
+    assert [part["interactions"] for part in found["live"]] == [500, 512]
+
+
 def _topics() -> Topics:
     """Twelve topics that a word each tells, and one that wants a person."""
     names = [f"topic_{letter}" for letter in "abcdefghijkl"]
@@ -281,8 +294,9 @@ def test_the_loop_without_a_part_is_compared_where_both_have_been() -> None:
     runs = [run("full", 0, 0.8), run("full", 1, 0.9), run("no-replay", 0, 0.7)]
     text = table({"runs": runs})
     same = "0.500 [0.500, 0.500] | - | 0.600 [0.600, 0.600] | 0.020 [0.020, 0.020]"
-    assert f"| full loop | 2 | {' | '.join(['0.850 [0.800, 0.900]'] * 2)} | {same} |" in text
-    assert "| without replay | 1 | 0.700 | 0.700 | 0.500 | - | 0.600 | 0.020 |" in text
+    whole = "0.850 [0.800, 0.900]"
+    assert f"| full loop | 2 | {whole} | - | {whole} | {same} |" in text
+    assert "| without replay | 1 | 0.700 | -0.100 | 0.700 | 0.500 | - | 0.600 | 0.020 |" in text
 
 
 def test_runs_of_another_recipe_are_marked_and_each_table_says_how_long_its_runs_were() -> None:
