@@ -1,4 +1,5 @@
-"""LoRA adapters: put on a base, which makes a policy of it, written to disk and put back.
+"""LoRA adapters (Hu et al., arXiv 2106.09685): put on a base, which makes a policy of it, written
+to disk and put back.
 
 The format on disk is PEFT's, as vLLM loads it.
 """

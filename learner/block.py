@@ -1,11 +1,12 @@
 """A decoder block of the Llama family, forward and backward written out.
 
-A block is x + attention(norm(x)), then the same of a gated feed-forward; Gemma's have norms behind
-both as well, Qwen3's and Gemma3's in front of queries and keys. What the plain modules spend on a
-CPU besides matrix products, copies for autograd and activations kept twice, is left out: cheap
-parts are computed again in the backward pass. What goes from block to block is float32, the rest is
-in the base's number format. Shape suffixes: n tokens, i width of the model, h
-heads, d dimensions of a head, k key heads, g query heads per key head, m width of the feed-forward.
+A block is x + attention(norm(x)) with rotary positions (RoPE, arXiv 2104.09864) and RMSNorm (arXiv
+1910.07467), then the same of a gated feed-forward; Gemma's have norms behind both as well, Qwen3's
+and Gemma3's in front of queries and keys. What the plain modules spend on a CPU besides matrix
+products, copies for autograd and activations kept twice, is left out: cheap parts are computed
+again in the backward pass. What goes from block to block is float32, the rest is in the base's
+number format. Shape suffixes: n tokens, i width of the model, h heads, d dimensions of a head, k
+key heads, g query heads per key head, m width of the feed-forward.
 """
 
 from __future__ import annotations
@@ -62,8 +63,6 @@ class Block(Struct, frozen=True, kw_only=True):
     behind_forward: Norm | None
     query: Norm | None
     key: Norm | None
-    key_heads: int
-    group: int
     width: int
     attention: Attention
     activation: Activation

@@ -222,7 +222,6 @@ def _block(decoder: Any, layer: Any) -> Block:
     if not hasattr(attention, "layer_type"):  # Mistral's has no kinds of layers: one for all
         window = getattr(decoder.config, "sliding_window", None)
     cap = getattr(attention, "attn_logit_softcapping", None)
-    group = attention.num_key_value_groups
     return Block(
         qkv=LoraStack([attention.q_proj, attention.k_proj, attention.v_proj]),
         out=LoraStack([attention.o_proj]),
@@ -236,8 +235,6 @@ def _block(decoder: Any, layer: Any) -> Block:
         behind_forward=_norm(layer.post_feedforward_layernorm) if gemma else None,
         query=_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
         key=_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
-        key_heads=attention.k_proj.out_features // attention.head_dim,
-        group=group,
         width=attention.head_dim,
         attention=Attention(attention.scaling, cap, window),
         activation=activation,

@@ -1,7 +1,8 @@
 """Safety as a constraint: violations stay under a limit, whatever the reward pays for them.
 
-PPO-Lagrangian (Ray, Achiam & Amodei, "Benchmarking safe exploration", 2019; for language models
-Safe RLHF, arXiv 2310.12773): the policy descends reward − λ·cost, and λ, the dual variable, rises
+PPO-Lagrangian (Ray, Achiam & Amodei, "Benchmarking Safe Exploration in Deep Reinforcement
+Learning", 2019; for language models Safe RLHF, arXiv 2310.12773): the policy ascends reward −
+λ·cost, and λ, the dual variable, rises
 while the cost is above what is aimed at, and falls below that. Cost is 1 for a violation, else 0.
 """
 

@@ -1,10 +1,11 @@
 """The head of a causal model: from hidden states to log-probabilities of chosen tokens.
 
 The head is frozen, so the gradient of a row's log-probability with respect to its hidden state is
-formed in the forward pass, while the probabilities are at hand; all of them are never held. The
-vocabulary is gone over a part at a time, with a running maximum and sum as in FlashAttention
-(arXiv 2205.14135), so that each part of the weights is read from memory once. Shape suffixes: n
-rows, h hidden, v vocabulary.
+formed in the forward pass, while the probabilities are at hand; all of them are never held (as in
+Liger Kernel, arXiv 2410.10989, and Cut Cross-Entropy, arXiv 2411.09009). The vocabulary is gone
+over a part at a time, with a running maximum and sum (Milakov & Gimelshein, arXiv 1805.02867), so
+that each part of the weights is read from memory once. Shape suffixes: n rows, h hidden, v
+vocabulary.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 
 import numpy as np
 from msgspec import Struct
@@ -33,8 +32,6 @@ FOLDS = 2
 RIDGE = 3.0
 LARGEST_LOG_WEIGHT = 20.0
 """Weights beyond e^20 say the same as this one: that the estimate rests on a single answer."""
-
-Z = NormalDist().inv_cdf(1.0 - ERROR_SHARE)
 
 
 class LoggedAnswers(Struct, frozen=True, kw_only=True):
