@@ -209,6 +209,8 @@ def learning_figures() -> Iterator[str]:
         ]
         for window in poison.WINDOWS
     }
+    few = [c for c in cells if c.share == 0.05 and not c.correcting]
+    assert min(c.lowest for c in few) > 0.5  # "With 5 % colluding the good answer stays ahead"
     over, lowest, served = (
         [getattr(one, what) for one in by_window[poison.WINDOWS[0]]]
         for what in ("learned", "lowest", "served")

@@ -52,13 +52,13 @@ def test_a_short_run_learns_what_most_ratings_say_and_fills_a_row(tmp_path: Path
     base = Desk.make_base(tmp_path / "base")
 
     case = Case(share=0.2, user_window=1, seed=0)
-    honest, flooded = (run(base, one, 4) for one in (replace(case, share=0.0), case))
+    honest, flooded = run(base, replace(case, share=0.0), 8), run(base, case, 4)
     corrected = run(base, replace(case, correcting=True), 4)
 
     assert honest.before == flooded.before
-    assert honest.learned > honest.before > flooded.learned > corrected.learned
+    assert honest.learned > honest.lowest > honest.before > flooded.learned > corrected.learned
     assert (flooded.lowest, corrected.correcting) == (flooded.learned, True)
-    assert [cell.passed + cell.held for cell in (honest, flooded)] == [1, 1]
+    assert [cell.passed + cell.held for cell in (honest, flooded)] == [2, 1]
     rows = table([corrected, honest, flooded]).splitlines()[2:]
     assert [row.split(" | ")[:3] for row in rows] == [
         ["| 0%", "0%", "the replay buffer"],

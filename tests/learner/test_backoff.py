@@ -51,6 +51,10 @@ def test_what_comes_again_after_each_connection_is_no_progress(
 def test_what_was_read_between_begins_the_wait_anew(backoff: Backoff, clock: ManualClock) -> None:
     backoff.pause(REFUSED)
     clock.advance(PATIENCE_SECONDS)
+    backoff.read(1000)
+    clock.advance(PATIENCE_SECONDS)
+    backoff.pause(REFUSED)
+    clock.advance(PATIENCE_SECONDS)
     backoff.end()
     clock.advance(PATIENCE_SECONDS)
     backoff.pause(REFUSED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -229,7 +230,11 @@ def test_a_learner_killed_at_any_moment_counts_each_sample_once_and_ends_bit_equ
     made = sorted(path.name for path in _versions(killed).iterdir())
     assert sorted(announced.values()) == made, seed
     outcomes = Counter(outcome for _, outcome in _outcomes(killed, found))
+    points = Counter(
+        re.findall(r"^killed at ([\w-]+)", (tmp_path / "learner.log").read_text(), re.MULTILINE)
+    )
+    assert points, "no life ended where it was planned"
     print(
         f"{count} deaths, {records} records, {found.batches} batches, "
-        f"{len(made)} versions, {dict(outcomes)}, {dict(happened)}"
+        f"{len(made)} versions, {dict(outcomes)}, {dict(happened)}, killed at {dict(points)}"
     )

@@ -52,7 +52,8 @@ def test_the_processes_listen_on_the_loopback_and_leave_torchruns_port_alone() -
 
 def test_with_a_file_for_torchruns_rendezvous_nothing_listens_beyond_the_loopback() -> None:
     options = ("--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file")
-    for told in _met(*options, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"):
+    first, second = _met(*options, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    for told in (first, second):
         assert told.mine.listens
         assert _inside([*told.mine.listens, *told.agents.listens])
 

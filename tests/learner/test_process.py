@@ -126,7 +126,7 @@ def test_a_killed_learner_goes_on_where_it_was_and_ends_cleanly_on_sigterm(
     learned = {s["context"]["trace_id"] for s in spans if s["name"] == "learn"}
     assert f"0x{48:032x}" in learned  # the trace of the last sample ends in the learner
     batches = [s for s in spans if s["name"] == "learn batch"]
-    assert all(len(s["links"]) == 8 for s in batches)
+    assert {len(s["links"]) for s in batches} == {8}  # those of the killed one are lost
 
 
 def test_the_learner_of_a_segment_beats_under_its_own_name(

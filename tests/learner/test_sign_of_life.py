@@ -27,13 +27,18 @@ def test_it_speaks_again_and_again_but_never_during_a_silence_or_after_the_end()
     said: list[bool] = []
     silent = False
     life = SignOfLife(lambda: said.append(silent), SHORT)
+    ticks: list[int] = []
+    other = SignOfLife(lambda: ticks.append(1), SHORT)
+    other.begin()
     life.begin()
     for _ in range(20):
         before = len(said)
         until("a sign of life", lambda before=before: len(said) > before)  # type: ignore[misc] # mypy has no type for defaults of lambdas
         with life.silence():
-            silent = True
+            silent, heard = True, len(ticks)
+            until("another one to speak", lambda heard=heard: len(ticks) > heard + 3)  # type: ignore[misc] # as above
             silent = False
+    other.end()
     with life.silence():
         life.end()
         before = len(said)

@@ -190,7 +190,7 @@ def test_were_no_rise_allowed_at_all_chance_would_alarm_as_seldom_as_promised() 
         bool(_alarms(trends(*_history(seed, _honest), BY_TOOL, seed).figures, NOTHING))
         for seed in range(200)
     )
-    assert alarmed <= 19, alarmed
+    assert 0 < alarmed <= 19, alarmed
 
 
 def test_a_reward_model_that_the_versions_learn_to_please_trips_an_alarm_of_its_own() -> None:
