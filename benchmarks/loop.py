@@ -23,6 +23,8 @@ from typing import Any
 
 import msgspec
 
+from contracts.settings import PREFIX, SECRETS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 RUN_SECONDS = 1800.0
@@ -66,11 +68,12 @@ def machine() -> dict[str, Any]:
 
 
 def given_settings() -> dict[str, str]:
-    """Return the settings that came from the environment, secrets left out."""
+    """Return the settings that came from the environment, without secrets and places on a disk."""
+    secrets = {f"{PREFIX}{section}__{name}".upper() for section, name in SECRETS}
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if name.startswith("HEADRACE_") and not name.endswith("SECRET")
+        if name.startswith(PREFIX) and not name.endswith("_DIR") and name not in secrets
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def test_a_given_model_has_a_file_and_a_table_of_its_own(
     assert first == alone
     assert "SmolLM2" not in first
     assert second.splitlines()[-1].startswith("| SmolLM2 | desk, 0 | 64 |")
+
+
+def test_a_result_says_the_settings_it_was_given_and_not_where_things_lie(
+    report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("HEADRACE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HEADRACE_LEARNER__SEED", "3")
+    monkeypatch.setenv("HEADRACE_DATA_DIR", str(tmp_path))
+    for name in ("GATEWAY__FEEDBACK_SECRET", "ENGINE__KEY", "ENGINE__ADMIN_KEY"):
+        monkeypatch.setenv(f"HEADRACE_{name}", "hidden")
+    kept = read_report(keep(report, "abc", "", tmp_path))
+    assert kept["settings"] == {"HEADRACE_LEARNER__SEED": "3"}
 
 
 def test_a_run_whose_versions_served_nothing_has_no_freshness(
