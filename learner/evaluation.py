@@ -81,7 +81,7 @@ def release_evidence(
     decisions = decisions_of(policy.tokenizer, [*(e.action for e in known), *watched])
     room = settings.engine.max_model_len - len(decisions.opening) - 1
     usable = [e for e in known if len(e.prompt_ids) <= room]  # else no call could be begun
-    names = {sequence: version for version, sequence in progress.versions.items()}
+    names = progress.names
     served = Counter(names.get(e.behaviour_sequence, BASE_VERSION) for e in usable)
     users = {e.user_id for e in usable}
     found = ReleaseEvidence(
@@ -183,8 +183,7 @@ def _safe(policy: Policy, asked: _Question, *, adapted: bool) -> Floats:
 
 def _incumbent_of(progress: Progress) -> str:
     """Return the version that nearly all users have, as far as the newest answers tell."""
-    names = {sequence: version for version, sequence in progress.versions.items()}
-    return names.get(in_service(progress.served), BASE_VERSION)
+    return progress.names.get(in_service(progress.served), BASE_VERSION)
 
 
 def _scored_by(
@@ -228,8 +227,7 @@ def _trends(
     said = reward_model.score([sequence_of(e) for e in usable]) if reward_model else None
     foretold_n = None if said is None else np.array([expected.mean for expected in said])
     taught = progress.replay.recent
-    versions = {sequence: version for version, sequence in progress.versions.items()}
-    return trends(usable, taught, evasions, settings.learner.seed, foretold_n, versions)
+    return trends(usable, taught, evasions, settings.learner.seed, foretold_n, progress.names)
 
 
 def _weighed(usable: Sequence[Experience], scored: _Scored, decisions: Decisions) -> Reweighted:

@@ -124,6 +124,11 @@ class Progress(Struct, frozen=True, kw_only=True):
     unrewarded: int = 0
 
     @property
+    def names(self) -> dict[int, str]:
+        """Return the ids of released versions by their numbers."""
+        return {sequence: version for version, sequence in self.versions.items()}
+
+    @property
     def sequence(self) -> int:
         """Return the number of the next release."""
         return len(self.versions) + 1

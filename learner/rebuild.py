@@ -221,7 +221,7 @@ class Rebuild:
         )
 
     def _report(self, learner: Learner) -> ReplayReport:
-        made = {sequence: version for version, sequence in learner.progress.versions.items()}
+        made = learner.progress.names
         root = versions_directory(self.settings)
         versions = tuple(
             remade(
