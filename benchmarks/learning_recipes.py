@@ -101,7 +101,7 @@ def recipe_of(variant: str) -> str:
     else:
         way = next(one for one in VARIANTS if one.name == variant)
         recipe = {**asdict(way), "learner": {**SHARED, **way.learner}}
-        if way.taught:
+        if way.taught:  # the usual, which kept runs were hashed without
             del recipe["taught"]
     if variant.endswith(NOISY):
         recipe["noise"] = NOISE

@@ -102,7 +102,7 @@ def evidence_on(kafka: Kafka, settings: Settings, decision_id: str) -> Evidence:
         learned=found.learned,
         paid=found.paid,
         spans=spans,
-        unread=found.unread if samples else (),
+        unread=found.unread,
     )
 
 
