@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from contracts.codec import to_json
-from contracts.manifest import file_sha256
+from contracts.base_identity import identity_of
 from learner.device import BaseDtype, computes_in_bfloat16
-
-_WORDS = ("merges.txt", "vocab.txt", "*.model", "*.tiktoken")
-"""What a tokenizer is made of where there is no tokenizer.json."""
 
 
 def load_base(name: str, dtype: BaseDtype, device: torch.device, blocks: int = 0) -> Any:
@@ -41,15 +36,9 @@ def load_base(name: str, dtype: BaseDtype, device: torch.device, blocks: int = 0
 
 def base_identity(name: str, model: Any) -> str:
     """Return what the base is, the same on every machine: a hash of its files, or name@commit."""
-    directory = Path(name)
-    if not directory.is_dir():
-        return f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
-    kinds = ["*.safetensors", "*.json", "*.jinja"]
-    if not (directory / "tokenizer.json").is_file():
-        kinds += _WORDS  # with that file they are not read
-    files = sorted(path for kind in kinds for path in directory.glob(kind))
-    listing = {path.name: file_sha256(path) for path in files}
-    return f"sha256:{sha256(to_json(listing)).hexdigest()}"
+    if Path(name).is_dir():
+        return identity_of(Path(name))
+    return f"{name}@{getattr(model.config, '_commit_hash', None) or 'unknown'}"
 
 
 def block_count(name: str) -> int:

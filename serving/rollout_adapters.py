@@ -22,6 +22,7 @@ from contracts.signing import trusted_keys
 from contracts.tracing import current_trace_headers
 from serving.engine import Engine, EngineRequest
 from serving.full_weights import FullWeights
+from serving.served_base import ServedBase
 
 WARM_UP_TOKENS = 4
 LATE_SECONDS = 10.0
@@ -59,6 +60,7 @@ class Adapters:
         self._clock = clock
         self._stopping = stopping
         self._full = FullWeights(engine, settings.policy.model)
+        self._base = ServedBase(settings.policy.model)
         self._runner = asyncio.Runner()
         self._idle_since: dict[str, float] = {}
         self.meanwhile: Callable[[], None] = lambda: None
@@ -151,6 +153,7 @@ class Adapters:
                 f"{candidate.version} has form {manifest.form!r}, its release {candidate.form!r}; "
                 "release it as what it is"
             )
+        self._call(asyncio.to_thread(self._base.check, manifest))
 
     def _load(self, candidate: Candidate) -> None:
         directory = self._directory(candidate)

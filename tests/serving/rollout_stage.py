@@ -233,6 +233,7 @@ class Stage:
         policy: str = "desk",
         evidence: ReleaseEvidence | None = None,
         form: Literal["lora", "full"] = "lora",
+        base: str = "tiny",
     ) -> tuple[Path, str]:
         self._sequence += 1
         path = self.versions / f"version-{self._sequence}"
@@ -244,7 +245,7 @@ class Stage:
             policy=policy,
             sequence=self._sequence,
             form=form,
-            base="tiny",
+            base=base,
             parent=BASE_VERSION,
             as_of=NOW,
             newest_feedback_time=NOW,

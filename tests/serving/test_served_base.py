@@ -1,0 +1,116 @@
+"""A version serves on the base that it was learned on, and on no other that looks like it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from threading import Event
+
+import pytest
+from msgspec.structs import replace
+
+from contracts import base_identity
+from contracts.base_identity import identity_of
+from contracts.clock import ManualClock
+from contracts.errors import EngineError, ManifestError
+from contracts.events import Candidate
+from contracts.settings import Policy
+from serving import served_base
+from serving.rollout_adapters import Adapters, BrokenVersionError
+from tests.serving.rollout_stage import Stage
+from tests.stream_events import NOON
+
+
+@pytest.fixture
+def base(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "base"))
+
+
+def adapters(stage: Stage, model: str) -> Adapters:
+    settings = replace(stage.settings, policy=Policy(name="desk", model=model))
+    return Adapters(stage.engine, settings, ManualClock(NOON), Event())
+
+
+def learned_on(stage: Stage, base: str) -> Candidate:
+    path, version = stage.version(base=base)
+    return Candidate(version=version, sequence=1, location=str(path))
+
+
+def test_a_version_of_another_base_is_refused_before_the_engine_hears_of_it(
+    stage: Stage, base: Path
+) -> None:
+    serving = adapters(stage, str(base))
+    own = learned_on(stage, identity_of(base))
+    serving.admit(own, ())
+    other = learned_on(stage, "sha256:" + "0" * 64)
+    with pytest.raises(ManifestError, match=r"was learned on base sha256:0000.* under another"):
+        serving.admit(other, (own,))
+    assert stage.engine.loads == [own.version]
+    serving.close()
+
+
+def test_a_version_in_service_is_not_loaded_on_a_base_that_was_changed(
+    stage: Stage, base: Path
+) -> None:
+    serving = adapters(stage, str(base))
+    own = learned_on(stage, identity_of(base))
+    serving.admit(own, ())
+    with (base / "config.json").open("a") as file:
+        file.write("\n")
+    stage.engine.adapters.clear()  # it restarted
+    with pytest.raises(BrokenVersionError, match="was learned on base"):
+        serving.ensure((own,))
+    serving.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "learned", "served"),
+    [
+        ("", "sha256:" + "0" * 64, True),
+        ("HuggingFaceTB/SmolLM2", "HuggingFaceTB/SmolLM2@c0ffee", True),
+        ("HuggingFaceTB/SmolLM2", "Qwen/Qwen3@c0ffee", False),
+        ("HuggingFaceTB/SmolLM2", "sha256:" + "0" * 64, True),
+        ("a directory", "HuggingFaceTB/SmolLM2@c0ffee", True),
+    ],
+)
+def test_what_is_known_by_name_is_compared_by_name_and_what_cannot_be_told_passes(
+    stage: Stage, base: Path, model: str, learned: str, served: bool
+) -> None:
+    serving = adapters(stage, str(base) if model == "a directory" else model)
+    candidate = learned_on(stage, learned)
+    if served:
+        serving.admit(candidate, ())
+    else:
+        with pytest.raises(ManifestError, match=r"policy\.model HuggingFaceTB/SmolLM2"):
+            serving.admit(candidate, ())
+    serving.close()
+
+
+def test_weights_are_read_again_only_where_a_file_has_changed(
+    stage: Stage, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def counted(directory: Path) -> str:
+        read.append(directory)
+        return base_identity.identity_of(directory)
+
+    monkeypatch.setattr(served_base, "identity_of", counted)
+    serving = adapters(stage, str(base))
+    for _ in range(3):
+        serving.admit(learned_on(stage, identity_of(base)), ())
+    assert len(read) == 1
+    (base / "model.safetensors").touch()
+    serving.admit(learned_on(stage, identity_of(base)), ())
+    assert len(read) == 2
+    serving.close()
+
+
+def test_a_base_that_cannot_be_read_is_no_verdict_on_a_version(stage: Stage, base: Path) -> None:
+    serving = adapters(stage, str(base))
+    own = learned_on(stage, identity_of(base))
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors").symlink_to(base / "nowhere")
+    with pytest.raises(EngineError, match=r"policy\.model .* cannot be read"):
+        serving.admit(own, ())
+    serving.close()
