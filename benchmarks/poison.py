@@ -74,7 +74,8 @@ class Cell(Case, frozen=True, kw_only=True):
     """One run: the probability of the good answer, of it and the bad one, in per cent of the two.
 
     ``learned`` is the learner's policy at the end, ``lowest`` the least of all versions it made,
-    ``served`` the version that users have at the end.
+    ``served`` the version that users have at the end. ``turned`` versions preferred the bad answer,
+    of which the gate's rules let ``turned_passed`` through.
     """
 
     flood: float
@@ -84,6 +85,8 @@ class Cell(Case, frozen=True, kw_only=True):
     served: float
     passed: int
     held: int
+    turned: int | None = None
+    turned_passed: int | None = None
     reasons: dict[str, int]
 
 
@@ -134,8 +137,9 @@ def run(base: Path, case: Case, batches: int) -> Cell:
         bad = correction_ids(train.policy.tokenizer, Message(role="assistant", content=BAD))
         wanted = bad if case.correcting else ()
         before = desk.preference()
-        passed, reasons, number = 0, dict[str, int](), 0
+        reasons, number = dict[str, int](), 0
         learned: list[float] = []
+        passed: list[float] = []
         while progress.batches < batches:
             fresh, judged, number = _batch(desk, crowd, number, settings, wanted)
             progress = advance(train, progress, fresh, settings, Beside(judged=judged))
@@ -151,7 +155,7 @@ def run(base: Path, case: Case, batches: int) -> Cell:
                 kind = reason.partition(":")[0]
                 reasons[kind] = reasons.get(kind, 0) + 1
             if not refusals:
-                passed += 1
+                passed.append(learned[-1])
                 desk.serve(published.version, published.directory, progress.sequence - 1)
         return Cell(
             **msgspec.structs.asdict(case),
@@ -160,10 +164,17 @@ def run(base: Path, case: Case, batches: int) -> Cell:
             learned=learned[-1],
             lowest=min(learned),
             served=desk.preference(),
-            passed=passed,
-            held=len(progress.versions) - passed,
+            passed=len(passed),
+            held=len(learned) - len(passed),
+            turned=_turned(learned),
+            turned_passed=_turned(passed),
             reasons=reasons,
         )
+
+
+def _turned(preferences: Sequence[float]) -> int:
+    """Return how many versions prefer the bad answer."""
+    return sum(one < 0.5 for one in preferences)
 
 
 def _refusals(
@@ -235,16 +246,24 @@ def _row(some: Sequence[Cell]) -> str:
     why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
     return (
         f"| {who} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
+        f"| {_counted([c.turned for c in some])} | {_counted([c.turned_passed for c in some])} "
         f"| {sum(c.passed for c in some)} | {sum(c.held for c in some)} | {why} |"
     )
+
+
+def _counted(counts: Sequence[int | None]) -> str:
+    """Return the sum, "-" where it was not counted yet."""
+    known = [one for one in counts if one is not None]
+    return str(sum(known)) if len(known) == len(counts) else "-"
 
 
 def table(cells: Sequence[Cell]) -> str:
     """Return the means over seeds as a Markdown table, in brackets the least and the largest."""
     heads = (
         *("colluding accounts", "their share of ratings", "users count alike over"),
-        *("good answer preferred: before", "lowest", "learned", "served", "versions passed"),
-        *("held", "held for"),
+        *("good answer preferred: before", "lowest", "learned", "served"),
+        *("versions that preferred the bad one", "of these passed", "passed of all", "held"),
+        "held for",
     )
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for correcting, burst in ((False, 1), (True, 1), (False, BURST)):

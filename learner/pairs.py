@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from contracts.settings import Learner
+from learner.advantage import user_weights
 from learner.anchor import Anchor
 from learner.buckets import TokenSequence, bucket_of, grouped, padded
 from learner.experience import Experience
@@ -26,7 +27,7 @@ from learner.policy import Policy
 from learner.usable import can_be_scored
 
 MOST_SHARES = 4.0
-"""A user's corrections count as much as the samples of this many users, at most; those to the safe
+"""A user's corrections count this many times as much as their samples at most; those to the safe
 answer λ times that."""
 
 
@@ -96,21 +97,31 @@ def corrections_of(
 def _shares(told: Sequence[Experience], batch: MicroBatch) -> list[float]:
     """Return what part each correction has, by its weight in the batch.
 
-    No user has more than `MOST_SHARES` times an equal share of all users of the batch: a few who
-    are the only ones to correct must not weigh as much as all ratings together. Nor do all of them
-    weigh more than the batch is full.
+    No user has more than `MOST_SHARES` times what their samples in the batch weigh, all users
+    counting alike over time: a few who are the only ones to correct must not weigh as much as all
+    ratings together, however many of the batch's samples are theirs. Nor do all of them weigh more
+    than the batch is full.
     """
-    everybody = {e.user_id for e in (*batch.fresh, *batch.replayed, *told)}
+    rated = _rated_shares(told, batch)
     weights = [batch.correction_weights.get(e.decision_id, 1.0) for e in told]
     total = sum(weights)
     of_user = defaultdict[str, float](float)
     for e, weight in zip(told, weights, strict=True):
         of_user[e.user_id] += weight / total
-    most = MOST_SHARES / max(len(everybody), 1)
     return [
-        batch.fill * weight / total * min(1.0, most / of_user[e.user_id])
+        batch.fill * weight / total * min(1.0, MOST_SHARES * rated[e.user_id] / of_user[e.user_id])
         for e, weight in zip(told, weights, strict=True)
     ]
+
+
+def _rated_shares(told: Sequence[Experience], batch: MicroBatch) -> dict[str, float]:
+    """Return what part of a batch's samples each user has, who only correct as if with one."""
+    users = [e.user_id for e in (*batch.fresh, *batch.replayed)]
+    users += sorted({e.user_id for e in told} - set(users))
+    shares = defaultdict[str, float](float)
+    for user, weight in zip(users, user_weights(users, batch.activity), strict=True):
+        shares[user] += weight
+    return shares
 
 
 def anchored(

@@ -143,6 +143,23 @@ def test_who_alone_corrects_weighs_as_a_few_users_and_not_as_all(make_sample: Ma
     assert shares == pytest.approx([4.0 / 40.0 / 4.0] * 4)
 
 
+def test_who_fills_half_of_a_batch_corrects_no_more_than_they_are_of_all_users(
+    make_sample: MakeSample,
+) -> None:
+    """Two accounts of forty that rate twenty times as much as the others, and alone correct."""
+    flood = [_corrected(make_sample, n, user_id=f"flood{n % 2}") for n in range(32)]
+    others = tuple(
+        _corrected(make_sample, n, user_id=f"u{n}", correction_ids=()) for n in range(100, 132)
+    )
+    activity = {e.user_id: 5 for e in others} | {"flood0": 100, "flood1": 100}
+    batch = MicroBatch(fresh=(*flood, *others), corrections=tuple(flood), activity=activity)
+
+    shares = [one.share for one in corrections_of(batch, MAX, vocabulary=48)]
+
+    theirs = 32 / 100 / (32 / 100 + 32 / 5)
+    assert sum(shares) == pytest.approx(4.0 * theirs)
+
+
 def test_pairs_and_lone_corrections_are_counted_and_learned_together(
     settings: Settings, make_sample: MakeSample
 ) -> None:
