@@ -50,7 +50,10 @@ def evidence_refusals(
     reasons = [*_staleness(evidence, rules, subject, now), *_divergence(evidence, rules)]
     level = evidence.levels.get(rules.level)
     if level is None:
-        reasons.append(f"evidence missing: no estimate from {evidence.samples} answers of judges")
+        reasons.append(
+            f"evidence missing: no estimate from {evidence.samples} answers of judges; answers "
+            "drawn with top_p below 1, with top_k or at temperature 0 are none to estimate from"
+        )
         return reasons
     return [
         *reasons,
