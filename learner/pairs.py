@@ -115,13 +115,18 @@ def _shares(told: Sequence[Experience], batch: MicroBatch) -> list[float]:
 
 
 def _rated_shares(told: Sequence[Experience], batch: MicroBatch) -> dict[str, float]:
-    """Return what part of a batch's samples each user has, who only correct as if with one."""
+    """Return what part of a batch's samples each user has; who has none there an equal part.
+
+    Corrections do not age: whoever gave one may have left long ago, and nobody knows how much they
+    would say now.
+    """
     users = [e.user_id for e in (*batch.fresh, *batch.replayed)]
-    users += sorted({e.user_id for e in told} - set(users))
     shares = defaultdict[str, float](float)
     for user, weight in zip(users, user_weights(users, batch.activity), strict=True):
         shares[user] += weight
-    return shares
+    absent = {e.user_id for e in told} - shares.keys()
+    equal = 1.0 / max(len(shares) or len(absent), 1)
+    return {**shares, **dict.fromkeys(absent, equal)}
 
 
 def anchored(

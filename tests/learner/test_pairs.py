@@ -140,7 +140,7 @@ def test_who_alone_corrects_weighs_as_a_few_users_and_not_as_all(make_sample: Ma
 
     shares = [one.share for one in corrections_of(batch, MAX, vocabulary=48)]
 
-    assert shares == pytest.approx([4.0 / 40.0 / 4.0] * 4)
+    assert shares == pytest.approx([4.0 / 39.0 / 4.0] * 4)
 
 
 def test_who_fills_half_of_a_batch_corrects_no_more_than_they_are_of_all_users(
@@ -158,6 +158,22 @@ def test_who_fills_half_of_a_batch_corrects_no_more_than_they_are_of_all_users(
 
     theirs = 32 / 100 / (32 / 100 + 32 / 5)
     assert sum(shares) == pytest.approx(4.0 * theirs)
+
+
+def test_who_corrected_once_and_left_weighs_no_more_than_who_stayed(
+    make_sample: MakeSample,
+) -> None:
+    others = tuple(_corrected(make_sample, n, user_id=f"u{n}") for n in range(40))
+    departed = tuple(_corrected(make_sample, n, user_id=f"gone{n}") for n in range(100, 104))
+    batch = MicroBatch(
+        fresh=others,
+        corrections=(*departed, others[0]),
+        activity={e.user_id: 40 for e in others},
+    )
+
+    shares = [one.share for one in corrections_of(batch, MAX, vocabulary=48)]
+
+    assert shares == pytest.approx([4.0 / 40.0] * 5)
 
 
 def test_pairs_and_lone_corrections_are_counted_and_learned_together(
