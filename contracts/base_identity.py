@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,10 +23,14 @@ def base_files(directory: Path) -> list[Path]:
     return sorted(path for kind in kinds for path in directory.glob(kind))
 
 
-def identity_of(directory: Path) -> str:
+def identity_of(directory: Path, before_each: Callable[[], None] = lambda: None) -> str:
     """Return what the base in a directory is, the same on every machine: a hash of its files.
 
-    It reads all of the weights, a second or so for each gigabyte; raises OSError.
+    It reads all of the weights, a second or so for each gigabyte; what ``before_each`` file raises
+    ends that. Raises OSError.
     """
-    listing = {path.name: file_sha256(path) for path in base_files(directory)}
+    listing = {}
+    for path in base_files(directory):
+        before_each()
+        listing[path.name] = file_sha256(path)
     return f"{BY_CONTENT}{sha256(to_json(listing)).hexdigest()}"

@@ -60,7 +60,7 @@ class Adapters:
         self._clock = clock
         self._stopping = stopping
         self._full = FullWeights(engine, settings.policy.model)
-        self._base = ServedBase(settings.policy.model)
+        self._base = ServedBase(settings.policy.model, stopping)
         self._runner = asyncio.Runner()
         self._idle_since: dict[str, float] = {}
         self.meanwhile: Callable[[], None] = lambda: None

@@ -6,12 +6,15 @@ what it answers nobody has judged.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from threading import Event
 
 from contracts.base_identity import BY_CONTENT, base_files, identity_of
 from contracts.errors import EngineError, ManifestError
 from contracts.manifest import Manifest
 
+_logger = logging.getLogger("serving")
 _Stamp = tuple[tuple[str, int, int], ...]
 
 
@@ -21,31 +24,35 @@ class ServedBase:
     Where an engine that we did not start serves another base than that, nothing here can see it.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, stopping: Event) -> None:
         self._model = model
+        self._stopping = stopping
         self._known: tuple[_Stamp, str] | None = None
+        if Path(model).is_absolute() and not Path(model).is_dir():
+            _logger.warning(
+                "policy.model %s is no directory here: versions are loaded without a look at the "
+                "base that they were learned on; give this process the files, too",
+                model,
+            )
 
     def check(self, manifest: Manifest) -> None:
-        """Raise ManifestError for a version that was learned on another base.
+        """Raise ManifestError for an adapter that was learned on another base.
 
-        EngineError where ours cannot be read, which says nothing against a version. What cannot
-        be told passes: without ``policy.model``, or where the version's base has a name with a
-        commit and ours is a directory, or the other way round.
+        EngineError where ours cannot be read, or a stop ends the reading: neither says anything
+        against a version. What cannot be told passes: without ``policy.model``, or where one base
+        is known by its files and the other by its name. Of names the commits are not compared.
         """
-        learned_on = manifest.base
-        if not self._model:
+        if not self._model or manifest.form != "lora":
             return
-        if Path(self._model).is_dir():
-            ours = self._identity() if learned_on.startswith(BY_CONTENT) else learned_on
-        else:
-            by_name = not learned_on.startswith(BY_CONTENT)
-            learned_on = learned_on.rpartition("@")[0] if by_name else self._model
-            ours = self._model
-        if learned_on != ours:
+        learned_on, here = manifest.base, Path(self._model).is_dir()
+        if here != learned_on.startswith(BY_CONTENT):
+            return
+        ours = self._identity() if here else self._model
+        if (learned_on if here else learned_on.rpartition("@")[0]) != ours:
             raise ManifestError(
-                f"it was learned on base {manifest.base}, and policy.model {self._model} is {ours};"
-                " serve the base that it was learned on, or learn anew on this one under another "
-                "policy.name"
+                f"it was learned on base {learned_on}, and policy.model is "
+                f"{f'{ours} ({self._model})' if here else ours}; serve the base that it was "
+                "learned on, or learn anew on this one under another policy.name"
             )
 
     def _identity(self) -> str:
@@ -54,7 +61,11 @@ class ServedBase:
             states = [(path.name, path.stat()) for path in base_files(directory)]
             stamp = tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
             if self._known is None or self._known[0] != stamp:
-                self._known = stamp, identity_of(directory)
+                self._known = stamp, identity_of(directory, self._go_on)
         except OSError as error:
             raise EngineError(f"policy.model {self._model} cannot be read: {error}") from error
         return self._known[1]
+
+    def _go_on(self) -> None:
+        if self._stopping.is_set():
+            raise EngineError(f"stopped while reading policy.model {self._model}")

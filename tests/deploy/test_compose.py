@@ -203,6 +203,12 @@ def test_learner_rollout_and_engine_see_versions_at_one_path(compose: Any) -> No
         assert f"versions:{place}{mode}" in compose["services"][name]["volumes"]
 
 
+def test_whoever_reads_or_compares_the_base_sees_its_files(compose: Any) -> None:
+    for name in ("learner", "rollout", "gateway", "vllm-cpu", "vllm-gpu"):
+        mounted = [filled(volume) for volume in compose["services"][name]["volumes"]]
+        assert "/srv/model:/models/base:ro" in mounted, name
+
+
 def test_dependencies_exist_and_wait_for_health(compose: Any) -> None:
     services = compose["services"]
     for name, service in services.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
@@ -13,12 +15,28 @@ from contracts import base_identity
 from contracts.base_identity import identity_of
 from contracts.clock import ManualClock
 from contracts.errors import EngineError, ManifestError
-from contracts.events import Candidate
+from contracts.events import BASE_VERSION, Candidate
+from contracts.manifest import Manifest
 from contracts.settings import Policy
 from serving import served_base
 from serving.rollout_adapters import Adapters, BrokenVersionError
 from tests.serving.rollout_stage import Stage
 from tests.stream_events import NOON
+
+MANIFEST = Manifest(
+    policy="desk",
+    sequence=1,
+    form="lora",
+    base="sha256:" + "0" * 64,
+    parent=BASE_VERSION,
+    as_of=NOON,
+    newest_feedback_time=NOON,
+    trained_on=(),
+    samples=1,
+    config={},
+    code="test",
+    files={},
+)
 
 
 @pytest.fixture
@@ -81,7 +99,7 @@ def test_what_is_known_by_name_is_compared_by_name_and_what_cannot_be_told_passe
     if served:
         serving.admit(candidate, ())
     else:
-        with pytest.raises(ManifestError, match=r"policy\.model HuggingFaceTB/SmolLM2"):
+        with pytest.raises(ManifestError, match=r"policy\.model is HuggingFaceTB/SmolLM2;"):
             serving.admit(candidate, ())
     serving.close()
 
@@ -91,9 +109,9 @@ def test_weights_are_read_again_only_where_a_file_has_changed(
 ) -> None:
     read: list[Path] = []
 
-    def counted(directory: Path) -> str:
+    def counted(directory: Path, before_each: Callable[[], None]) -> str:
         read.append(directory)
-        return base_identity.identity_of(directory)
+        return base_identity.identity_of(directory, before_each)
 
     monkeypatch.setattr(served_base, "identity_of", counted)
     serving = adapters(stage, str(base))
@@ -114,3 +132,30 @@ def test_a_base_that_cannot_be_read_is_no_verdict_on_a_version(stage: Stage, bas
     with pytest.raises(EngineError, match=r"policy\.model .* cannot be read"):
         serving.admit(own, ())
     serving.close()
+
+
+def test_a_stop_ends_the_reading_of_weights(base: Path) -> None:
+    stopping = Event()
+    stopping.set()
+    with pytest.raises(EngineError, match="stopped while reading"):
+        served_base.ServedBase(str(base), stopping).check(MANIFEST)
+
+
+def test_full_weights_take_the_bases_place_whatever_they_were_learned_on(
+    stage: Stage, base: Path
+) -> None:
+    serving = adapters(stage, str(base))
+    path, version = stage.version(form="full")
+    whole = Candidate(version=version, sequence=1, form="full", location=str(path))
+    serving.admit(whole, ())
+    assert stage.engine.full == version
+    serving.close()
+
+
+def test_a_path_that_is_nothing_here_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "serving"):
+        unseen = served_base.ServedBase("/models/elsewhere", Event())
+        unseen.check(MANIFEST)
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "policy.model /models/elsewhere is no directory here"
+    ]
