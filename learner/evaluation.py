@@ -42,6 +42,8 @@ from learner.watch_figures import Watched
 LEAST_SAMPLES = 8
 """With fewer answers, or a single user, nothing is estimated."""
 
+INCUMBENT_GONE = "the weights of the version in service were gone"
+
 _KL_CAP = 5.0
 _logger = logging.getLogger("learner")
 
@@ -131,7 +133,7 @@ def _estimated(
         "first-decision": _log(usable, weighed.first_n, predictions),
     }
     seen = (
-        unwatched_steps("the weights of the version in service were gone", (refuse, clarify))
+        unwatched_steps(INCUMBENT_GONE, (refuse, clarify))
         if served is None
         else steps(
             usable,

@@ -13,6 +13,7 @@ from contracts.evidence import EVIDENCE_NAME, read_evidence
 from contracts.manifest import Manifest, read_manifest
 from learner.adapters import ADAPTER_WEIGHTS
 from learner.config_differences import differing
+from learner.evaluation import INCUMBENT_GONE
 from learner.publish import LEDGER, LIBRARIES, PROCESSES
 from learner.replay_report import Remade
 from learner.version_line import Link
@@ -116,14 +117,23 @@ def _by_other_evidence(first: Path, second: Path) -> str:
     """Return why evidence on the same weights may differ."""
     then, now = (msgspec.to_builtins(read_evidence(each)) or {} for each in (first, second))
     changed = [name for name in then.keys() | now.keys() if then.get(name) != now.get(name)]
-    there = [found.get("kl_to_parent") is not None for found in (then, now)]
-    if there[0] != there[1]:
-        told = "were there, and are gone now" if there[0] else "were gone, and are there now"
-        return f"the weights of the parent, which the evidence compares with, {told}"
+    for whose, missing in (("parent", _parent_gone), ("version in service", _incumbent_gone)):
+        gone = [missing(found) for found in (then, now)]
+        if gone[0] != gone[1]:
+            told = "were gone, and are there now" if gone[0] else "were there, and are gone now"
+            return f"the weights of the {whose}, which the evidence compares with, {told}"
     return (
         "another kind of processor, or build of torch or numpy: sums of floats in the evidence "
         f"({', '.join(sorted(changed)) or 'its form'}) depend on them"
     )
+
+
+def _parent_gone(evidence: Mapping[str, Any]) -> bool:
+    return evidence.get("kl_to_parent") is None
+
+
+def _incumbent_gone(evidence: Mapping[str, Any]) -> bool:
+    return any(one["reason"] == INCUMBENT_GONE for one in evidence.get("unwatched", ()))
 
 
 def _by_what_is_not_named(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

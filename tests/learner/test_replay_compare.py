@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from contracts.evidence import ReleaseEvidence, write_evidence
 from contracts.manifest import Manifest, OffsetRange, hash_files, read_manifest, write_manifest
+from learner.evaluation import INCUMBENT_GONE
 from learner.replay_compare import first_unlike, reasons, remade
 from learner.version_line import Link
+from learner.watch import unwatched_steps
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 OLDER: dict[str, Any] = {"base_dtype": "float32", "device": "cpu", "processes": 1, "torch": "2.13"}
@@ -119,6 +121,14 @@ def test_evidence_that_alone_differs_has_a_reason(
     )
     (why,) = reasons(_link(first), again)
     assert re.match(said, why)
+
+
+def test_evidence_without_the_weights_of_the_version_in_service_says_so(tmp_path: Path) -> None:
+    blind = unwatched_steps(INCUMBENT_GONE, ()).unwatched
+    first = _version(tmp_path / "live", NEWER, EVIDENCE)
+    again = _version(tmp_path / "replay", NEWER, replace(EVIDENCE, unwatched=blind))
+    (why,) = reasons(_link(first), again)
+    assert re.match("the weights of the version in service, .*, were there, and are gone now", why)
 
 
 def test_a_difference_that_nothing_tells_the_reason_of_has_those_that_no_version_names(
