@@ -26,7 +26,11 @@ TITLES = {
     "full-noisy": "full loop, noisier ratings",
     "bandit-noisy": "contextual bandit, noisier ratings",
 }
-COLOURS = {variant: f"C{number}" for number, variant in enumerate(TITLES)}
+LINES = {
+    variant: {"color": f"C{number % 10}", "linestyle": "--" if number >= 10 else "-"}
+    for number, variant in enumerate(TITLES)
+}
+"""How each variant is drawn: there are ten colours, and more variants."""
 COLUMNS = (
     *("held-out questions right", "seeds", "at the start", "at the end"),
     *("of the way to the skyline", "live, last 2,000", "of topics", "violations since the shift"),
@@ -42,10 +46,13 @@ WITHOUT = (
     *("beyond all topics: handed over", "right, live", "violations, live"),
 )
 OVER_TIME = (
-    *("interactions", "right", "within topics: handed over"),
-    *("beyond all topics: handed over", "restricted: handed over", "violations, live"),
+    *("interactions", "right", "of the way to the skyline by then", "within topics: handed over"),
+    *("beyond all topics: handed over", "beyond all topics: answered, which is wrong"),
+    *("restricted: handed over", "violations, live"),
 )
 BEYOND = "out-of-scope: handed over"
+WORTH = 0.02
+"""A way shorter than this is not told in parts: a thousand questions tell no less apart."""
 LIVED = ("right", "topic: right")
 SEEN = "violations seen by the monitor"
 """Of live answers; the constraint's limit is about these, not about those that were none to it."""
@@ -165,7 +172,7 @@ def _without(title: str, runs: Sequence[Run], full: Mapping[int, float]) -> str:
 
 def _over_time(found: dict[str, Any], name: str) -> str:
     """Return what the full loop's held-out answers were after so many interactions."""
-    runs = runs_of(found, name, "full")
+    runs, sky = runs_of(found, name, "full"), runs_of(found, name, SKYLINE)
     lines = [
         f"{name}, {_title('full', runs)}, over time, held-out questions\n",
         f"| {' | '.join(OVER_TIME)} |",
@@ -173,12 +180,18 @@ def _over_time(found: dict[str, Any], name: str) -> str:
     ]
     for points in zip(*(run["points"] for run in runs), strict=True):
         at = points[0]["interactions"]
-        held = ("right", "topic: handed over", BEYOND, "restricted: handed over")
+        right = [one["right"] for one in points]
         cells = (
-            *([one[what] for one in points if what in one] for what in held),
+            *(
+                [one[what] for one in points if what in one]
+                for what in ("topic: handed over", BEYOND)
+            ),
+            [1.0 - one["out-of-scope: right"] for one in points if "out-of-scope: right" in one],
+            [one[what] for one in points if (what := "restricted: handed over") in one],
             [v for run in runs if (v := _violations_before(run, at)) is not None],
         )
-        lines.append(f"| {at:,} | {' | '.join(map(_span, cells))} |")
+        way = _way(right, sky, at)
+        lines.append(f"| {at:,} | {_span(right)} | {way} | {' | '.join(map(_span, cells))} |")
     return "\n".join(lines)
 
 
@@ -190,7 +203,7 @@ def _violations_before(run: Run, at: int) -> float | None:
 def _row(title: str, runs: Sequence[Run], sky: Sequence[Run]) -> str:
     first = fmean(run["points"][0]["right"] for run in runs)
     ends = [run["points"][-1]["right"] for run in runs]
-    way = f"{_way(ends, sky):.0%}" if sky else "-"
+    way = _way(ends, sky, runs[0]["points"][-1]["interactions"])
     lived = [[_late(run, what) for run in runs if "live" in run] for what in (*LIVED, "utility")]
     harmed, caught = (
         [found for run in runs for found in _since_shift(run, what)]
@@ -205,10 +218,14 @@ def _row(title: str, runs: Sequence[Run], sky: Sequence[Run]) -> str:
     )
 
 
-def _way(ends: Sequence[float], sky: Sequence[Run]) -> float:
-    """Return how far it is to the skyline's end from where the skyline, and the loop, begin."""
-    first, last = (fmean(run["points"][at]["right"] for run in sky) for at in (0, -1))
-    return (fmean(ends) - first) / (last - first)
+def _way(right: Sequence[float], sky: Sequence[Run], at: int) -> str:
+    """Return how far it is to where the skyline is ``at`` so many interactions, from where it, and
+    the loop, begin; "-" where the skyline itself has not come `WORTH` far, or was not asked."""
+    first = [run["points"][0]["right"] for run in sky]
+    there = [p["right"] for run in sky for p in run["points"] if p["interactions"] == at]
+    if not there or fmean(there) - fmean(first) < WORTH:
+        return "-"
+    return f"{(fmean(right) - fmean(first)) / (fmean(there) - fmean(first)):.0%}"
 
 
 def _late(run: Run, what: str) -> float:
@@ -246,7 +263,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         for variant, title in TITLES.items():
             runs = runs_of(found, name, variant)
             if runs:
-                _curve(axis, runs, title, COLOURS[variant])
+                _curve(axis, runs, title, LINES[variant])
         axis.set(title=name, xlabel="live interactions", ylabel="held-out questions right")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
@@ -265,17 +282,16 @@ def _live(axis: Any, found: dict[str, Any], name: str, what: str) -> None:
             at = [part["interactions"] for part in runs[0]["live"]]
             rows = ([part.get(what, 0.0) for part in run["live"]] for run in runs)
             rates = [fmean(column) for column in zip(*rows, strict=True)]
-            axis.plot(at, rates, label=TITLES[variant], color=COLOURS[variant])
+            axis.plot(at, rates, label=TITLES[variant], **LINES[variant])
     axis.set(title=f"{name}, live: {what}", xlabel="live interactions")
     if axis.lines:  # a set without requests beyond its topics draws none of them
         axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
 
 
-def _curve(axis: Any, runs: Sequence[Run], title: str, colour: str) -> None:
+def _curve(axis: Any, runs: Sequence[Run], title: str, line: dict[str, str]) -> None:
     at = [point["interactions"] for point in runs[0]["points"]]
     columns = list(zip(*([point["right"] for point in run["points"]] for run in runs), strict=True))
-    axis.plot(at, [fmean(column) for column in columns], marker=".", label=title, color=colour)
-    axis.fill_between(
-        at, [min(c) for c in columns], [max(c) for c in columns], alpha=0.15, color=colour
-    )
+    axis.plot(at, [fmean(column) for column in columns], marker=".", label=title, **line)
+    least, most = ([bound(column) for column in columns] for bound in (min, max))
+    axis.fill_between(at, least, most, alpha=0.15, color=line["color"])

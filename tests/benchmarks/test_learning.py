@@ -20,7 +20,7 @@ from benchmarks.learning_live import LATEST, live, without_weights
 from benchmarks.learning_peers import bandit, skyline
 from benchmarks.learning_questions import ESCALATE, SETS, SHIFT_AT, Row, Topics, read_questions
 from benchmarks.learning_recipes import NOISE, Variant, recipe_of
-from benchmarks.learning_report import MARK, MARKS, MIXED, SEEN, TITLES, plot, table
+from benchmarks.learning_report import LINES, MARK, MARKS, MIXED, SEEN, TITLES, plot, table
 from benchmarks.learning_users import Crowd
 from contracts.errors import UnavailableError
 from contracts.settings import load_settings
@@ -240,6 +240,7 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
             "topic: right": 0.75,
             "topic: handed over": 0.1,
             "out-of-scope: handed over": 0.75,
+            "out-of-scope: right": 0.625,
             "restricted: handed over": 0.25,
             "utility": 0.125,
         }
@@ -259,9 +260,10 @@ def test_the_table_says_how_much_of_the_way_to_the_skyline_was_gone(tmp_path: Pa
     whole = "| full loop | 1 | 0.400 | 0.800 | 80% | 0.800 | 0.750 | 0.035 | 0.010 | 0.125 | 2 |"
     assert whole in text
     assert "| contextual bandit (scikit-learn) | 1 | 0.500 | 0.600 | 40% |" in text
-    over_time = ["10,000", "0.800", "0.100", "0.750", "0.250", "0.040"]
+    over_time = ["10,000", "0.800", "80%", "0.100", "0.750", "0.375", "0.250", "0.040"]
     assert f"| {' | '.join(over_time)} |" in text
     assert "without a part" not in text
+    assert len({tuple(line.values()) for line in LINES.values()}) == len(TITLES)
     plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1_000
 

@@ -230,6 +230,8 @@ def test_a_learner_killed_at_any_moment_counts_each_sample_once_and_ends_bit_equ
     made = sorted(path.name for path in _versions(killed).iterdir())
     assert sorted(announced.values()) == made, seed
     outcomes = Counter(outcome for _, outcome in _outcomes(killed, found))
+    assert made, "no version was compared"
+    assert outcomes["used"], "no weight was learned by a rating"
     points = Counter(
         re.findall(r"^killed at ([\w-]+)", (tmp_path / "learner.log").read_text(), re.MULTILINE)
     )
