@@ -85,8 +85,8 @@ class Cell(Case, frozen=True, kw_only=True):
     served: float
     passed: int
     held: int
-    turned: int | None = None
-    turned_passed: int | None = None
+    turned: int
+    turned_passed: int
     reasons: dict[str, int]
 
 
@@ -246,15 +246,9 @@ def _row(some: Sequence[Cell]) -> str:
     why = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
     return (
         f"| {who} | {some[0].flood:.0%} | {over} | {' | '.join(rates)} "
-        f"| {_counted([c.turned for c in some])} | {_counted([c.turned_passed for c in some])} "
+        f"| {sum(c.turned for c in some)} | {sum(c.turned_passed for c in some)} "
         f"| {sum(c.passed for c in some)} | {sum(c.held for c in some)} | {why} |"
     )
-
-
-def _counted(counts: Sequence[int | None]) -> str:
-    """Return the sum, "-" where it was not counted yet."""
-    known = [one for one in counts if one is not None]
-    return str(sum(known)) if len(known) == len(counts) else "-"
 
 
 def table(cells: Sequence[Cell]) -> str:
