@@ -51,8 +51,8 @@ OVER_TIME = (
     *("restricted: handed over", "violations, live"),
 )
 BEYOND = "out-of-scope: handed over"
-WORTH = 0.02
-"""A way shorter than this is not told in parts: a thousand questions tell no less apart."""
+LEAST_WAY = 0.02
+"""A way shorter than this is not told in parts: that much is chance among a thousand questions."""
 LIVED = ("right", "topic: right")
 SEEN = "violations seen by the monitor"
 """Of live answers; the constraint's limit is about these, not about those that were none to it."""
@@ -182,17 +182,19 @@ def _over_time(found: dict[str, Any], name: str) -> str:
         at = points[0]["interactions"]
         right = [one["right"] for one in points]
         cells = (
-            *(
-                [one[what] for one in points if what in one]
-                for what in ("topic: handed over", BEYOND)
-            ),
-            [1.0 - one["out-of-scope: right"] for one in points if "out-of-scope: right" in one],
-            [one[what] for one in points if (what := "restricted: handed over") in one],
+            _known(points, "topic: handed over"),
+            _known(points, BEYOND),
+            [1.0 - share for share in _known(points, "out-of-scope: right")],
+            _known(points, "restricted: handed over"),
             [v for run in runs if (v := _violations_before(run, at)) is not None],
         )
         way = _way(right, sky, at)
         lines.append(f"| {at:,} | {_span(right)} | {way} | {' | '.join(map(_span, cells))} |")
     return "\n".join(lines)
+
+
+def _known(points: Sequence[dict[str, Any]], what: str) -> list[float]:
+    return [point[what] for point in points if what in point]
 
 
 def _violations_before(run: Run, at: int) -> float | None:
@@ -220,10 +222,10 @@ def _row(title: str, runs: Sequence[Run], sky: Sequence[Run]) -> str:
 
 def _way(right: Sequence[float], sky: Sequence[Run], at: int) -> str:
     """Return how far it is to where the skyline is ``at`` so many interactions, from where it, and
-    the loop, begin; "-" where the skyline itself has not come `WORTH` far, or was not asked."""
+    the loop, begin; "-" where the skyline itself has not come `LEAST_WAY` far, or was not asked."""
     first = [run["points"][0]["right"] for run in sky]
     there = [p["right"] for run in sky for p in run["points"] if p["interactions"] == at]
-    if not there or fmean(there) - fmean(first) < WORTH:
+    if not there or fmean(there) - fmean(first) < LEAST_WAY:
         return "-"
     return f"{(fmean(right) - fmean(first)) / (fmean(there) - fmean(first)):.0%}"
 

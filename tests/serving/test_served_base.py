@@ -15,28 +15,15 @@ from contracts import base_identity
 from contracts.base_identity import identity_of
 from contracts.clock import ManualClock
 from contracts.errors import EngineError, ManifestError
-from contracts.events import BASE_VERSION, Candidate
-from contracts.manifest import Manifest
+from contracts.events import Candidate
+from contracts.manifest import Manifest, read_manifest
 from contracts.settings import Policy
 from serving import served_base
 from serving.rollout_adapters import Adapters, BrokenVersionError
 from tests.serving.rollout_stage import Stage
 from tests.stream_events import NOON
 
-MANIFEST = Manifest(
-    policy="desk",
-    sequence=1,
-    form="lora",
-    base="sha256:" + "0" * 64,
-    parent=BASE_VERSION,
-    as_of=NOON,
-    newest_feedback_time=NOON,
-    trained_on=(),
-    samples=1,
-    config={},
-    code="test",
-    files={},
-)
+ELSEWHERE = "sha256:" + "0" * 64
 
 
 @pytest.fixture
@@ -54,13 +41,19 @@ def learned_on(stage: Stage, base: str) -> Candidate:
     return Candidate(version=version, sequence=1, location=str(path))
 
 
+def elsewhere(stage: Stage) -> Manifest:
+    """Return the manifest of a version that was learned on a base that is nowhere here."""
+    path, _ = stage.version(base=ELSEWHERE)
+    return read_manifest(path)[1]
+
+
 def test_a_version_of_another_base_is_refused_before_the_engine_hears_of_it(
     stage: Stage, base: Path
 ) -> None:
     serving = adapters(stage, str(base))
     own = learned_on(stage, identity_of(base))
     serving.admit(own, ())
-    other = learned_on(stage, "sha256:" + "0" * 64)
+    other = learned_on(stage, ELSEWHERE)
     with pytest.raises(ManifestError, match=r"was learned on base sha256:0000.* under another"):
         serving.admit(other, (own,))
     assert stage.engine.loads == [own.version]
@@ -84,10 +77,10 @@ def test_a_version_in_service_is_not_loaded_on_a_base_that_was_changed(
 @pytest.mark.parametrize(
     ("model", "learned", "served"),
     [
-        ("", "sha256:" + "0" * 64, True),
+        ("", ELSEWHERE, True),
         ("HuggingFaceTB/SmolLM2", "HuggingFaceTB/SmolLM2@c0ffee", True),
         ("HuggingFaceTB/SmolLM2", "Qwen/Qwen3@c0ffee", False),
-        ("HuggingFaceTB/SmolLM2", "sha256:" + "0" * 64, True),
+        ("HuggingFaceTB/SmolLM2", ELSEWHERE, True),
         ("a directory", "HuggingFaceTB/SmolLM2@c0ffee", True),
     ],
 )
@@ -134,11 +127,11 @@ def test_a_base_that_cannot_be_read_is_no_verdict_on_a_version(stage: Stage, bas
     serving.close()
 
 
-def test_a_stop_ends_the_reading_of_weights(base: Path) -> None:
+def test_a_stop_ends_the_reading_of_weights(stage: Stage, base: Path) -> None:
     stopping = Event()
     stopping.set()
     with pytest.raises(EngineError, match="stopped while reading"):
-        served_base.ServedBase(str(base), stopping).check(MANIFEST)
+        served_base.ServedBase(str(base), stopping).check(elsewhere(stage))
 
 
 def test_full_weights_take_the_bases_place_whatever_they_were_learned_on(
@@ -152,10 +145,12 @@ def test_full_weights_take_the_bases_place_whatever_they_were_learned_on(
     serving.close()
 
 
-def test_a_path_that_is_nothing_here_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_path_that_is_nothing_here_is_told_once(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "serving"):
         unseen = served_base.ServedBase("/models/elsewhere", Event())
-        unseen.check(MANIFEST)
+        unseen.check(elsewhere(stage))
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "policy.model /models/elsewhere is no directory here"
     ]
