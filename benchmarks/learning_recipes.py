@@ -84,7 +84,13 @@ VARIANTS = (
 REFIT, EXPLORED = 250, 0.05
 """Interactions between two fits of the bandit, and how often it answers at random."""
 
-TEACHING: dict[str, Any] = {"correction_weight": 1.0, "preference_weight": 0.0}
+TEACHING: dict[str, Any] = {
+    "correction_weight": 1.0,
+    "preference_weight": 0.0,
+    "learning_rate": SHORT_ANSWERS["learning_rate"],
+    "warm_up_batches": SHORT_ANSWERS["warm_up_batches"],
+}
+"""The loop's own pace, so that the way to the skyline is not one of the pace."""
 TOLD = 0.57
 """Share of the live questions whose right answer the skyline is told: of so many the loop hears."""
 AGAIN = 1
